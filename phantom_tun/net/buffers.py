@@ -1,0 +1,65 @@
+"""Pooled buffers for everything that moves tunnel bytes.
+
+A :class:`Buffer` holds one contiguous region made of *segments*: payload runs, each preceded by
+four bytes that belong to a frame header. What a link received can be ciphered in place, its
+headers rewritten and the whole sent on by one write: a relay copies nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HEADER_LEN = 4
+CHUNK = 65_536
+SLACK = 32
+
+
+class Segment(NamedTuple):
+    """Payload bytes ``view[start:end]``; a frame header fits in ``view[start-4:start]``."""
+
+    start: int
+    end: int
+
+
+class Buffer:
+    """One reusable chunk of at most 65,536 payload bytes with room for a header and cipher slack."""
+
+    __slots__ = ("segments", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(HEADER_LEN + CHUNK + SLACK))
+        self.segments: list[Segment] = []
+
+    def fill(self, data: bytes | memoryview) -> None:
+        """Copy at most 65,532 bytes in as one segment."""
+        end = HEADER_LEN + len(data)
+        self.view[HEADER_LEN:end] = data
+        self.segments = [Segment(HEADER_LEN, end)]
+
+    def payload_len(self) -> int:
+        """Payload bytes over all segments."""
+        return sum(end - start for start, end in self.segments)
+
+
+class BufferPool:
+    """Keeps up to ``keep`` idle buffers; idle tunnels hold none."""
+
+    __slots__ = ("_free", "_keep")
+
+    def __init__(self, keep: int = 64) -> None:
+        self._free: list[Buffer] = []
+        self._keep = keep
+
+    def take(self) -> Buffer:
+        """A buffer with stale contents and no segments."""
+        return self._free.pop() if self._free else Buffer()
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Return a buffer; its views must no longer be used."""
+        if len(self._free) < self._keep:
+            buffer.segments = []
+            self._free.append(buffer)
+
+
+POOL = BufferPool()
+"""Shared by all links of the process (one thread uses it)."""
