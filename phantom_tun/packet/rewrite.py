@@ -1,0 +1,73 @@
+"""The hot loop's one function: translate a TCP packet of a known flow in place.
+
+Costs about 1 µs a packet whatever its size: one struct read, one dictionary look-up, two struct
+writes. The payload is never touched (``scripts/bench_interface`` measures the whole way).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+
+from phantom_tun.packet.header import FRAGMENT_MASK, HEADER4, HEADER6, Protocol
+from phantom_tun.packet.nat import Rewrite
+
+TCP_HEADER = 20
+
+# fragment field, protocol, header checksum, flow key, TCP checksum
+_READ4 = struct.Struct("!6xHxBH12s12xH").unpack_from
+_WRITE4 = struct.Struct("!H12s").pack_into
+# next header, flow key, TCP checksum
+_READ6 = struct.Struct("!6xBx36s12xH").unpack_from
+_WRITE_SUM = struct.Struct("!H").pack_into
+
+_SUM4_AT = 10
+_TCP_SUM4_AT = HEADER4 + 16
+_KEY6_AT = 8
+_TCP_SUM6_AT = HEADER6 + 16
+
+Translator = Callable[[bytearray, int], bool]
+"""Takes a buffer and the length of the packet at its start; true if the packet was rewritten."""
+
+
+def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
+    """A function that rewrites TCP packets whose flow is in ``rewrites``, which may change
+    meanwhile; every other packet is left alone. Never raises, whatever is in the buffer, which must
+    have room for 60 bytes.
+    """
+    find = rewrites.get
+    tcp = int(Protocol.TCP)
+    read4, write4, read6, write_sum = _READ4, _WRITE4, _READ6, _WRITE_SUM
+    shortest4, shortest6 = HEADER4 + TCP_HEADER, HEADER6 + TCP_HEADER
+
+    def translate(buffer: bytearray, length: int) -> bool:
+        first = buffer[0]
+        if first == 0x45:
+            fragment, protocol, ip_sum, key, tcp_sum = read4(buffer)
+            if protocol != tcp or fragment & FRAGMENT_MASK or length < shortest4:
+                return False
+            entry = find(key)
+            if entry is None:
+                return False
+            new, tcp_delta, ip_delta = entry
+            # checksum.updated(), written out: a call would cost as much as the rest.
+            total = (ip_sum ^ 0xFFFF) + ip_delta
+            write4(buffer, _SUM4_AT, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF, new)
+            total = (tcp_sum ^ 0xFFFF) + tcp_delta
+            write_sum(buffer, _TCP_SUM4_AT, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF)
+            return True
+        if first >> 4 == 6:
+            protocol, key, tcp_sum = read6(buffer)
+            if protocol != tcp or length < shortest6:
+                return False
+            entry = find(key)
+            if entry is None:
+                return False
+            new, tcp_delta, _ = entry
+            buffer[_KEY6_AT : _KEY6_AT + 36] = new
+            total = (tcp_sum ^ 0xFFFF) + tcp_delta
+            write_sum(buffer, _TCP_SUM6_AT, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF)
+            return True
+        return False
+
+    return translate
