@@ -110,9 +110,10 @@ class Profile:
 
     @property
     def network_id(self) -> NetworkId:
-        """H('network', encoding), where the encoding is each immutable field in the order above,
-        big-endian, with its length in two bytes before it."""
-        fields = (
+        """H('network', name, nonce, AP4 prefix, AP6 prefix, difficulty, slots, package size): texts
+        in UTF-8, prefixes as address and length byte, numbers big-endian."""
+        digest = h(
+            "network",
             self.name.encode(),
             self.nonce,
             self.ap4.network_address.packed + bytes([self.ap4.prefixlen]),
@@ -121,8 +122,7 @@ class Profile:
             self.array_slots.to_bytes(2, "big"),
             self.package_size.to_bytes(2, "big"),
         )
-        encoding = b"".join(len(field).to_bytes(2, "big") + field for field in fields)
-        return NetworkId(h("network", encoding))
+        return NetworkId(digest)
 
     @property
     def reserved4(self) -> tuple[ipaddress.IPv4Network, ipaddress.IPv4Network]:
