@@ -13,6 +13,7 @@ import ssl
 from dataclasses import dataclass, field
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -71,6 +72,41 @@ def make_certificate(common_name: str, now: float) -> Certificate:
     )
 
 
+def to_pem(certificate: Certificate) -> bytes:
+    """Certificate and private key as one PEM text, for a key file: one file can't come apart."""
+    key = serialization.load_der_private_key(certificate.key_der, None)
+    return ssl.DER_cert_to_PEM_cert(certificate.der).encode() + key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def from_pem(pem: bytes) -> Certificate:
+    """Undo :func:`to_pem`.
+
+    :raises CryptoError: not a P-256 certificate together with its own key.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        key = serialization.load_pem_private_key(pem, None)
+        matches = certificate.public_key() == key.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CryptoError("no certificate with its private key") from error
+    if not matches:
+        raise CryptoError("the private key belongs to another certificate")
+    loaded = Certificate(
+        certificate.public_bytes(serialization.Encoding.DER),
+        key.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+    check_certificate(loaded.der)
+    return loaded
+
+
 def check_certificate(der: bytes) -> None:
     """Whether ``der`` is a certificate of the only shape the protocol uses.
 
@@ -93,16 +129,9 @@ def expires_at(der: bytes) -> float:
 
 def _load_chain(context: ssl.SSLContext, certificate: Certificate) -> None:
     # load_cert_chain takes file names only; an anonymous memory file never reaches a disk.
-    pem = ssl.DER_cert_to_PEM_cert(certificate.der).encode()
-    key = serialization.load_der_private_key(certificate.key_der, None)
-    pem += key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
     descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, pem)
+        os.write(descriptor, to_pem(certificate))
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
