@@ -1,0 +1,175 @@
+"""Network namespaces with a name: made, entered, emptied and removed.
+
+A namespace lives as long as something holds it; here that is a bind mount of ``/proc/…/ns/net``
+on a file, exactly what ``ip netns`` does. Where ``/run/netns`` is writable the files go there, so
+that ``ip netns exec`` works too; else (an ordinary user's own user namespace) into the lab's
+directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from phantom_tun.lab.errors import LabFailed
+
+SYSTEM_DIRECTORY = Path("/run/netns")
+
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *args: int | bytes | None) -> None:
+    """A system call that returns 0 or sets errno."""
+    if getattr(_libc, name)(*args):
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def _mount(source: str, target: Path, flags: int) -> None:
+    _call("mount", source.encode(), os.fsencode(target), b"none", ctypes.c_ulong(flags).value, None)
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """Run ``work`` in a thread of its own: namespaces belong to threads, and ours must not move."""
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            work()
+        except (OSError, LabFailed) as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def choose_directory(fallback: Path) -> Path:
+    """Where this process can keep namespaces: ``/run/netns`` if it may, else ``fallback``."""
+    try:
+        SYSTEM_DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+        _share(SYSTEM_DIRECTORY)
+    except OSError:
+        return fallback
+    return SYSTEM_DIRECTORY if os.access(SYSTEM_DIRECTORY, os.W_OK) else fallback
+
+
+def _share(directory: Path) -> None:
+    """Make ``directory`` a shared mount, as ``ip netns`` does before it first adds one.
+
+    Left to ``ip``, it would later be mounted over ours, which could then never be unmounted.
+    """
+    try:
+        _mount("", directory, _MS_SHARED | _MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: not a mount point yet
+            raise
+        _mount(os.fspath(directory), directory, _MS_BIND | _MS_REC)
+        _mount("", directory, _MS_SHARED | _MS_REC)
+
+
+def create(paths: Iterable[Path]) -> None:
+    """Make one new network namespace for each path, held by that file.
+
+    :raises LabFailed: a file exists already, or the kernel refused.
+    """
+    wanted = list(paths)
+
+    def work() -> None:
+        for path in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY, 0o444))
+            except FileExistsError:
+                raise LabFailed(f"namespace {path.name} exists already ({path})") from None
+            _call("unshare", _CLONE_NEWNET)
+            _mount("/proc/thread-self/ns/net", path, _MS_BIND)
+
+    try:
+        _in_thread(work)
+    except OSError as error:
+        raise LabFailed(f"the kernel refused a network namespace: {error.strerror}") from error
+
+
+def remove(path: Path) -> None:
+    """Let go of a namespace; what still runs in it keeps it alive. Missing is fine."""
+    with suppress(OSError):
+        _call("umount2", os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    path.unlink(missing_ok=True)
+
+
+def enter(path: Path) -> None:
+    """Move the calling thread into the namespace.
+
+    :raises OSError: it doesn't exist or may not be entered.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("setns", fd, _CLONE_NEWNET)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def inside(path: Path) -> Iterator[None]:
+    """Be in the namespace for a while, with the calling thread."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(path)
+        yield
+    finally:
+        _call("setns", home, _CLONE_NEWNET)
+        os.close(home)
+
+
+def set_sysctls(path: Path, values: dict[str, str]) -> None:
+    """Write files under ``/proc/sys`` as seen from inside the namespace.
+
+    :raises LabFailed: a value was refused; names it.
+    """
+
+    def work() -> None:
+        enter(path)
+        for key, value in values.items():
+            try:
+                Path("/proc/sys", *key.split(".")).write_text(value)
+            except OSError as error:
+                raise LabFailed(
+                    f"{path.name}: can't set {key} = {value}: {error.strerror}"
+                ) from error
+
+    _in_thread(work)
+
+
+def processes_inside(paths: Iterable[Path]) -> list[int]:
+    """The process ids of all that runs in these namespaces, ours excepted."""
+    wanted = {identity for path in paths if (identity := _identity(path)) is not None}
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            identity = _identity(Path(entry.path, "ns", "net"))
+            if identity in wanted:
+                found.append(int(entry.name))
+    return found
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells namespaces apart; ``None`` if there is none here (any more)."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    # Before the mount and after the unmount the file is an ordinary one, on another device.
+    return (stat.st_dev, stat.st_ino)
