@@ -7,22 +7,16 @@ headers rewritten and the whole sent on by one write: a relay copies nothing.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from phantom_tun.wire.frames import HEADER_LEN, Segment
 
-HEADER_LEN = 4
+__all__ = ["CHUNK", "HEADER_LEN", "POOL", "SLACK", "Buffer", "BufferPool", "Segment"]
+
 CHUNK = 65_536
 SLACK = 32
 
 
-class Segment(NamedTuple):
-    """Payload bytes ``view[start:end]``; a frame header fits in ``view[start-4:start]``."""
-
-    start: int
-    end: int
-
-
 class Buffer:
-    """One reusable chunk of at most 65,536 payload bytes with room for a header and cipher slack."""
+    """One reusable chunk of at most 65,532 payload bytes with room for headers and cipher slack."""
 
     __slots__ = ("segments", "view")
 

@@ -1,0 +1,43 @@
+"""What a link needs from the bytes below it; TLS over TCP is one, memory (in tests) another."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Connection(Protocol):
+    """A reliable byte stream with at most one reader and one writer at a time.
+
+    Everything raises :class:`~phantom_tun.errors.LinkBroken` when the connection fails or is
+    closed meanwhile.
+    """
+
+    async def wait_readable(self) -> None:
+        """Return when a read may give something (bytes, the end or an error)."""
+        ...
+
+    async def read_some(self, view: memoryview) -> int:
+        """Wait for bytes and take what is there, at most ``len(view)``. 0 means the end."""
+        ...
+
+    async def write_all(self, data: memoryview | bytes) -> None:
+        """Hand all of ``data`` to the transport. If this is cancelled, the connection is torn:
+        nothing can be written to it any more."""
+        ...
+
+    def write_now(self, data: bytes) -> None:
+        """Send ``data`` if that is possible without waiting, else don't. Never raises."""
+        ...
+
+    def is_quiet(self) -> bool:
+        """Whether it is whole and nothing, not even its end, has arrived unread."""
+        ...
+
+    @property
+    def usable(self) -> bool:
+        """Neither closed nor torn."""
+        ...
+
+    def close(self) -> None:
+        """End it now; whoever waits on it gets ``LinkBroken``. Idempotent, never raises."""
+        ...
