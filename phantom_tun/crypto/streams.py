@@ -15,13 +15,11 @@ from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from phantom_tun.crypto.hashes import hkdf
 from phantom_tun.ids import TunnelBlock
+from phantom_tun.wire.sizes import PACKAGE_LEN
 
 BLOCK_LEN = 16
 SLACK = 16
 """Writable bytes that must follow a region given to :meth:`ChainedStream.process`."""
-
-PACKAGE_LEN = 8192
-"""Fixed length of the init, reply and result packages; the first boundary of every stream."""
 
 _BOUNDARIES = (PACKAGE_LEN, 4096, 16384)
 _LATER_BOUNDARY = 65536
@@ -34,6 +32,12 @@ def next_block(path_secret: bytes, block: bytes) -> TunnelBlock:
     """N_i from N_{i-1}: what a hop passes on."""
     cipher = Cipher(algorithms.AES(hkdf(path_secret, "block")), modes.ECB())  # noqa: S305
     return TunnelBlock(cipher.encryptor().update(block))
+
+
+def previous_block(path_secret: bytes, block: bytes) -> TunnelBlock:
+    """N_{i-1} from N_i, for the owner."""
+    cipher = Cipher(algorithms.AES(hkdf(path_secret, "block")), modes.ECB())  # noqa: S305
+    return TunnelBlock(cipher.decryptor().update(block))
 
 
 def stream_secret(path_secret: bytes, before: bytes, after: bytes, direction: bytes) -> bytes:

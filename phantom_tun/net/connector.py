@@ -1,0 +1,218 @@
+"""The ways in and out of this node's AP identities: which paths stand, and using them
+(docs/spec/tunnel.md, "Owner")."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from phantom_tun.errors import DeadlineExpired, PathUnavailable, PeerError, WorldError
+from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.net.entry_node import EntryDesk
+from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
+from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.owned_entry import Accept, DirectEntry, OwnedEntry
+from phantom_tun.net.owned_exit import DirectExit, OwnedExit
+from phantom_tun.net.ready_pool import PoolLimits
+from phantom_tun.net.tunnels import Tunnel
+from phantom_tun.path.hop import OwnedPath
+
+FIRST_TUNNEL_TIMEOUT = 8.0
+"""Seconds for a freshly built path to give its first tunnel."""
+
+WAIT_FOR_PATH = 15.0
+"""Seconds that a connect waits for an exit path when there is none yet."""
+
+
+class OwnerEvents(Protocol):
+    """What the connector needs from the layers beside it."""
+
+    async def handle_request(self, identity: str, sealed_request: bytes, accept: Accept) -> None:
+        """Serve one inbound connection until it has ended."""
+        ...
+
+    async def throwaway_exit(self, identity: str) -> OwnedPath:
+        """Build an exit path that will be used once.
+
+        :raises WorldError: no path could be built.
+        """
+        ...
+
+    def path_died(self, path: OwnedPath) -> None:
+        """A standing path gives no tunnels any more."""
+        ...
+
+
+class Connector:
+    """Holds every standing path of this node."""
+
+    def __init__(
+        self,
+        hub: TunnelHub,
+        desk: EntryDesk,
+        database: ExitDatabase,
+        dialer: EntryDialer,
+        events: OwnerEvents,
+    ) -> None:
+        self._hub = hub
+        self._desk = desk
+        self._dialer = dialer
+        self._database = database
+        self._events = events
+        self._exits: dict[str, list[OwnedExit | DirectExit]] = {}
+        self._entries: dict[str, list[OwnedEntry | DirectEntry]] = {}
+        self._changed = trio.Event()
+
+    # --- paths come and go ----------------------------------------------------------------------
+
+    async def adopt(self, path: OwnedPath) -> None:
+        """Use a freshly built path; returns when its first tunnel answered.
+
+        :raises DeadlineExpired: it gave none; the path is dropped again.
+        """
+        user = self._plug_in(path, self._hub.limits)
+        try:
+            if isinstance(user, OwnedExit | OwnedEntry):
+                await user.wait_first(FIRST_TUNNEL_TIMEOUT)
+        except BaseException:
+            user.unplug()
+            raise
+        if isinstance(user, OwnedExit | DirectExit):
+            self._exits.setdefault(path.identity, []).append(user)
+        else:
+            self._entries.setdefault(path.identity, []).append(user)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def drop(self, path: OwnedPath) -> None:
+        """No new tunnels on ``path``; those in use finish by themselves. Idempotent."""
+        for table in (self._exits, self._entries):
+            for users in table.values():
+                for user in [found for found in users if found.path is path]:
+                    users.remove(user)  # type: ignore[arg-type]
+                    user.unplug()
+
+    def _plug_in(
+        self, path: OwnedPath, limits: PoolLimits
+    ) -> OwnedExit | DirectExit | OwnedEntry | DirectEntry:
+        user: OwnedExit | OwnedEntry | DirectEntry
+        if path.kind == "exit":
+            if not path.members:
+                return DirectExit(path, self._dialer, self._database)
+            user = OwnedExit(path, self._hub, limits, self._events.path_died)
+        elif path.members:
+            user = OwnedEntry(path, self._hub, self._events.handle_request, self._events.path_died)
+        else:
+            user = DirectEntry(path, self._desk, self._events.handle_request)
+        user.plug_in()
+        return user
+
+    # --- looking --------------------------------------------------------------------------------
+
+    def users(self) -> list[OwnedExit | DirectExit | OwnedEntry | DirectEntry]:
+        """Every standing path with its tunnels."""
+        found: list[OwnedExit | DirectExit | OwnedEntry | DirectEntry] = []
+        for exits in self._exits.values():
+            found += exits
+        for entries in self._entries.values():
+            found += entries
+        return found
+
+    def exit_count(self, identity: str) -> int:
+        """Standing exit paths."""
+        return len(self._exits.get(identity, ()))
+
+    def entry_count(self, identity: str) -> int:
+        """Standing entry paths."""
+        return len(self._entries.get(identity, ()))
+
+    # --- using ----------------------------------------------------------------------------------
+
+    async def connect(
+        self, identity: str, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, Tunnel]:
+        """Take a sealed request out through one of the identity's exit paths; returns the callee's
+        answer and the tunnel that data follows on.
+
+        :raises Unreachable: the entry node, or what is behind it, can't be reached.
+        :raises PathUnavailable: no exit path, or the one used failed on the way.
+        :raises DeadlineExpired: no answer in time.
+        """
+        way = await self._wait_exit(identity, None)
+        try:
+            return await way.connect(entry_node, entry_id, sealed_request)
+        except (PathUnavailable, DeadlineExpired):
+            self._suspect(way)
+            raise
+
+    async def netdb_call(
+        self, identity: str, call: bytes, *, path_index: int | None = None, private: bool = False
+    ) -> bytes:
+        """One strict-API call through an exit path: the ``path_index``-th of those that stand, or
+        one built for just this call.
+
+        :raises WorldError: no path, or no usable answer.
+        """
+        if private:
+            async with self._private_exit(identity) as way:
+                return await way.netdb_call(call)
+        way = await self._wait_exit(identity, path_index)
+        try:
+            return await way.netdb_call(call)
+        except PathUnavailable:
+            self._suspect(way)
+            raise
+
+    def _private_exit(self, identity: str) -> AbstractAsyncContextManager[OwnedExit | DirectExit]:
+        @asynccontextmanager
+        async def use() -> AsyncIterator[OwnedExit | DirectExit]:
+            path = await self._events.throwaway_exit(identity)
+            way = self._plug_in(path, PoolLimits(low=1, high=1))
+            try:
+                assert isinstance(way, OwnedExit | DirectExit)  # noqa: S101
+                yield way
+            finally:
+                way.unplug()
+
+        return use()
+
+    def queue_update(self, identity: str, call: bytes) -> None:
+        """Have one of the identity's entry nodes carry out a netdb call, as soon as it opens a
+        tunnel. With an entry path of length zero this node does it itself.
+
+        :raises PathUnavailable: there's no entry path.
+        """
+        entries = self._entries.get(identity)
+        if not entries:
+            raise PathUnavailable("no entry path stands")
+        entry = self._hub.rng.choice(entries)
+        if isinstance(entry, OwnedEntry):
+            entry.queue_update(call)
+        else:
+            self._hub.start(self._perform_here, call)
+
+    async def _perform_here(self, call: bytes) -> None:
+        try:
+            await self._database.perform_for_entry(call)
+        except (PeerError, WorldError):
+            self._hub.counts["updates_failed"] += 1
+
+    async def _wait_exit(self, identity: str, index: int | None) -> OwnedExit | DirectExit:
+        with trio.move_on_after(WAIT_FOR_PATH):
+            while not self._exits.get(identity):
+                await self._changed.wait()
+        exits = self._exits.get(identity)
+        if not exits:
+            raise PathUnavailable("no exit path stands yet; `phantom-tun status` says why")
+        if index is not None:
+            return exits[index % len(exits)]
+        # Prefer paths that can answer at once; among those, choose by chance.
+        ready = [way for way in exits if way.ready]
+        return self._hub.rng.choice(ready or exits)
+
+    def _suspect(self, way: OwnedExit | DirectExit) -> None:
+        if isinstance(way, OwnedExit):
+            way.test()

@@ -1,0 +1,63 @@
+"""What every end and hop of a tunnel at this node shares: links, switchboard, time, chance,
+limits, counters, and the nursery their tasks live in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from phantom_tun.clock import Clock, Rng
+from phantom_tun.errors import UsageError
+from phantom_tun.net.links import Links
+from phantom_tun.net.ready_pool import PoolLimits
+from phantom_tun.net.switchboard import Switchboard
+
+_log = structlog.get_logger(__name__)
+
+
+class TunnelHub:
+    """One per node."""
+
+    __slots__ = ("_nursery", "board", "clock", "counts", "limits", "links", "rng")
+
+    def __init__(
+        self, links: Links, board: Switchboard, limits: PoolLimits, clock: Clock, rng: Rng
+    ) -> None:
+        self.links = links
+        self.board = board
+        self.limits = limits
+        self.clock = clock
+        self.rng = rng
+        self.counts: Counter[str] = Counter()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the tasks of all tunnels until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def start(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run ``work`` in the background.
+
+        :raises UsageError: :meth:`run` isn't running.
+        """
+        if self._nursery is None:
+            raise UsageError("the tunnel hub isn't running")
+        self._nursery.start_soon(self._guarded, work, *args)
+
+    async def _guarded(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
+        # One tunnel's trouble, even a mistake of ours, must not end all the others.
+        try:
+            await work(*args)
+        except Exception:  # noqa: BLE001
+            self.counts["internal_errors"] += 1
+            _log.exception("tunnel task failed")
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self.clock.now()

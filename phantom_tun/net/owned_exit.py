@@ -1,0 +1,308 @@
+"""An exit path at its owner: ready tunnels, and using one (docs/spec/tunnel.md, "Outbound").
+
+:class:`OwnedExit` is a path through other nodes; :class:`DirectExit` one of length zero, where
+this node is its own exit node. Both offer the same two operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from phantom_tun.errors import (
+    DeadlineExpired,
+    PathUnavailable,
+    PeerError,
+    StreamReset,
+    Unreachable,
+    WorldError,
+)
+from phantom_tun.ids import EntryId, NodeId, TunnelBlock
+from phantom_tun.net.bulk import Bulk
+from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
+from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.ready_pool import PoolLimits, ReadyPool
+from phantom_tun.net.tunnels import Tunnel
+from phantom_tun.path.hop import OwnedPath
+from phantom_tun.tunnel.blocks import outbound_pairs
+from phantom_tun.tunnel.layers import PackageBox, owner_layers
+from phantom_tun.wire.tunnel import (
+    Body,
+    ConnectRequest,
+    Operation,
+    Package,
+    Status,
+    netdb_body,
+    pack_block,
+    unpack_status,
+)
+
+BUILD_TIMEOUT = 6.0
+"""Seconds from sending a block to the exit node's init package."""
+
+TAKE_TIMEOUT = 6.0
+"""Seconds a connect may wait for a ready tunnel."""
+
+RESULT_TIMEOUT = 21.0
+"""Seconds from the request to the result: a little more than the exit node allows itself."""
+
+FAILURES_UNTIL_DEAD = 3
+"""Builds in a row that fail before the path is given up."""
+
+RETRY_DELAY = 0.5
+"""Seconds before a failed build is tried again."""
+
+
+class Exit(Protocol):
+    """A way out for one AP identity."""
+
+    path: OwnedPath
+
+    @property
+    def ready(self) -> int:
+        """Tunnels that can be used at once."""
+        ...
+
+    async def connect(
+        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, Tunnel]:
+        """Take a sealed request to an entry node; returns the callee's answer and the tunnel.
+
+        :raises Unreachable: the entry node or what is behind it can't be reached.
+        :raises PathUnavailable: this path failed; another one may not.
+        :raises DeadlineExpired: no result in time.
+        """
+        ...
+
+    async def netdb_call(self, call: bytes) -> bytes:
+        """One strict-API call, carried out by the exit node.
+
+        :raises PathUnavailable: this path failed.
+        :raises WorldError: the exit node got no usable answer.
+        """
+        ...
+
+
+def check_status(status: Status) -> None:
+    """Turn why there is no answer into an exception.
+
+    :raises Unreachable: always, unless ``status`` is OK.
+    """
+    if status is not Status.OK:
+        raise Unreachable(f"the far side gave no answer: {status.name.lower().replace('_', ' ')}")
+
+
+class OwnedExit:
+    """An exit path of at least one hop."""
+
+    def __init__(
+        self,
+        path: OwnedPath,
+        hub: TunnelHub,
+        limits: PoolLimits,
+        on_dead: Callable[[OwnedPath], None],
+    ) -> None:
+        self.path = path
+        self._hub = hub
+        self._limits = limits
+        self._on_dead = on_dead
+        self._pool = ReadyPool(limits, self._start_build)
+        self._expected: dict[TunnelBlock, trio.Event] = {}
+        self._failures = 0
+        self._closed = False
+        self._first = trio.Event()
+        self.active = 0
+
+    @property
+    def ready(self) -> int:
+        """Ready tunnels."""
+        return self._pool.ready
+
+    def plug_in(self) -> None:
+        """Start building ready tunnels."""
+        self._hub.board.plug(self.path.members[0].node_id, self.path.first_connection, self)
+        self._pool.refill()
+
+    def unplug(self) -> None:
+        """Stop building; tunnels in use finish by themselves."""
+        self._closed = True
+        self._hub.board.unplug(self.path.members[0].node_id, self.path.first_connection)
+        self._pool.close()
+
+    async def wait_first(self, within: float) -> None:
+        """Wait until the path has given its first tunnel.
+
+        :raises DeadlineExpired: it didn't.
+        """
+        with trio.move_on_after(within):
+            await self._first.wait()
+            return
+        raise DeadlineExpired("the path gave no tunnel")
+
+    def test(self) -> None:
+        """Something went wrong on this path: give up its ready tunnels and build new ones, which
+        shows whether it still works."""
+        self._pool.discard_ready()
+
+    # --- building -------------------------------------------------------------------------------
+
+    def block_arrived(self, block: TunnelBlock) -> None:
+        """Blocks never travel towards the owner of an exit path."""
+        self._hub.counts["drop_block_at_owner"] += 1
+
+    def _start_build(self) -> None:
+        self._hub.start(self._build)
+
+    async def _build(self) -> None:
+        while not self._closed:
+            if await self._send_block_and_wait():
+                self._failures = 0
+                return
+            self._hub.counts["outbound_builds_failed"] += 1
+            self._failures += 1
+            if self._failures >= FAILURES_UNTIL_DEAD:
+                break
+            await trio.sleep(RETRY_DELAY)
+        self._pool.build_failed()
+        if not self._closed:
+            self._on_dead(self.path)
+
+    async def _send_block_and_wait(self) -> bool:
+        block = TunnelBlock(self._hub.rng.randbytes(16))
+        came = self._expected[block] = trio.Event()
+        first = self.path.members[0]
+        try:
+            with trio.move_on_after(BUILD_TIMEOUT):
+                await self._hub.links.signal(first, pack_block(self.path.first_connection, block))
+                await came.wait()
+                return True
+        except WorldError:
+            return False
+        finally:
+            self._expected.pop(block, None)
+        return False
+
+    async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
+        """The exit node's answer to one of our blocks, through all hops."""
+        came = self._expected.pop(block, None)
+        if came is None:
+            self._hub.counts["drop_tunnel_unexpected"] += 1
+            bulk.reset()
+            return
+        secrets = self.path.secrets
+        pairs = outbound_pairs(secrets, block)
+        layers = owner_layers(secrets, pairs, outbound=True)
+        box = PackageBox("exit", secrets[-1], pairs[-1])
+        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box)
+        try:
+            await tunnel.receive_package(Package.INIT, BUILD_TIMEOUT)
+        except (StreamReset, DeadlineExpired, PeerError):
+            self._hub.counts["outbound_builds_broken"] += 1
+            tunnel.reset()
+            return
+        came.set()
+        self._first.set()
+        keep = self._hub.rng.uniform(self._limits.recycle_min_s, self._limits.recycle_max_s)
+        if await self._pool.offer_and_watch(tunnel, keep):
+            self.active += 1
+            try:
+                await tunnel.wait_released()
+            finally:
+                self.active -= 1
+        else:
+            tunnel.reset()
+
+    # --- use ------------------------------------------------------------------------------------
+
+    async def _exchange(self, request: Body) -> tuple[Body, Tunnel]:
+        try:
+            tunnel = await self._pool.take(TAKE_TIMEOUT)
+        except DeadlineExpired as error:
+            raise PathUnavailable("the path gave no tunnel in time") from error
+        try:
+            await tunnel.send_package(Package.REPLY, request)
+            return await tunnel.receive_package(Package.RESULT, RESULT_TIMEOUT), tunnel
+        except StreamReset as error:
+            tunnel.reset()
+            raise PathUnavailable("the tunnel broke off") from error
+        except PeerError as error:
+            self._hub.counts["drop_result"] += 1
+            tunnel.reset()
+            raise PathUnavailable("the tunnel brought something altered") from error
+        except BaseException:
+            tunnel.reset()
+            raise
+
+    async def connect(
+        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, Tunnel]:
+        """See :class:`Exit`."""
+        request = ConnectRequest(entry_node, entry_id, sealed_request).body()
+        result, tunnel = await self._exchange(request)
+        if result.operation is Operation.ANSWER:
+            return result.content, tunnel
+        self._hub.start(_finish, tunnel)
+        check_status(_status_of(result))
+        raise Unreachable("the exit node answered something else")
+
+    async def netdb_call(self, call: bytes) -> bytes:
+        """See :class:`Exit`."""
+        result, tunnel = await self._exchange(netdb_body(call))
+        self._hub.start(_finish, tunnel)
+        if result.operation is Operation.NETDB:
+            return result.content
+        check_status(_status_of(result))
+        raise Unreachable("the exit node answered something else")
+
+
+def _status_of(result: Body) -> Status:
+    if result.operation is not Operation.FAILED:
+        return Status.OK
+    try:
+        return unpack_status(result.content)
+    except PeerError:
+        return Status.CALL_FAILED
+
+
+async def _finish(tunnel: Tunnel) -> None:
+    try:
+        await tunnel.finish()
+    except StreamReset:
+        tunnel.reset()
+    finally:
+        with trio.CancelScope(shield=True):
+            await tunnel.aclose()
+
+
+class DirectExit:
+    """An exit path of length zero: this node dials entry nodes and asks the netdb itself."""
+
+    def __init__(self, path: OwnedPath, dialer: EntryDialer, database: ExitDatabase) -> None:
+        self.path = path
+        self._dialer = dialer
+        self._database = database
+        self.active = 0
+
+    @property
+    def ready(self) -> int:
+        """A direct exit needs no preparation."""
+        return 1
+
+    def unplug(self) -> None:
+        """Nothing to stop."""
+
+    async def connect(
+        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, Tunnel]:
+        """See :class:`Exit`."""
+        status, answer, bulk = await self._dialer.ask(entry_node, entry_id, sealed_request)
+        check_status(status)
+        if bulk is None:
+            raise Unreachable("the far side gave no answer")
+        return answer, Tunnel(bulk)
+
+    async def netdb_call(self, call: bytes) -> bytes:
+        """See :class:`Exit`."""
+        return await self._database.perform_for_exit(call)

@@ -1,0 +1,160 @@
+"""Tunnels built ahead of need, used first in, first out (docs/spec/tunnel.md, "Ready tunnels").
+
+Owner and entry node hold one pool per path. The pool asks for as many new tunnels as it lacks; it
+grows when it runs dry and shrinks slowly when it doesn't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from phantom_tun.errors import DeadlineExpired, LinkBroken, PathUnavailable
+from phantom_tun.net.tunnels import Tunnel
+
+SHRINK_EVERY = 30.0
+"""Seconds of never running dry after which the pool aims for one tunnel less."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """How many ready tunnels a pool aims for, and how long one may wait for use."""
+
+    low: int = 3
+    high: int = 48
+    max_building: int = 64
+    recycle_min_s: float = 60.0
+    recycle_max_s: float = 120.0
+
+
+class ReadyPool:
+    """The ready tunnels of one path."""
+
+    def __init__(self, limits: PoolLimits, build: Callable[[], None]) -> None:
+        """``build`` starts building one tunnel in the background; its outcome is told to the pool
+        by :meth:`offer_and_watch` or :meth:`build_failed`."""
+        self._limits = limits
+        self._build = build
+        self._ready: deque[tuple[Tunnel, trio.CancelScope]] = deque()
+        self._waiting: deque[_Waiter] = deque()
+        self._building = 0
+        self._target = limits.low
+        self._last_dry = 0.0
+        self._closed = False
+
+    @property
+    def ready(self) -> int:
+        """Tunnels that can be taken at once."""
+        return len(self._ready)
+
+    def refill(self) -> None:
+        """Start as many builds as are missing."""
+        now = trio.current_time()
+        if now - self._last_dry > SHRINK_EVERY and self._target > self._limits.low:
+            self._target -= 1
+            self._last_dry = now
+        lacking = self._target + len(self._waiting) - len(self._ready) - self._building
+        lacking = min(lacking, self._limits.max_building - self._building)
+        if self._closed:
+            return
+        for _ in range(lacking):
+            self._building += 1
+            self._build()
+
+    def build_failed(self) -> None:
+        """One build that was asked for came to nothing. Doesn't ask for another."""
+        self._building -= 1
+
+    def adopt(self, *, asked_for: bool) -> None:
+        """A tunnel arrived. One the pool didn't ask for, or no longer waits for, is counted as if
+        it had been, so that :meth:`offer_and_watch` finds its books in order."""
+        if not asked_for:
+            self._building += 1
+
+    async def take(self, within: float) -> Tunnel:
+        """The oldest ready tunnel, or the next one that gets ready.
+
+        :raises DeadlineExpired: none in time.
+        :raises PathUnavailable: the path is closed.
+        """
+        if self._closed:
+            raise PathUnavailable("the path is closed")
+        if self._ready:
+            tunnel, watch = self._ready.popleft()
+            watch.cancel()
+            if not self._ready:
+                self._grow()
+            self.refill()
+            return tunnel
+        self._grow()
+        waiter = _Waiter()
+        self._waiting.append(waiter)
+        self.refill()
+        try:
+            with trio.move_on_after(within):
+                await waiter.event.wait()
+        except trio.Cancelled:
+            if waiter.tunnel is not None:
+                waiter.tunnel.reset()
+            raise
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+        if waiter.tunnel is not None:
+            return waiter.tunnel
+        if self._closed:
+            raise PathUnavailable("the path was closed")
+        raise DeadlineExpired("no tunnel got ready in time")
+
+    def _grow(self) -> None:
+        self._last_dry = trio.current_time()
+        self._target = min(self._limits.high, self._target * 2)
+
+    async def offer_and_watch(self, tunnel: Tunnel, keep: float) -> bool:
+        """Put a new tunnel into the pool and wait until it is taken.
+
+        Returns False if it was not: it died, the other end said something out of turn, ``keep``
+        seconds passed, or the pool was closed. The caller then closes it.
+        """
+        self._building -= 1
+        if self._closed:
+            return False
+        if self._waiting:
+            waiter = self._waiting.popleft()
+            waiter.tunnel = tunnel
+            waiter.event.set()
+            return True
+        entry = (tunnel, trio.CancelScope())
+        self._ready.append(entry)
+        with entry[1], trio.move_on_after(keep), contextlib.suppress(LinkBroken):
+            await tunnel.wait_readable()
+        if entry not in self._ready:
+            return True
+        self._ready.remove(entry)
+        self.refill()
+        return False
+
+    def discard_ready(self) -> None:
+        """Drop all ready tunnels; new ones are built instead."""
+        for _, watch in self._ready:
+            watch.cancel()
+
+    def close(self) -> None:
+        """Drop all ready tunnels and turn waiters away."""
+        self._closed = True
+        self.discard_ready()
+        for waiter in self._waiting:
+            waiter.event.set()
+        self._waiting.clear()
+
+
+class _Waiter:
+    __slots__ = ("event", "tunnel")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.tunnel: Tunnel | None = None

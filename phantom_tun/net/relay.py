@@ -1,0 +1,101 @@
+"""An interior X-node's part in routing tunnels (docs/spec/tunnel.md, "Interior hops").
+
+A hop passes blocks from one neighbour to the other, and joins the bulk links that come back the
+other way. It can't tell outbound from inbound, nor which neighbour is nearer the owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from phantom_tun.errors import CapacityExceeded, WorldError
+from phantom_tun.ids import TunnelBlock
+from phantom_tun.net.bulk import Bulk
+from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.splice import splice
+from phantom_tun.path.hop import PathHop
+from phantom_tun.tunnel.blocks import HopBlocks
+from phantom_tun.tunnel.layers import hop_layers
+from phantom_tun.wire.tunnel import Opening, pack_block, pack_opening
+
+
+class InteriorHop:
+    """One path at one of its interior nodes."""
+
+    def __init__(
+        self,
+        hop: PathHop,
+        hub: TunnelHub,
+        on_exhausted: Callable[[PathHop], None],
+    ) -> None:
+        self.hop = hop
+        self._hub = hub
+        self._on_exhausted = on_exhausted
+        self._blocks = HopBlocks(hop.path_secret, hub.now())
+
+    def plug_in(self) -> None:
+        """Start receiving from both neighbours."""
+        for side, (node, connection) in enumerate(self.hop.neighbours):
+            self._hub.board.plug(node.node_id, connection, _Side(self, side))
+
+    def unplug(self) -> None:
+        """Stop; tunnels that are up finish by themselves."""
+        for node, connection in self.hop.neighbours:
+            self._hub.board.unplug(node.node_id, connection)
+
+    def block_arrived(self, block: TunnelBlock, side: int) -> None:
+        """Pass a block on to the other neighbour."""
+        try:
+            after = self._blocks.pass_on(block, side, self._hub.now())
+        except CapacityExceeded:
+            self._hub.counts["drop_block_rate"] += 1
+            return
+        self._hub.start(self._forward, after, 1 - side)
+        if self._blocks.exhausted:
+            self._hub.counts["paths_exhausted"] += 1
+            self._on_exhausted(self.hop)
+
+    async def _forward(self, block: TunnelBlock, side: int) -> None:
+        node, connection = self.hop.neighbours[side]
+        try:
+            await self._hub.links.signal(node, pack_block(connection, block))
+        except WorldError:
+            self._hub.counts["drop_block_neighbour_gone"] += 1
+
+    async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk, side: int) -> None:
+        """Join a bulk link that came back for ``block`` with one towards the other neighbour."""
+        pair = self._blocks.recognise(block, side)
+        node, connection = self.hop.neighbours[1 - side]
+        layers = hop_layers(self.hop.path_secret, pair)
+        opening = pack_opening(Opening.TUNNEL, connection, pair.before, self._hub.rng)
+        try:
+            onward = await self._hub.links.open_bulk(node, opening)
+        except WorldError:
+            self._hub.counts["drop_tunnel_neighbour_gone"] += 1
+            bulk.reset()
+            return
+        self._hub.counts["tunnels_relayed"] += 1
+        # `onward` leads to where the block came from, so bytes from `bulk` travel against it.
+        try:
+            await splice(bulk, onward, layers.against_block, layers.with_block)
+        finally:
+            with trio.CancelScope(shield=True):
+                await onward.aclose()
+
+
+class _Side:
+    """One neighbour of an interior hop, as the switchboard sees it."""
+
+    __slots__ = ("_hop", "_side")
+
+    def __init__(self, hop: InteriorHop, side: int) -> None:
+        self._hop = hop
+        self._side = side
+
+    def block_arrived(self, block: TunnelBlock) -> None:
+        self._hop.block_arrived(block, self._side)
+
+    async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
+        await self._hop.tunnel_opened(block, bulk, self._side)

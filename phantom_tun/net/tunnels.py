@@ -1,0 +1,161 @@
+"""One routing tunnel at one of its two ends: the owner's or the terminating node's
+(docs/spec/tunnel.md, "Packages" and "Data").
+
+The owner has one layer per hop, the terminating node its own, a tunnel of a path of length zero
+none. Everything is ciphered in place in the buffer that goes to or came from the link.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from phantom_tun.crypto.streams import SLACK, ChainedStream
+from phantom_tun.errors import DeadlineExpired, LinkBroken, StreamReset
+from phantom_tun.net.buffers import POOL, Buffer
+from phantom_tun.net.bulk import Bulk
+from phantom_tun.tunnel.layers import PackageBox
+from phantom_tun.wire.sizes import PACKAGE_LEN
+from phantom_tun.wire.tunnel import Body, Package
+
+FINISH_TIMEOUT = 10.0
+"""Seconds to wait for the other end's FIN before the links are closed instead of reused."""
+
+
+class Tunnel:
+    """A bulk link with the stream layers of one tunnel."""
+
+    __slots__ = ("_box", "_released", "bulk", "bytes_in", "bytes_out", "incoming", "outgoing")
+
+    def __init__(
+        self,
+        bulk: Bulk,
+        outgoing: tuple[ChainedStream, ...] = (),
+        incoming: tuple[ChainedStream, ...] = (),
+        box: PackageBox | None = None,
+    ) -> None:
+        """``outgoing`` and ``incoming`` in the order in which they are applied."""
+        self.bulk = bulk
+        self.outgoing = outgoing
+        self.incoming = incoming
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._box = box
+        self._released = trio.Event()
+
+    async def wait_readable(self) -> None:
+        """Wait until :meth:`receive` has something to say; an idle tunnel holds no buffer."""
+        await self.bulk.wait_readable()
+
+    async def receive(self, buffer: Buffer) -> bool:
+        """Fill ``buffer`` with bytes whose layers are removed; False once the other end sent FIN.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            if not await self.bulk.receive(buffer):
+                return False
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+        view = buffer.view
+        for start, end in buffer.segments:
+            for layer in self.incoming:
+                layer.process(view, start, end)
+            self.bytes_in += end - start
+        return True
+
+    async def send(self, buffer: Buffer) -> None:
+        """Apply all layers to ``buffer`` in place and send it.
+
+        :raises StreamReset: the tunnel died.
+        """
+        view = buffer.view
+        for start, end in buffer.segments:
+            for layer in self.outgoing:
+                layer.process(view, start, end)
+            self.bytes_out += end - start
+        try:
+            await self.bulk.send(buffer)
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+
+    async def send_fin(self) -> None:
+        """No more bytes from this end.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            await self.bulk.send_fin()
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+
+    async def wait_fin(self) -> None:
+        """Wait for the other end's FIN; anything else that comes ends the tunnel.
+
+        :raises StreamReset: the tunnel died, or bytes came.
+        """
+        await self.wait_readable()
+        buffer = POOL.take()
+        try:
+            if await self.receive(buffer):
+                raise StreamReset("bytes after the end")
+        finally:
+            POOL.give_back(buffer)
+
+    async def finish(self, within: float = FINISH_TIMEOUT) -> None:
+        """Say FIN and wait for the other end's, so that every link of the tunnel can be used again.
+
+        :raises StreamReset: the tunnel died, or bytes came.
+        """
+        await self.send_fin()
+        with trio.move_on_after(within):
+            await self.wait_fin()
+
+    def reset(self) -> None:
+        """Tear the tunnel down now."""
+        self.bulk.reset()
+        self._released.set()
+
+    async def aclose(self) -> None:
+        """Release the link: to its pool if both ends sent FIN, else closed."""
+        try:
+            await self.bulk.aclose()
+        finally:
+            self._released.set()
+
+    async def wait_released(self) -> None:
+        """Wait until the user of this tunnel is done with it."""
+        await self._released.wait()
+
+    # --- set-up ---------------------------------------------------------------------------------
+
+    async def send_package(self, package: Package, body: Body) -> None:
+        """Send one of the three packages.
+
+        :raises StreamReset: the tunnel died.
+        """
+        assert self._box is not None  # noqa: S101 - our own mistake, never a peer's
+        buffer = POOL.take()
+        try:
+            buffer.fill(self._box.lock(package, body))
+            await self.send(buffer)
+        finally:
+            POOL.give_back(buffer)
+
+    async def receive_package(self, package: Package, within: float) -> Body:
+        """Wait up to ``within`` seconds for one of the three packages.
+
+        :raises StreamReset: the tunnel died.
+        :raises DeadlineExpired: nothing came.
+        :raises PeerError: what came isn't that package.
+        """
+        assert self._box is not None  # noqa: S101
+        with trio.move_on_after(within):
+            try:
+                locked = await self.bulk.receive_exactly(PACKAGE_LEN)
+            except LinkBroken as error:
+                raise StreamReset("the tunnel ended") from error
+            view = memoryview(bytearray(locked) + bytes(SLACK))
+            for layer in self.incoming:
+                layer.process(view, 0, PACKAGE_LEN)
+            return self._box.unlock(package, view[:PACKAGE_LEN])
+        raise DeadlineExpired(f"no {package.name} package came")

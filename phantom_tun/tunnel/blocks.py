@@ -1,0 +1,127 @@
+"""Tunnel blocks (docs/spec/tunnel.md, "Blocks").
+
+A block enters a path at one end and is passed through AES under each hop's path secret; the hop
+that later sees the outcome come back as the opening of a bulk link knows which block it was::
+
+    outbound   owner ──N0──▶ X1 ──N1──▶ X2 ──N2──▶ exit (computes N3 for its own keys)
+               owner ◀─N0─── X1 ◀─N1─── X2 ◀─N2─── exit            bulk links, opened backwards
+    inbound    owner ◀─N3─── X1 ◀─N2─── X2 ◀─N1─── entry (drew N0)
+               owner ──N3──▶ X1 ──N2──▶ X2 ──N1──▶ entry           bulk links, opened backwards
+
+Interior hops can't tell the two apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phantom_tun.crypto.streams import next_block, previous_block
+from phantom_tun.errors import CapacityExceeded, ProtocolViolation
+from phantom_tun.ids import TunnelBlock
+
+MAX_BLOCKS = 1 << 16
+"""Blocks a hop passes on in a path's life; then it closes the path."""
+
+BLOCK_RATE = 256.0
+BLOCK_BURST = 256.0
+"""Token bucket of each hop and side, in blocks per second and blocks."""
+
+MAX_PENDING = 1024
+"""Blocks passed on whose bulk link has not come back yet, per side."""
+
+PENDING_LIFE = 30.0
+"""Seconds after which a block that nobody came back for is forgotten (but stays refused)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPair:
+    """What one hop derives its keys from: N_{i-1} and N_i."""
+
+    before: TunnelBlock
+    after: TunnelBlock
+
+
+class HopBlocks:
+    """What one hop remembers of the blocks of one path.
+
+    Both sides of a hop share the memory of used blocks: a block that was seen in either role, as
+    one received or as one sent, is never accepted again.
+    """
+
+    __slots__ = ("_pending", "_refilled", "_secret", "_seen", "_tokens")
+
+    def __init__(self, path_secret: bytes, now: float) -> None:
+        self._secret = path_secret
+        self._seen: set[bytes] = set()
+        self._pending: tuple[dict[bytes, tuple[TunnelBlock, float]], ...] = ({}, {})
+        self._tokens = BLOCK_BURST
+        self._refilled = now
+
+    def pass_on(self, block: TunnelBlock, from_side: int, now: float) -> TunnelBlock:
+        """Take a block that came from neighbour ``from_side`` (0 or 1); returns what goes to the
+        other.
+
+        :raises ProtocolViolation: the block was seen before.
+        :raises CapacityExceeded: over the rate, or too many pending: drop this one.
+        """
+        if block in self._seen:
+            raise ProtocolViolation("a tunnel block came twice")
+        self._tokens = min(BLOCK_BURST, self._tokens + (now - self._refilled) * BLOCK_RATE)
+        self._refilled = now
+        pending = self._pending[from_side]
+        self._forget(pending, now)
+        if self._tokens < 1 or len(pending) >= MAX_PENDING:
+            raise CapacityExceeded("tunnel blocks come faster than allowed")
+        self._tokens -= 1
+        after = next_block(self._secret, block)
+        self._seen.add(block)
+        self._seen.add(after)
+        pending[after] = (block, now + PENDING_LIFE)
+        return after
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the path has used up its blocks and must close."""
+        return len(self._seen) >= 2 * MAX_BLOCKS
+
+    def recognise(self, block: TunnelBlock, from_side: int) -> BlockPair:
+        """A bulk link came from neighbour ``from_side`` naming ``block``: which tunnel is it?
+        Each block is recognised once.
+
+        :raises ProtocolViolation: no such block is expected from there.
+        """
+        before = self._pending[1 - from_side].pop(block, None)
+        if before is None:
+            raise ProtocolViolation("a bulk link names an unknown tunnel block")
+        return BlockPair(before[0], block)
+
+    @staticmethod
+    def _forget(pending: dict[bytes, tuple[TunnelBlock, float]], now: float) -> None:
+        # Insertion order is age order.
+        while pending:
+            oldest = next(iter(pending))
+            if pending[oldest][1] > now:
+                return
+            del pending[oldest]
+
+
+def outbound_pairs(secrets: list[bytes], first: TunnelBlock) -> list[BlockPair]:
+    """The owner's view of an outbound tunnel that began with ``first``: one pair per hop, from the
+    owner outward; ``secrets`` in the same order."""
+    pairs = []
+    for secret in secrets:
+        after = next_block(secret, first)
+        pairs.append(BlockPair(first, after))
+        first = after
+    return pairs
+
+
+def inbound_pairs(secrets: list[bytes], last: TunnelBlock) -> list[BlockPair]:
+    """The owner's view of an inbound tunnel announced by block ``last``: one pair per hop, from the
+    owner outward."""
+    pairs = []
+    for secret in secrets:
+        before = previous_block(secret, last)
+        pairs.append(BlockPair(before, last))
+        last = before
+    return pairs
