@@ -1,0 +1,249 @@
+"""What a node tells its owner about itself (docs/spec/control.md, "Answers").
+
+All of it is the owner's own view and none of it is for others: path members and remote addresses
+appear here and nowhere else. Ids are lower-case hex, AP and underlay addresses are text, times are
+seconds. Decoding ignores fields it doesn't know, so that an older tool reads a newer node.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+NodeState = Literal["starting", "joining", "building", "ready", "stopping"]
+LeaseState = Literal["claiming", "held", "lost"]
+Direction = Literal["out", "in"]
+Kind = Literal["exit", "entry"]
+PathState = Literal["building", "ready", "retired"]
+Protocol = Literal["tcp", "udp"]
+FlowProtocol = Literal["tcp", "udp", "icmp"]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Base of all answers and events."""
+
+
+class NetworkStatus(Answer, frozen=True):
+    """Which network this is."""
+
+    name: str
+    network_id: str
+    update_number: int
+
+
+class IdentityStatus(Answer, frozen=True):
+    """One AP identity: can it be reached, can it reach others?"""
+
+    name: str
+    ap4: str | None
+    """``None`` until a lease was claimed."""
+    ap4_state: LeaseState
+    ap6: str
+    exit_paths_ready: int
+    entry_paths_ready: int
+
+
+class NetdbStatus(Answer, frozen=True):
+    """This node's part of the network database."""
+
+    known_nodes: int
+    records: int
+
+
+class LinkStatus(Answer, frozen=True):
+    """Open links by use."""
+
+    signalling: int
+    bulk_idle: int
+    bulk_busy: int
+
+
+class TunnelStatus(Answer, frozen=True):
+    """Routing tunnels: our own that wait and that work, and those we relay for others."""
+
+    ready: int
+    active: int
+    relayed: int
+
+
+class BuildStatus(Answer, frozen=True):
+    """Path builds since the start."""
+
+    tried: int
+    succeeded: int
+    median_s: float | None
+    """Median duration of the successful ones; ``None`` before the first."""
+
+
+class Status(Answer, frozen=True):
+    """The node at a glance."""
+
+    version: str
+    state: NodeState
+    node_id: str
+    pid: int
+    uptime_s: float
+    network: NetworkStatus
+    dialable: bool | None
+    """Whether other nodes reach our port; ``None`` while nobody tried."""
+    relay_only: bool
+    interface: str | None
+    """Name of the interface, ``None`` without one."""
+    identities: tuple[IdentityStatus, ...]
+    netdb: NetdbStatus
+    links: LinkStatus
+    tunnels: TunnelStatus
+    builds: BuildStatus
+    drops: dict[str, int]
+    """What was dropped since the start, by reason; reasons with 0 are left out."""
+    warnings: tuple[str, ...] = ()
+    """Sentences: what is wrong or weaker than the owner may think, and what to do."""
+
+
+class ExposeRule(Answer, frozen=True):
+    """A service that others may reach: inbound is denied without one."""
+
+    identity: str
+    port: int
+    protocol: Protocol
+    to: Literal["any"] | tuple[str, ...]
+    """Who may: AP addresses, or anybody."""
+    target_port: int
+    """Where the service listens on this machine."""
+
+
+class AddressInfo(Answer, frozen=True):
+    """One AP identity and what it offers."""
+
+    name: str
+    ap4: str | None
+    ap4_state: LeaseState
+    ap6: str
+    created: float
+    """Seconds since the epoch."""
+    exposed: tuple[ExposeRule, ...] = ()
+
+
+class PathInfo(Answer, frozen=True):
+    """One of our routing paths."""
+
+    id: str
+    identity: str
+    kind: Kind
+    hops: int
+    state: PathState
+    age_s: float
+    expires_in_s: float
+    build_s: float | None
+    """How long the build took; ``None`` while it lasts."""
+    nodes: tuple[str, ...]
+    """Node ids from our neighbour outward; the last is the terminating node."""
+    tunnels_ready: int
+    tunnels_active: int
+
+
+class TunnelInfo(Answer, frozen=True):
+    """One of our routing tunnels in use."""
+
+    id: str
+    path_id: str
+    identity: str
+    direction: Direction
+    remote: str
+    """AP address and port of the far end."""
+    protocol: FlowProtocol
+    age_s: float
+    bytes_in: int
+    bytes_out: int
+
+
+class PeerInfo(Answer, frozen=True):
+    """A node we have links with."""
+
+    node_id: str
+    addresses: tuple[str, ...]
+    links: int
+    guard: bool
+    roles: tuple[str, ...]
+    """What it is to us: signalling, relay, path member, netdb …"""
+
+
+class PingReply(Answer, frozen=True):
+    """The fate of one echo request."""
+
+    sequence: int
+    size: int
+    """Bytes of ICMP that came back."""
+    rtt_ms: float | None
+    """``None``: no answer in time, or ``error`` says why."""
+    error: str | None = None
+
+
+class PingSummary(Answer, frozen=True):
+    """All of them."""
+
+    sent: int
+    received: int
+    min_ms: float | None
+    mean_ms: float | None
+    max_ms: float | None
+
+
+class NetdbRecord(Answer, frozen=True):
+    """A record as the quorum gave it."""
+
+    table: str
+    """node, ap_key or ap_route."""
+    fields: dict[str, str | int | float | bool]
+    expires_in_s: float
+    votes: int
+    """Storers that gave this very record."""
+    dissent: int
+    """Storers that gave another valid one."""
+
+
+class NetdbAnswer(Answer, frozen=True):
+    """What the network database says about an address or a node."""
+
+    key: str
+    records: tuple[NetdbRecord, ...]
+    asked: int
+    """Nodes that answered."""
+
+
+class Statistics(Answer, frozen=True):
+    """Every counter of the node by part: ``{"links": {"opened": 12, …}, …}``."""
+
+    groups: dict[str, dict[str, int | float]]
+
+
+class Progress(Answer, frozen=True):
+    """How far a long command is."""
+
+    message: str
+    done: int
+    total: int
+
+
+class WhyStep(Answer, frozen=True):
+    """One thing that has to work on the way to an address."""
+
+    name: str
+    """interface, route, record, path, handshake or service."""
+    outcome: Literal["ok", "failed", "skipped"]
+    detail: str
+    took_ms: float
+
+
+class Verdict(Answer, frozen=True):
+    """The answer to `why`: does it work, where not, and what can be done."""
+
+    reachable: bool
+    summary: str
+    fix: str
+    """Empty when nothing needs to be done."""
+
+
+class Done(Answer, frozen=True):
+    """It happened; there is nothing more to say."""

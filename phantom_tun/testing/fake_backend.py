@@ -1,0 +1,293 @@
+"""A :class:`ControlBackend` without a network: a small, consistent, imaginary node.
+
+It keeps its rules and identities like a real node, and knows one far AP address that answers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from phantom_tun.control.model import (
+    AddressInfo,
+    BuildStatus,
+    ExposeRule,
+    IdentityStatus,
+    LinkStatus,
+    NetdbAnswer,
+    NetdbRecord,
+    NetdbStatus,
+    NetworkStatus,
+    NodeState,
+    PathInfo,
+    PeerInfo,
+    PingReply,
+    PingSummary,
+    Progress,
+    Protocol,
+    Statistics,
+    Status,
+    TunnelInfo,
+    TunnelStatus,
+    Verdict,
+    WhyStep,
+)
+from phantom_tun.control.schema import ControlError
+from phantom_tun.errors import PathUnavailable, Unreachable
+from phantom_tun.ids import ApAddress, NodeId
+
+FAR4 = ipaddress.IPv4Address("250.1.2.3")
+FAR6 = ipaddress.IPv6Address("2001:2f:aaaa::1")
+NODE_IDS = tuple(bytes([number] * 32).hex() for number in range(1, 9))
+OWN_ID = bytes([0xAA] * 32).hex()
+
+
+@dataclass(slots=True)
+class FakeBackend:
+    """Public attributes may be changed by a test at any time."""
+
+    state: NodeState = "ready"
+    pid: int = 4711
+    hops: int = 3
+    warnings: tuple[str, ...] = ()
+    fail_builds: bool = False
+    stuck: bool = False
+    """Every call waits for ever."""
+    cancelled: list[str] = field(default_factory=list)
+    """Names of calls that were cancelled, because the client went away or a deadline passed."""
+    _identities: dict[str, int] = field(default_factory=lambda: {"default": 1})
+    _rules: dict[tuple[str, int, str], ExposeRule] = field(default_factory=dict)
+    _closed_tunnels: set[str] = field(default_factory=set)
+
+    async def status(self) -> Status:
+        """A node that is in :attr:`state`."""
+        await self._maybe_stuck("status")
+        return Status(
+            version="0.1.0",
+            state=self.state,
+            node_id=OWN_ID,
+            pid=self.pid,
+            uptime_s=3725.0,
+            network=NetworkStatus("example", "99" * 32, 0),
+            dialable=True,
+            relay_only=False,
+            interface="phantom0",
+            identities=tuple(
+                IdentityStatus(info.name, info.ap4, info.ap4_state, info.ap6, 2, 2)
+                for info in await self.addresses()
+            ),
+            netdb=NetdbStatus(known_nodes=12, records=34),
+            links=LinkStatus(signalling=5, bulk_idle=4, bulk_busy=3),
+            tunnels=TunnelStatus(ready=8, active=1, relayed=2),
+            builds=BuildStatus(tried=5, succeeded=4, median_s=0.71),
+            drops={"spoofed source": 2},
+            warnings=self.warnings,
+        )
+
+    async def statistics(self) -> Statistics:
+        """Two groups."""
+        return Statistics({"links": {"opened": 12}, "tun": {"packets": 345, "dropped": 6}})
+
+    async def addresses(self) -> tuple[AddressInfo, ...]:
+        """The identities in order."""
+        return tuple(self._info(name) for name in self._identities)
+
+    async def new_address(self, name: str) -> AddressInfo:
+        """Another identity."""
+        if name in self._identities:
+            raise ControlError("conflict", f"there is an address named {name!r} already")
+        self._identities[name] = max(self._identities.values()) + 1
+        return self._info(name)
+
+    async def remove_address(self, name: str) -> None:
+        """Not the last one."""
+        self._known(name)
+        if len(self._identities) == 1:
+            raise ControlError("conflict", f"{name!r} is the only address; make another one first")
+        del self._identities[name]
+
+    async def expose(
+        self,
+        identity: str | None,
+        port: int,
+        protocol: Protocol,
+        allowed: tuple[ApAddress, ...] | None,
+        target_port: int,
+    ) -> ExposeRule:
+        """Once for each port, protocol and identity."""
+        key = (self._known(identity), port, protocol)
+        if key in self._rules:
+            raise ControlError(
+                "conflict",
+                f"port {port}/{protocol} of {key[0]!r} is exposed already: "
+                f"'phantom-tun unexpose {port}/{protocol}' first",
+            )
+        to = "any" if allowed is None else tuple(str(address) for address in allowed)
+        self._rules[key] = ExposeRule(key[0], port, protocol, to, target_port)  # type: ignore[arg-type]
+        return self._rules[key]
+
+    async def unexpose(self, identity: str | None, port: int, protocol: Protocol) -> ExposeRule:
+        """What was exposed."""
+        key = (self._known(identity), port, protocol)
+        if key not in self._rules:
+            raise ControlError("not_found", f"port {port}/{protocol} of {key[0]!r} isn't exposed")
+        return self._rules.pop(key)
+
+    async def exposed(self) -> tuple[ExposeRule, ...]:
+        """All rules."""
+        return tuple(self._rules.values())
+
+    async def paths(self) -> tuple[PathInfo, ...]:
+        """One exit and one entry path for each identity."""
+        return tuple(
+            self._path(number, name, generation=0) for number, name in enumerate(self._identities)
+        ) + tuple(
+            msgspec.structs.replace(
+                self._path(number + 100, name, generation=0), kind="entry", state="building"
+            )
+            for number, name in enumerate(self._identities)
+        )
+
+    async def rebuild_paths(
+        self, path_id: str | None, report: Callable[[Progress], Awaitable[None]]
+    ) -> tuple[PathInfo, ...]:
+        """New paths, one progress event for each."""
+        await self._maybe_stuck("rebuild_paths")
+        if self.fail_builds:
+            raise PathUnavailable("none of 3 builds succeeded; 'phantom-tun peers' shows the links")
+        old = [path for path in await self.paths() if path_id in {None, path.id}]
+        if not old:
+            raise ControlError("not_found", f"there is no path {path_id!r}")
+        new = []
+        for number, path in enumerate(old):
+            await report(Progress(f"built a path for {path.identity}", number + 1, len(old)))
+            new.append(self._path(number, path.identity, generation=1))
+        return tuple(new)
+
+    async def tunnels(self) -> tuple[TunnelInfo, ...]:
+        """One, until it is closed."""
+        tunnel = TunnelInfo("t1", "p0", "default", "out", f"{FAR4}:80", "tcp", 12.5, 123_456, 7_890)
+        return tuple(item for item in (tunnel,) if item.id not in self._closed_tunnels)
+
+    async def close_tunnel(self, tunnel_id: str) -> None:
+        """The one there is."""
+        if tunnel_id not in {tunnel.id for tunnel in await self.tunnels()}:
+            raise ControlError("not_found", f"there is no tunnel {tunnel_id!r}")
+        self._closed_tunnels.add(tunnel_id)
+
+    async def peers(self) -> tuple[PeerInfo, ...]:
+        """Two; the first one is a guard."""
+        return (
+            PeerInfo(NODE_IDS[0], ("192.0.2.1:443",), 3, True, ("signalling", "path member")),
+            PeerInfo(NODE_IDS[1], ("198.51.100.2:443", "[2001:db8::2]:443"), 1, False, ("netdb",)),
+        )
+
+    async def ping(
+        self,
+        address: ApAddress,
+        *,
+        count: int | None,
+        interval_s: float,
+        timeout_s: float,
+        size: int,
+        report: Callable[[PingReply], Awaitable[None]],
+    ) -> PingSummary:
+        """The third of every three is lost."""
+        await self._maybe_stuck("ping")
+        if address not in {FAR4, FAR6}:
+            raise Unreachable(f"no AP address {address} is known in this network")
+        sent = received = 0
+        try:
+            for sequence in itertools.count(1) if count is None else range(1, count + 1):
+                if sent:
+                    await trio.sleep(interval_s)
+                sent += 1
+                if sequence % 3 == 0:
+                    await report(PingReply(sequence, 0, None))
+                else:
+                    received += 1
+                    await report(PingReply(sequence, size + 8, 12.5))
+        except trio.Cancelled:
+            self.cancelled.append("ping")
+            raise
+        best = 12.5 if received else None
+        return PingSummary(sent, received, best, best, best)
+
+    async def netdb_get(self, key: ApAddress | NodeId) -> NetdbAnswer:
+        """Records of the far address and of node 1."""
+        if isinstance(key, bytes):
+            if key.hex() != NODE_IDS[0]:
+                raise ControlError("not_found", "no node with this id is known in this network")
+            record = NetdbRecord("node", {"port": 443}, 3600.0, 3, 0)
+            return NetdbAnswer(key.hex(), (record,), 3)
+        if key not in {FAR4, FAR6}:
+            raise ControlError("not_found", f"no AP address {key} is known in this network")
+        return NetdbAnswer(
+            str(key),
+            (
+                NetdbRecord("ap_key", {"ap4": str(FAR4), "sequence": 3}, 86_000.0, 3, 1),
+                NetdbRecord("ap_route", {"entry_node": NODE_IDS[2]}, 1_800.0, 3, 0),
+            ),
+            4,
+        )
+
+    async def why(
+        self,
+        address: ApAddress,
+        port: int | None,
+        report: Callable[[WhyStep], Awaitable[None]],
+    ) -> Verdict:
+        """The far address works, all others have no record."""
+        await report(WhyStep("interface", "ok", "phantom0 is up", 0.1))
+        if address not in {FAR4, FAR6}:
+            await report(WhyStep("record", "failed", "no record", 40.0))
+            await report(WhyStep("path", "skipped", "", 0.0))
+            return Verdict(False, "Nobody owns this address.", "Ask its owner for the right one.")
+        await report(WhyStep("record", "ok", f"found, port {port}", 40.0))
+        return Verdict(True, "It works.", "")
+
+    def _info(self, name: str) -> AddressInfo:
+        number = self._identities[name]
+        return AddressInfo(
+            name=name,
+            ap4=f"241.0.0.{number}",
+            ap4_state="held",
+            ap6=f"2001:2f:1::{number:x}",
+            created=1_800_000_000.0,
+            exposed=tuple(rule for rule in self._rules.values() if rule.identity == name),
+        )
+
+    def _known(self, name: str | None) -> str:
+        chosen = next(iter(self._identities)) if name is None else name
+        if chosen not in self._identities:
+            raise ControlError("not_found", f"there is no address named {chosen!r}")
+        return chosen
+
+    def _path(self, number: int, identity: str, *, generation: int) -> PathInfo:
+        return PathInfo(
+            id=f"p{number + 10 * generation}",
+            identity=identity,
+            kind="exit",
+            hops=self.hops,
+            state="ready",
+            age_s=754.0 if not generation else 0.0,
+            expires_in_s=2846.0,
+            build_s=0.71,
+            nodes=NODE_IDS[: self.hops],
+            tunnels_ready=4,
+            tunnels_active=1 - generation,
+        )
+
+    async def _maybe_stuck(self, name: str) -> None:
+        if not self.stuck:
+            return
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            self.cancelled.append(name)
+            raise
