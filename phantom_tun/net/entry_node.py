@@ -26,7 +26,7 @@ from phantom_tun.errors import (
 from phantom_tun.ids import EntryId, NodeId, TunnelBlock
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.links import Peer
+from phantom_tun.net.peers import Peer
 from phantom_tun.net.rates import RateTable
 from phantom_tun.net.ready_pool import ReadyPool
 from phantom_tun.net.splice import splice

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import UsageError
-from phantom_tun.net.links import Links
 from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.switchboard import Switchboard
+if TYPE_CHECKING:
+    from phantom_tun.net.links import Links
 
 _log = structlog.get_logger(__name__)
 

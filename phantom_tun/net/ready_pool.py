@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from phantom_tun.errors import DeadlineExpired, LinkBroken, PathUnavailable
+from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset
 from phantom_tun.net.tunnels import Tunnel
 
 SHRINK_EVERY = 30.0
@@ -130,7 +130,7 @@ class ReadyPool:
             return True
         entry = (tunnel, trio.CancelScope())
         self._ready.append(entry)
-        with entry[1], trio.move_on_after(keep), contextlib.suppress(LinkBroken):
+        with entry[1], trio.move_on_after(keep), contextlib.suppress(StreamReset):
             await tunnel.wait_readable()
         if entry not in self._ready:
             return True

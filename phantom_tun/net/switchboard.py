@@ -14,7 +14,7 @@ from typing import Protocol
 from phantom_tun.errors import PeerError
 from phantom_tun.ids import ConnectionId, EntryId, NodeId, TunnelBlock
 from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.links import Peer
+from phantom_tun.net.peers import Peer
 from phantom_tun.wire.tunnel import (
     Opening,
     Signal,
@@ -44,7 +44,7 @@ class Receiver(Protocol):
 
 
 class Switchboard:
-    """Implements the handlers that :class:`~phantom_tun.net.links.Links` calls."""
+    """Implements :class:`~phantom_tun.net.peers.LinkHandlers`."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Switchboard:
         calls: Callable[[Peer, bytes], Awaitable[bytes]],
         overrides: Callable[[Peer, bytes], None],
     ) -> None:
+        """Who takes setup arrays, entry requests, netdb calls and override commands."""
         self._arrays = arrays
         self._entries = entries
         self._calls = calls

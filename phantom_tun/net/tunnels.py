@@ -10,7 +10,7 @@ from __future__ import annotations
 import trio
 
 from phantom_tun.crypto.streams import SLACK, ChainedStream
-from phantom_tun.errors import DeadlineExpired, LinkBroken, StreamReset
+from phantom_tun.errors import DeadlineExpired, LinkBroken, PeerError, StreamReset
 from phantom_tun.net.buffers import POOL, Buffer
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.tunnel.layers import PackageBox
@@ -44,7 +44,10 @@ class Tunnel:
 
     async def wait_readable(self) -> None:
         """Wait until :meth:`receive` has something to say; an idle tunnel holds no buffer."""
-        await self.bulk.wait_readable()
+        try:
+            await self.bulk.wait_readable()
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
 
     async def receive(self, buffer: Buffer) -> bool:
         """Fill ``buffer`` with bytes whose layers are removed; False once the other end sent FIN.
@@ -54,7 +57,7 @@ class Tunnel:
         try:
             if not await self.bulk.receive(buffer):
                 return False
-        except LinkBroken as error:
+        except (LinkBroken, PeerError) as error:
             raise StreamReset("the tunnel ended") from error
         view = buffer.view
         for start, end in buffer.segments:

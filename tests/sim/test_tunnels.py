@@ -1,0 +1,406 @@
+"""Whole routing tunnels over links in memory: owner, hops, exit, entry, and what breaks them."""
+
+import ipaddress
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from phantom_tun.clock import SystemClock
+from phantom_tun.crypto.signing import SigningKey, node_id_of
+from phantom_tun.errors import PathUnavailable, StreamReset, Unreachable
+from phantom_tun.ids import CertHash, ConnectionId, EntryId
+from phantom_tun.net.buffers import Buffer
+from phantom_tun.net.connector import Connector
+from phantom_tun.net.entry_node import EntryDesk
+from phantom_tun.net.exit_node import EntryDialer
+from phantom_tun.net.hops import HopHost
+from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.ready_pool import PoolLimits
+from phantom_tun.net.switchboard import Switchboard
+from phantom_tun.path.hop import OwnedPath, PathHop
+from phantom_tun.testing.memory_links import MemoryNetwork
+from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
+
+RNG = random.Random(3)
+
+
+class FakeDatabase:
+    """What terminating nodes ask; answers from a table."""
+
+    def __init__(self, refs):
+        self.refs = refs
+        self.calls = []
+
+    async def find_ref(self, node_id):
+        if node_id not in self.refs:
+            raise Unreachable("no such node")
+        return self.refs[node_id]
+
+    async def perform_for_exit(self, call):
+        self.calls.append(call)
+        return b"answer to " + call
+
+    async def perform_for_entry(self, call):
+        self.calls.append(call)
+
+
+class TestNode:
+    """A node without a path builder: paths are made by hand."""
+
+    __test__ = False
+
+    def __init__(self, network, number, refs):
+        key = SigningKey(RNG.randbytes(32))
+        self.ref = NodeRef(
+            node_id_of(key.public),
+            CertHash(RNG.randbytes(32)),
+            ipaddress.IPv4Address(f"10.{number}.0.1"),
+            443,
+        )
+        refs[self.ref.node_id] = self.ref
+        self.links = network.links(self.ref)
+        self.database = FakeDatabase(refs)
+        self.desk = EntryDesk(SystemClock())
+        self.board = Switchboard(self.no_array, self.desk.handle, self.no_call, lambda *_: None)
+        self.hub = TunnelHub(self.links, self.board, PoolLimits(), SystemClock(), RNG)
+        dialer = EntryDialer(self.hub, self.database)
+        self.published = []
+        self.hops = HopHost(self.hub, self.desk, self.database, dialer, self.publish)
+        self.connector = Connector(self.hub, self.desk, self.database, dialer, self)
+        self.dead = []
+        self.handler = echo
+
+    async def no_array(self, *_):
+        raise AssertionError
+
+    no_call = no_array
+
+    async def publish(self, route):
+        self.published.append(route)
+
+    async def handle_request(self, identity, sealed_request, accept):
+        await self.handler(identity, sealed_request, accept)
+
+    async def throwaway_exit(self, identity):
+        raise PathUnavailable("not here")
+
+    def path_died(self, path):
+        self.dead.append(path)
+        self.connector.drop(path)
+
+
+async def echo(_identity, sealed_request, accept):
+    tunnel = await accept(sealed_request[:8].ljust(ANSWER_LEN, b"a"))
+    buffer = Buffer()
+    try:
+        while await tunnel.receive(buffer):
+            await tunnel.send(buffer)
+        await tunnel.send_fin()
+    except StreamReset:
+        tunnel.reset()
+    finally:
+        await tunnel.aclose()
+
+
+@asynccontextmanager
+async def world(count):
+    network = MemoryNetwork()
+    refs = {}
+    nodes = [TestNode(network, number, refs) for number in range(count)]
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            await nursery.start(node.hub.run)
+            await nursery.start(node.links.run, [], node.board)
+            nursery.start_soon(node.hops.run)
+        yield network, nodes
+        nursery.cancel_scope.cancel()
+
+
+def lay_path(owner, members, kind):
+    """What a build would have left at everyone."""
+    secrets = [RNG.randbytes(32) for _ in members]
+    connections = [ConnectionId(RNG.randbytes(16)) for _ in members]
+    entry_id = EntryId(RNG.randbytes(16)) if kind == "entry" else None
+    before = owner
+    for number, member in enumerate(members):
+        neighbours = [(before.ref, connections[number])]
+        last = number == len(members) - 1
+        if not last:
+            neighbours.append((members[number + 1].ref, connections[number + 1]))
+        member.hops.add(
+            PathHop(
+                role=kind if last else "interior",
+                neighbours=tuple(neighbours),
+                path_secret=secrets[number],
+                expires=2e10,
+                entry_id=entry_id if last else None,
+                route=b"route" if last and kind == "entry" else None,
+            )
+        )
+        before = member
+    return OwnedPath(
+        number=1,
+        kind=kind,
+        identity="default",
+        members=[member.ref for member in members],
+        secrets=secrets,
+        first_connection=connections[0] if connections else ConnectionId(bytes(16)),
+        entry_id=entry_id or EntryId(RNG.randbytes(16)),
+        built=0,
+        retires=2e10,
+        expires=2e10,
+        build_seconds=0,
+    )
+
+
+async def both_paths(nodes, exit_hops, entry_hops):
+    caller, callee = nodes[0], nodes[-1]
+    exit_path = lay_path(caller, nodes[1 : 1 + exit_hops], "exit")
+    entry_path = lay_path(callee, nodes[1 + exit_hops : 1 + exit_hops + entry_hops], "entry")
+    await caller.connector.adopt(exit_path)
+    await callee.connector.adopt(entry_path)
+    entry_node = entry_path.members[-1].node_id if entry_path.members else callee.ref.node_id
+    return exit_path, entry_path, entry_node
+
+
+async def exchange(tunnel, data):
+    got = bytearray()
+
+    async def sender():
+        for start in range(0, len(data), 50_000):
+            buffer = Buffer()
+            buffer.fill(data[start : start + 50_000])
+            await tunnel.send(buffer)
+        await tunnel.send_fin()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender)
+        buffer = Buffer()
+        while await tunnel.receive(buffer):
+            for start, end in buffer.segments:
+                got += buffer.view[start:end]
+    await tunnel.aclose()
+    return bytes(got)
+
+
+REQUEST = b"sealed request".ljust(SEALED_REQUEST_LEN, b".")
+
+
+@pytest.mark.parametrize(("exit_hops", "entry_hops"), [(0, 0), (1, 0), (0, 1), (3, 3), (8, 2)])
+async def test_bytes_arrive_unchanged_through_any_number_of_hops(
+    autojump_clock, exit_hops, entry_hops
+):
+    async with world(2 + exit_hops + entry_hops) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, exit_hops, entry_hops)
+        answer, tunnel = await nodes[0].connector.connect(
+            "default", entry_node, entry_path.entry_id, REQUEST
+        )
+        assert answer == b"sealed r".ljust(ANSWER_LEN, b"a")
+        data = RNG.randbytes(700_000)
+        assert await exchange(tunnel, data) == data
+        # Nothing of it is found on a path's link; exit → entry is the end-to-end layer's concern.
+        joint = {nodes[exit_hops].ref.node_id, entry_node}
+        for item in network.recorded:
+            if {item.sender, item.receiver} != joint:
+                assert data[1000:1016] not in item.data
+
+
+async def test_a_connect_takes_one_round_trip_when_tunnels_are_ready(autojump_clock):
+    async with world(8) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        await trio.sleep(1)
+        network.latency = 0.020
+        # Existing connections keep their latency of zero; only the exit-entry link is new.
+        start = trio.current_time()
+        _, tunnel = await nodes[0].connector.connect(
+            "default", entry_node, entry_path.entry_id, REQUEST
+        )
+        assert trio.current_time() - start <= 0.045
+        tunnel.reset()
+
+
+async def test_the_route_is_published_once_the_first_tunnel_answers(autojump_clock):
+    async with world(6) as (_, nodes):
+        await both_paths(nodes, 1, 3)
+        await trio.sleep(1)
+        assert nodes[4].published == [b"route"]
+
+
+async def test_netdb_calls_go_out_through_the_exit_and_updates_through_the_entry(autojump_clock):
+    async with world(8) as (_, nodes):
+        await both_paths(nodes, 3, 3)
+        assert await nodes[0].connector.netdb_call("default", b"resolve") == b"answer to resolve"
+        assert nodes[3].database.calls == [b"resolve"]
+        nodes[-1].connector.queue_update("default", b"update")
+        await trio.sleep(5)
+        assert nodes[6].database.calls == [b"update"]
+
+
+async def test_an_unknown_entry_id_is_unreachable(autojump_clock):
+    async with world(8) as (_, nodes):
+        _, _, entry_node = await both_paths(nodes, 3, 3)
+        with pytest.raises(Unreachable):
+            await nodes[0].connector.connect("default", entry_node, EntryId(bytes(16)), REQUEST)
+        with pytest.raises(Unreachable):
+            await nodes[0].connector.connect("default", bytes(32), EntryId(bytes(16)), REQUEST)
+
+
+async def test_a_callee_that_does_not_answer_leaves_the_path_usable(autojump_clock):
+    async with world(8) as (_, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+
+        async def refuse(*_):
+            pass
+
+        nodes[-1].handler = refuse
+        with pytest.raises(Unreachable):
+            await nodes[0].connector.connect("default", entry_node, entry_path.entry_id, REQUEST)
+        nodes[-1].handler = echo
+        _, tunnel = await nodes[0].connector.connect(
+            "default", entry_node, entry_path.entry_id, REQUEST
+        )
+        assert await exchange(tunnel, b"hello") == b"hello"
+
+
+async def test_a_burst_of_connects_is_served(autojump_clock):
+    async with world(8) as (_, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        done = []
+
+        async def one(number):
+            _, tunnel = await nodes[0].connector.connect(
+                "default", entry_node, entry_path.entry_id, REQUEST
+            )
+            assert await exchange(tunnel, b"%d" % number) == b"%d" % number
+            done.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(one, number)
+        assert sorted(done) == list(range(50))
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3, 4, 5, 6])
+async def test_a_killed_hop_ends_the_tunnel_at_both_ends_and_the_path_is_noticed(
+    autojump_clock, victim
+):
+    async with world(8) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        ended = trio.Event()
+
+        async def handler(identity, sealed_request, accept):
+            await echo(identity, sealed_request, accept)
+            ended.set()
+
+        nodes[-1].handler = handler
+        _, tunnel = await nodes[0].connector.connect(
+            "default", entry_node, entry_path.entry_id, REQUEST
+        )
+        network.kill(nodes[victim].ref.node_id)
+        with pytest.raises(StreamReset):
+            await tunnel.receive(Buffer())
+        tunnel.reset()
+        with trio.fail_after(10):
+            await ended.wait()
+        await trio.sleep(60)
+        owner = nodes[0] if victim <= 3 else nodes[-1]
+        assert len(owner.dead) >= 1
+
+
+@pytest.mark.parametrize("hop", [1, 2, 3])
+async def test_a_bit_flipped_on_the_way_never_reaches_the_application_unnoticed(
+    autojump_clock, hop
+):
+    """The layers garble what follows; the end-to-end layer (not here) would end the connection."""
+    async with world(8) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        _, tunnel = await nodes[0].connector.connect(
+            "default", entry_node, entry_path.entry_id, REQUEST
+        )
+        flipped = []
+
+        def flip(item):
+            data = item.data
+            if (
+                item.kind == "bulk"
+                and item.receiver == nodes[hop].ref.node_id
+                and item.sender == nodes[hop - 1].ref.node_id
+                and len(data) > 40_000
+                and not flipped
+            ):
+                flipped.append(True)
+                return data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]
+            return data
+
+        network.on_transfer = flip
+        data = bytes(400_000)
+        got = await exchange(tunnel, data)
+        assert flipped
+        assert len(got) == len(data)
+        assert got[200_000:].count(0) < 5_000
+
+
+async def test_a_flipped_reply_or_block_is_refused_and_counted(autojump_clock):
+    async with world(8) as (network, nodes):
+        exit_path, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        await trio.sleep(1)
+
+        def flip(item):
+            if item.kind == "bulk" and len(item.data) == 8196 and item.receiver == exit_id:
+                return item.data[:5000] + bytes([item.data[5000] ^ 1]) + item.data[5001:]
+            return item.data
+
+        exit_id = exit_path.members[-1].node_id
+        network.on_transfer = flip
+        with pytest.raises(PathUnavailable):
+            await nodes[0].connector.connect("default", entry_node, entry_path.entry_id, REQUEST)
+        assert nodes[3].hub.counts["drop_exit_CryptoError"] == 1
+
+        def flip_block(item):
+            if item.kind == "signal" and item.receiver == exit_id:
+                return item.data[:-1] + bytes([item.data[-1] ^ 1])
+            return item.data
+
+        network.on_transfer = flip_block
+        before = nodes[2].board.statistics().get("drop_opening_ProtocolViolation", 0)
+        nodes[0].connector.users()[0].test()
+        await trio.sleep(3)
+        assert nodes[2].board.statistics()["drop_opening_ProtocolViolation"] > before
+
+
+async def test_strangers_can_not_use_a_connection_id(autojump_clock):
+    async with world(9) as (_, nodes):
+        exit_path, _, _ = await both_paths(nodes[:8], 3, 3)
+        stranger = nodes[8]
+        await stranger.links.signal(
+            exit_path.members[0], b"\1" + exit_path.first_connection + RNG.randbytes(16)
+        )
+        await stranger.links.signal(exit_path.members[0], b"\1short")
+        await trio.sleep(1)
+        counts = nodes[1].board.statistics()
+        assert counts["drop_block_unknown_connection"] == 1
+        assert counts["drop_signal_WireError"] == 1
+
+
+async def test_every_opening_and_package_has_one_size_whatever_it_carries(autojump_clock):
+    async with world(8) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        await nodes[0].connector.netdb_call("default", b"resolve")
+        _, tunnel = await nodes[0].connector.connect(
+            "default", entry_node, entry_path.entry_id, REQUEST
+        )
+        tunnel.reset()
+        await trio.sleep(1)
+        signals = {len(item.data) for item in network.recorded if item.kind == "signal"}
+        assert signals == {33}
+        sizes = {
+            len(item.data)
+            for item in network.recorded
+            if item.kind == "bulk"
+            and {item.sender, item.receiver} != {nodes[3].ref.node_id, entry_node}
+        }
+        # opening, package, FIN or RESET
+        assert sizes == {68, 8196, 4}
