@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,21 @@ from phantom_tun.crypto.certificates import (
     to_pem,
 )
 from phantom_tun.crypto.signing import node_id_of
-from phantom_tun.errors import ConfigError, CryptoError
-from phantom_tun.node_keys import CERTIFICATE_FILE, KEY_FILE, RENEW_BEFORE, create_node_keys
+from phantom_tun.errors import ConfigError, CryptoError, RecordRefused
+from phantom_tun.ids import NetworkId
+from phantom_tun.netdb import proof
+from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.node_keys import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    PROOF_FILE,
+    RENEW_BEFORE,
+    create_node_keys,
+)
 
 NOW = 1_800_000_000.0
+AP4, AP6 = ipaddress.IPv4Network("240.0.0.0/4"), ipaddress.IPv6Network("2001:2f::/32")
+NETWORK = NetworkParams(NetworkId(b"n" * 32), 10, AP4, AP6)
 
 
 class At:
@@ -103,3 +115,48 @@ def test_a_certificate_with_a_foreign_key_is_refused() -> None:
 def test_no_pem_is_refused(text: bytes) -> None:
     with pytest.raises(CryptoError):
         from_pem(text)
+
+
+def test_the_proof_of_work_is_found_and_kept(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert create_node_keys(state).pow_nonce is None
+    keys = create_node_keys(state, NETWORK)
+    assert keys.pow_nonce is not None
+    proof.check(NETWORK.network_id, keys.signing.public, NETWORK.pow_bits, keys.pow_nonce)
+    stored = (state / PROOF_FILE).read_bytes()
+    assert create_node_keys(state, NETWORK).pow_nonce == keys.pow_nonce
+    assert (state / PROOF_FILE).read_bytes() == stored
+
+
+@pytest.mark.parametrize("shape", ["empty", "too little work", "other network"])
+def test_a_proof_that_does_not_hold_is_replaced(tmp_path: Path, shape: str) -> None:
+    state = tmp_path / "state"
+    solved = create_node_keys(state, NETWORK).pow_nonce
+    assert solved is not None
+    worse = solved + 1
+    while works(create_node_keys(state).signing.public, worse):
+        worse += 1
+    content = {
+        "empty": b"",
+        "too little work": NETWORK.network_id + worse.to_bytes(8, "big"),
+        "other network": bytes(32) + solved.to_bytes(8, "big"),
+    }[shape]
+    (state / PROOF_FILE).write_bytes(content)
+    assert create_node_keys(state, NETWORK).pow_nonce == solved
+    assert (state / PROOF_FILE).read_bytes() == NETWORK.network_id + solved.to_bytes(8, "big")
+
+
+def works(identity: bytes, nonce: int) -> bool:
+    try:
+        proof.check(NETWORK.network_id, identity, NETWORK.pow_bits, nonce)
+    except RecordRefused:
+        return False
+    return True
+
+
+def test_an_unreadable_proof_is_an_error(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    create_node_keys(state)
+    (state / PROOF_FILE).mkdir()
+    with pytest.raises(ConfigError, match="remove it"):
+        create_node_keys(state, NETWORK)
