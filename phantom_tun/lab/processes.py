@@ -28,13 +28,15 @@ class ProcessRef(msgspec.Struct, frozen=True):
 def spawn(argv: Sequence[str], environment: Mapping[str, str], log: Path) -> ProcessRef:
     """Start a process in a session of its own; output is appended to ``log``, input is empty.
 
-    :raises OSError: ``argv[0]`` (an absolute path) can't be run.
+    :raises OSError: ``argv[0]`` is not to be found on ``PATH``.
     """
-    pid = os.posix_spawn(
+    pid = os.posix_spawnp(
         argv[0],
         list(argv),
         dict(environment),
         setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGPIPE,),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.fspath(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),

@@ -161,6 +161,7 @@ def wire_size(frame: bytes) -> int:
     """Bytes on the wire of what one frame from a TAP device stands for."""
     size = len(frame) - VNET_HEADER
     segment = int.from_bytes(frame[_GSO_SIZE], "little")
-    if segment and size > segment:
-        size += (size - 1) // segment * _SEGMENT_HEADERS
+    if segment and size > _SEGMENT_HEADERS:
+        further = (size - _SEGMENT_HEADERS - 1) // segment
+        size += further * _SEGMENT_HEADERS
     return size

@@ -1,0 +1,209 @@
+"""``phantom-tun lab``: whole networks on this machine (docs/lab.md)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from phantom_tun.errors import PhantomError, UsageError
+from phantom_tun.lab import lifecycle
+from phantom_tun.lab.errors import LabFailed, LabUsageError
+from phantom_tun.lab.plan import plan_lab
+
+app = typer.Typer(
+    no_args_is_help=True, help="Whole anonymous networks in namespaces on this machine."
+)
+
+_FAILED, _MISUSED = 1, 2
+
+NameOption = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="Which lab; several can run at once.")
+]
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="n1, n2, …")]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0, metavar="SECONDS", help="How long nodes may take to become ready.")
+]
+
+DEFAULT_NAME = "lab"
+
+
+@app.command()
+def up(
+    *,
+    nodes: Annotated[int, typer.Option(metavar="N", help="How many nodes: n1 to nN.")],
+    exit_hops: Annotated[
+        int | None,
+        typer.Option(metavar="H", help="X-nodes in exit paths, 0 to 8. Unset: 3 if N allows it."),
+    ] = None,
+    entry_hops: Annotated[
+        int | None,
+        typer.Option(metavar="H", help="X-nodes in entry paths, 0 to 8. Unset: 3 if N allows it."),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Rate of every node's link, each way, as 100mbit."),
+    ] = None,
+    delay_ms: Annotated[
+        float, typer.Option(metavar="MS", help="One-way delay between any two nodes.")
+    ] = 0.0,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", metavar="D", help="Where the nodes' files go: empty, or to be made."),
+    ] = None,
+    name: NameOption = DEFAULT_NAME,
+    timeout: TimeoutOption = 120.0,
+    relay_only: Annotated[
+        int,
+        typer.Option(metavar="K", help="The last K nodes relay only: no interface, not root."),
+    ] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[NODE:]SECTION.KEY=VALUE",
+            help="A configuration setting of all nodes or of one, as n3:paths.exit_hops=0.",
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave a lab that didn't become ready as it is.")
+    ] = False,
+) -> None:
+    """Bring a lab up and wait until every node is ready and its paths stand."""
+    with _ending_in_order(), _clear_errors():
+        plan = plan_lab(
+            name=name,
+            nodes=nodes,
+            exit_hops=exit_hops,
+            entry_hops=entry_hops,
+            rate=rate,
+            delay_ms=delay_ms,
+            relay_only=relay_only,
+            settings=tuple(settings or ()),
+        )
+        wishes = lifecycle.Wishes(directory=directory, timeout=timeout, keep=keep)
+        lifecycle.up(plan, wishes, _report)
+    _report(f"lab {name!r} is ready: n1 to n{nodes}")
+
+
+@app.command()
+def status(
+    name: NameOption = DEFAULT_NAME,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show every node: its addresses, its state, where things are."""
+    with _clear_errors():
+        nodes = lifecycle.status(lifecycle.open_lab(name))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(nodes), indent=2) + b"\n")
+        return
+    table = Table("node", "state", "AP4", "AP6", "underlay", "pid", "roles", box=None)
+    for node in nodes:
+        pid = "" if node.pid is None else str(node.pid)
+        roles = ", ".join(node.roles)
+        table.add_row(
+            node.name, node.state, node.ap4 or "", node.ap6 or "", node.underlay, pid, roles
+        )
+    Console().print(table)
+
+
+@app.command(name="exec", context_settings={"ignore_unknown_options": True})
+def execute(
+    node: NodeArgument,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD …", help="What to run there.")],
+    name: NameOption = DEFAULT_NAME,
+) -> None:
+    """Run a command at a node, as `lab exec n1 -- curl http://…`; exits with its exit code."""
+    with _clear_errors():
+        prefix, environment = lifecycle.inside(lifecycle.open_lab(name), node)
+        # Python ignores it, and the command would inherit that.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.execvpe(prefix[0], [*prefix, *command], environment)  # noqa: S606 - that is its purpose
+
+
+@app.command()
+def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
+    """End a node's daemon at once (SIGKILL)."""
+    with _clear_errors():
+        lifecycle.kill_node(lifecycle.open_lab(name), node)
+
+
+@app.command()
+def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
+    """End a node's daemon in order (SIGTERM) and wait for it."""
+    with _clear_errors():
+        lifecycle.stop_node(lifecycle.open_lab(name), node)
+
+
+@app.command()
+def start(
+    node: NodeArgument, name: NameOption = DEFAULT_NAME, timeout: TimeoutOption = 120.0
+) -> None:
+    """Start a node that is down, with its old keys, and wait for it (--timeout 0: don't)."""
+    with _clear_errors():
+        lifecycle.start_node(lifecycle.open_lab(name), node, timeout, _report)
+
+
+@app.command()
+def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
+    """Freeze a node's daemon (SIGSTOP)."""
+    with _clear_errors():
+        lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGSTOP)
+
+
+@app.command()
+def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
+    """Let a frozen daemon go on (SIGCONT)."""
+    with _clear_errors():
+        lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGCONT)
+
+
+@app.command()
+def down(name: NameOption = DEFAULT_NAME) -> None:
+    """End a lab and remove everything of it, also after a crash."""
+    with _clear_errors():
+        if not lifecycle.down(name):
+            _report(f"there is no lab {name!r}: nothing to do")
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors of ours become one sentence and an exit code (docs/lab.md)."""
+    try:
+        yield
+    except (LabUsageError, LabFailed) as error:
+        _report(f"phantom-tun lab: {error}")
+        raise typer.Exit(error.exit_code) from None
+    except PhantomError as error:
+        _report(f"phantom-tun lab: {error}")
+        raise typer.Exit(_MISUSED if isinstance(error, UsageError) else _FAILED) from None
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Signals that end a process become exceptions, so that what was begun is undone."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

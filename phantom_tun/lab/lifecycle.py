@@ -1,0 +1,389 @@
+"""A lab from its beginning to its end, and what can be done to its nodes meanwhile.
+
+Everything that a lab makes is named in its record before it is made; :func:`remove` therefore
+works at any point, whoever calls it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from phantom_tun.lab import namespaces, provision, readiness, topology
+from phantom_tun.lab.errors import (
+    BadLabOption,
+    LabFailed,
+    NodeStateError,
+    NotPrivileged,
+    UnknownLab,
+)
+from phantom_tun.lab.plan import LabPlan, namespace_prefix, parse_name
+from phantom_tun.lab.processes import (
+    ProcessRef,
+    is_alive,
+    is_paused,
+    kill,
+    reference,
+    send_signal,
+    spawn,
+    wait_gone,
+)
+from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, default_root
+from phantom_tun.places import SOCKET_VARIABLE
+
+STOP_SECONDS = 30.0
+
+_TOOLS = ("ip", "tc", "nsenter", "setpriv")
+_NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+_FILES_OF_A_LAB = ("nodes", "netns", "network.toml", "switch.log", "switch.ready")
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """One node of ``lab status``."""
+
+    name: str
+    namespace: str
+    """Its name below ``/run/netns``; the whole path where it is held elsewhere."""
+    interface: str | None
+    ap4: str | None
+    ap6: str | None
+    underlay: str
+    underlay6: str
+    control_socket: str
+    state_dir: str
+    pid: int | None
+    """``None``: down."""
+    state: str
+    """down, paused, silent (no answer), or what the daemon says of itself."""
+    roles: tuple[str, ...]
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How :func:`up` shall go about it."""
+
+    directory: Path | None = None
+    """Where the nodes' files go; ``None``: beside the record."""
+    timeout: float = 120.0
+    keep: bool = False
+    """Leave a lab that didn't become ready for somebody to look at."""
+    daemon: tuple[str, ...] = provision.DAEMON
+
+
+def up(plan: LabPlan, wishes: Wishes, report: readiness.Report, root: Path | None = None) -> None:
+    """Bring a whole lab up; return when all nodes are ready. On any failure nothing is left.
+
+    :raises NotPrivileged: not root, or no ``/dev/net/tun``.
+    :raises DuplicateLab: the name is taken.
+    :raises NotReady: naming nodes and stages.
+    :raises LabFailed: a tool or the kernel refused.
+    :raises ConfigError: an override is no setting of a node.
+    """
+    store = LabStore(root or default_root(), plan.name)
+    directory = (wishes.directory or store.place).absolute()
+    provision.check_settings(plan, directory)
+    makes_directory = directory != store.place and _check_directory(directory)
+    check_machine()
+    with ExitStack() as undo, _everybody_may_read():
+        store.create()
+        undo.callback(remove, store)
+        with store.lock():
+            began = time.monotonic()
+            record = _build(plan, store, directory, makes_directory, wishes.daemon)
+            report(
+                f"{len(record.nodes)} namespaces joined in {time.monotonic() - began:.1f} s; "
+                f"waiting for {plan.exit_hops} + {plan.entry_hops} hops"
+            )
+            for node in record.nodes:
+                record = record.with_process(node.name, _launch(node))
+            store.write(record)
+        if wishes.keep:
+            undo.pop_all()
+        readiness.wait_ready(record.nodes, wishes.timeout, report)
+        undo.pop_all()
+
+
+def open_lab(name: str, root: Path | None = None) -> LabStore:
+    """The lab called ``name``, as later commands find it.
+
+    :raises UnknownLab: there is none.
+    """
+    return LabStore(root or default_root(), parse_name(name))
+
+
+def down(name: str, root: Path | None = None) -> bool:
+    """End a lab, whatever state it is in. ``False``: there was none of this name.
+
+    :raises LabFailed: another command is working on it, or a process would not die.
+    """
+    store = LabStore(root or default_root(), parse_name(name))
+    if not store.exists() and not _stray_holders(name):
+        return False
+    if not store.exists():
+        remove(store)
+        return True
+    with store.lock():
+        remove(store)
+    return True
+
+
+def remove(store: LabStore) -> None:
+    """Take away every process, namespace and file of a lab. Not to be interrupted.
+
+    :raises LabFailed: a process would not die.
+    """
+    with _signals_held_back():
+        try:
+            record = store.read()
+        except UnknownLab:  # crashed before or while the record was written
+            record = None
+        holders = _stray_holders(store.name)
+        recorded: list[ProcessRef] = []
+        if record is not None:
+            holders |= set(record.holders)
+            recorded = [node.process for node in record.nodes if node.process is not None]
+        found = [reference(pid) for pid in namespaces.processes_inside(holders)]
+        left = kill({*recorded, *(process for process in found if process is not None)})
+        for holder in holders:
+            namespaces.remove(holder)
+        directory = Path(record.directory) if record is not None else store.place
+        for name in _FILES_OF_A_LAB:
+            _delete(directory / name)
+        if record is not None and record.made_directory:
+            with suppress(OSError):  # somebody may have put something there
+                directory.rmdir()
+        store.forget()
+    if left:
+        raise LabFailed(f"processes would not die: {', '.join(str(p.pid) for p in left)}")
+
+
+def status(store: LabStore) -> list[NodeStatus]:
+    """How all nodes are right now.
+
+    :raises UnknownLab: there is no such lab.
+    """
+    with ThreadPoolExecutor(readiness.ASKED_AT_ONCE) as pool:
+        return list(pool.map(_node_status, store.read().nodes))
+
+
+def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
+    """What goes in front of a command to run it at a node, and the environment for it.
+
+    :raises UnknownNode: there is no such node.
+    """
+    node = store.read().node(name)
+    environment = dict(os.environ) | {SOCKET_VARIABLE: node.control_socket}
+    environment["PATH"] = f"{provision.PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return ["nsenter", f"--net={node.holder}", "--"], environment
+
+
+def kill_node(store: LabStore, name: str) -> None:
+    """SIGKILL, and wait until it is gone.
+
+    :raises NodeStateError: it is down already.
+    :raises LabFailed: it would not die.
+    """
+    with store.lock():
+        process = _running(store.read().node(name))
+        if kill([process]):
+            raise LabFailed(f"{name} would not die")
+
+
+def stop_node(store: LabStore, name: str, seconds: float = STOP_SECONDS) -> None:
+    """SIGTERM, and wait until it has shut down in order.
+
+    :raises NodeStateError: it is down already.
+    :raises LabFailed: it takes longer than ``seconds``.
+    """
+    with store.lock():
+        process = _running(store.read().node(name))
+        send_signal(process, signal.SIGTERM)
+        if wait_gone([process], seconds):
+            raise LabFailed(f"{name} has not stopped after {seconds:.0f} s; 'lab kill' ends it")
+
+
+def start_node(store: LabStore, name: str, timeout: float, report: readiness.Report) -> None:
+    """Start a node that is down, with the keys it had; return when it is ready (``timeout`` 0:
+    at once).
+
+    :raises NodeStateError: it is up.
+    :raises NotReady: it isn't ready in time; it is left as it is.
+    """
+    with store.lock():
+        record = store.read()
+        node = record.node(name)
+        if node.process is not None and is_alive(node.process):
+            raise NodeStateError(f"{name} is up already, as process {node.process.pid}")
+        record = record.with_process(name, _launch(node))
+        store.write(record)
+    if timeout:
+        readiness.wait_ready([record.node(name)], timeout, report)
+
+
+def signal_node(store: LabStore, name: str, number: signal.Signals) -> None:
+    """Send a signal (SIGSTOP, SIGCONT) to a daemon.
+
+    :raises NodeStateError: it is down.
+    """
+    with store.lock():
+        send_signal(_running(store.read().node(name)), number)
+
+
+def check_machine() -> None:
+    """May this process make a lab here?
+
+    :raises NotPrivileged: not root, or no ``/dev/net/tun``.
+    :raises LabFailed: a tool is missing.
+    """
+    effective = _effective_capabilities()
+    missing = [name for name, bit in _NEEDED_CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise NotPrivileged(
+            f"a lab needs root ({' and '.join(missing)}): use sudo, or try a user namespace: "
+            "unshare --user --map-root-user --net --mount phantom-tun lab up …"
+        )
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise NotPrivileged(f"/dev/net/tun can't be used here: {error.strerror}") from error
+    if absent := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        raise LabFailed(f"a lab needs {', '.join(absent)}: install iproute2 and util-linux")
+
+
+def _build(
+    plan: LabPlan, store: LabStore, directory: Path, makes_directory: bool, daemon: tuple[str, ...]
+) -> LabRecord:
+    """Everything but the daemons."""
+    at = namespaces.choose_directory(directory / "netns")
+    names = [plan.switch_namespace, *(plan.namespace(node) for node in plan.nodes)]
+    holders = {name: at / name for name in names}
+    if taken := [name for name, holder in holders.items() if holder.exists()]:
+        raise LabFailed(f"namespace {taken[0]} exists already, and is no part of a lab")
+    users = provision.choose_users(plan, directory.parent if makes_directory else directory)
+    nodes = []
+    for node in plan.nodes:
+        holder, files = holders[plan.namespace(node)], provision.node_files(directory, node)
+        command = provision.daemon_command(node, holder, files, users, daemon)
+        nodes.append(provision.node_record(plan, node, holder=holder, files=files, command=command))
+    record = LabRecord(
+        name=plan.name,
+        directory=str(directory),
+        made_directory=makes_directory,
+        exit_hops=plan.exit_hops,
+        entry_hops=plan.entry_hops,
+        switch_namespace=plan.switch_namespace,
+        switch_holder=str(holders[plan.switch_namespace]),
+        nodes=tuple(nodes),
+    )
+    store.write(record)
+    if makes_directory:
+        directory.mkdir()
+    provision.provision(plan, directory, users)
+    topology.build(plan, holders)
+    if plan.delay_ms:
+        topology.start_switch(plan, holders, directory)
+    topology.bring_up(plan, holders)
+    return record
+
+
+def _launch(node: NodeRecord) -> ProcessRef:
+    return spawn(node.command, provision.daemon_environment(), Path(node.log))
+
+
+def _check_directory(directory: Path) -> bool:
+    """Can this be the lab's directory? ``True``: the lab has to make it.
+
+    :raises BadLabOption: it exists and isn't empty, or there is nothing to make it in.
+    """
+    if not directory.exists():
+        if not directory.parent.is_dir():
+            raise BadLabOption(f"there is no directory {directory.parent} to make {directory} in")
+        return True
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise BadLabOption(f"{directory} is not an empty directory: choose another --dir")
+    return False
+
+
+def _stray_holders(name: str) -> set[Path]:
+    """Namespaces that bear the lab's name, recorded or not."""
+    return set(namespaces.SYSTEM_DIRECTORY.glob(f"{namespace_prefix(name)}*"))
+
+
+def _running(node: NodeRecord) -> ProcessRef:
+    if node.process is None or not is_alive(node.process):
+        raise NodeStateError(f"{node.name} is down; 'phantom-tun lab start {node.name}' starts it")
+    return node.process
+
+
+def _node_status(node: NodeRecord) -> NodeStatus:
+    process = node.process if node.process is not None and is_alive(node.process) else None
+    paused = process is not None and is_paused(process)
+    answer = readiness.ask(node) if process is not None and not paused else None
+    identity = answer.identities[0] if answer is not None and answer.identities else None
+    if process is None:
+        state = "down"
+    elif paused:
+        state = "paused"
+    else:
+        state = answer.state if answer is not None else "silent"
+    held = Path(node.holder).parent == namespaces.SYSTEM_DIRECTORY
+    return NodeStatus(
+        name=node.name,
+        namespace=node.namespace if held else node.holder,
+        interface=node.interface,
+        ap4=identity.ap4 if identity is not None else None,
+        ap6=identity.ap6 if identity is not None else None,
+        underlay=node.underlay,
+        underlay6=node.underlay6,
+        control_socket=node.control_socket,
+        state_dir=node.state_dir,
+        pid=process.pid if process is not None else None,
+        state=state,
+        roles=node.roles,
+        log=node.log,
+    )
+
+
+def _effective_capabilities() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _everybody_may_read() -> Iterator[None]:
+    """Nodes run as other users than we do; what is secret gets its own stricter mode."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Whoever interrupts twice must not leave half of it behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
