@@ -8,7 +8,6 @@ keeps a patient attacker from surrounding a storage key is the prefix limits, no
 from __future__ import annotations
 
 from phantom_tun.crypto.hashes import HASH_LEN, h
-from phantom_tun.errors import RecordRefused
 from phantom_tun.ids import NetworkId
 
 _NONCE_LEN = 8
@@ -17,20 +16,12 @@ _NONCE_LEN = 8
 def solve(network_id: NetworkId, identity: bytes, bits: int) -> int:
     """The smallest nonce that proves the work; takes 2^bits hashes on average."""
     nonce = 0
-    while not _proves(network_id, identity, bits, nonce):
+    while not proves(network_id, identity, bits, nonce):
         nonce += 1
     return nonce
 
 
-def check(network_id: NetworkId, identity: bytes, bits: int, nonce: int) -> None:
-    """Verify what :func:`solve` made.
-
-    :raises RecordRefused: it proves less work than ``bits``.
-    """
-    if not _proves(network_id, identity, bits, nonce):
-        raise RecordRefused("the proof of work is missing or too small")
-
-
-def _proves(network_id: NetworkId, identity: bytes, bits: int, nonce: int) -> bool:
+def proves(network_id: NetworkId, identity: bytes, bits: int, nonce: int) -> bool:
+    """Whether ``nonce`` stands for the work of ``bits`` bits."""
     digest = h("node pow", network_id, identity, nonce.to_bytes(_NONCE_LEN, "big"))
     return int.from_bytes(digest, "big") >> (8 * HASH_LEN - bits) == 0

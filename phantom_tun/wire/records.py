@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, ClassVar, TypeVar, cast
 
@@ -78,6 +80,33 @@ class NodeAddress(msgspec.Struct, frozen=True, array_like=True):
     def of(cls, address: IpAddress, port: int) -> NodeAddress:
         """The wire form of an address and a port."""
         return cls(address.packed, port)
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Which parts of the Internet a node sits in. Private and loopback addresses stand for
+    themselves, port included: where they are in use a prefix says nothing about who pays."""
+
+    narrow: frozenset[bytes]
+    """/24 of IPv4, /48 of IPv6."""
+    wide: frozenset[bytes]
+    """/16 of IPv4, /32 of IPv6."""
+
+    @classmethod
+    def of(cls, addresses: Iterable[NodeAddress]) -> Networks:
+        """The networks of some addresses."""
+        narrow, wide = set(), set()
+        for address in addresses:
+            packed = address.packed
+            if address.ip.is_private:
+                whole = packed + address.port.to_bytes(2, "big")
+                narrow.add(whole)
+                wide.add(whole)
+            else:
+                four = len(packed) == 4
+                narrow.add(packed[: 3 if four else 6])
+                wide.add(packed[: 2 if four else 4])
+        return cls(frozenset(narrow), frozenset(wide))
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, dict=True):
@@ -163,6 +192,11 @@ class NodeRecord(Record, frozen=True, array_like=True, dict=True):
     def ips(self) -> tuple[IpAddress, ...]:
         """Its addresses without ports, in order of preference."""
         return tuple(address.ip for address in self.addresses)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks its addresses are in, for rules about diversity."""
+        return Networks.of(self.addresses)
 
     def ref(self, version: int | None = None) -> NodeRef:
         """How to dial it: at its first address of IP ``version``, else at its first address."""

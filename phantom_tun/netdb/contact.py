@@ -1,0 +1,62 @@
+"""What a node remembers of another one, and distances between ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phantom_tun.ids import NodeId
+from phantom_tun.wire.records import NodeRecord
+
+FIRST_RETRY = 1.0
+"""Seconds after a failure until a node is tried again; three times as long after each further
+failure."""
+LAST_RETRY = 600.0
+_RETRY_FACTOR = 3.0
+
+
+def position(identifier: bytes) -> int:
+    """Where a node id, storage key or target lies; the distance of two is the XOR."""
+    return int.from_bytes(identifier, "big")
+
+
+@dataclass(slots=True, eq=False)
+class Contact:
+    """A node that proved at least once that it is there, or that others vouched for."""
+
+    record: NodeRecord
+    position: int
+    last_ok: float
+    """When it last proved that it is there, or was last vouched for."""
+    path_key: bytes | None = None
+    """Its path-building key (1,216 bytes), if we ever got it."""
+    path_key_until: float = 0.0
+    failures: int = 0
+    """In a row."""
+    retry_at: float = 0.0
+    """When to try again, if ``failures``."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """Its id."""
+        return self.record.node_id
+
+    def renew(self, record: NodeRecord) -> None:
+        """Take a newer record of the same node; it may be back, so it may be tried at once."""
+        if record.created > self.record.created:
+            self.record = record
+            self.retry_at = 0.0
+
+    def succeeded(self, now: float) -> None:
+        """It proved that it is there."""
+        self.last_ok = now
+        self.failures = 0
+
+    def failed(self, now: float) -> None:
+        """It didn't answer."""
+        self.failures += 1
+        pause = FIRST_RETRY * _RETRY_FACTOR ** min(self.failures - 1, 10)
+        self.retry_at = now + min(pause, LAST_RETRY)
+
+    def usable(self, now: float) -> bool:
+        """Whether it can be named to others and asked: nothing is known against it."""
+        return not self.failures and now < self.record.expires

@@ -1,0 +1,95 @@
+"""The routing table: who is how far from us (docs/spec/netdb.md, "Routing table").
+
+One bucket per distance class, k contacts each, a few per prefix. Only nodes that proved that they
+are there come in; a living contact is never displaced, so nobody can push others out by shouting.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from phantom_tun.ids import NodeId
+from phantom_tun.netdb.contact import Contact, position
+from phantom_tun.netdb.prefixes import PrefixCounter, PrefixLimits
+
+K = 20
+"""Bucket size, and how many of the closest nodes store a record."""
+DISPLACEABLE_AFTER = 2
+"""Failures in a row after which a newcomer may take a contact's place."""
+
+
+class RoutingTable:
+    """Contacts by distance from ``own_id``."""
+
+    __slots__ = ("_buckets", "_limits", "_own", "_size")
+
+    def __init__(self, own_id: NodeId, limits: PrefixLimits | None = None) -> None:
+        self._own = position(own_id)
+        self._limits = limits or PrefixLimits()
+        self._buckets: dict[int, list[Contact]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Contact]:
+        for bucket in self._buckets.values():
+            yield from bucket
+
+    def __contains__(self, contact: Contact) -> bool:
+        return contact in self._buckets.get(self.bucket_of(contact.position), ())
+
+    def bucket_of(self, place: int) -> int:
+        """The distance class of a position: 255 for the far half of the network, -1 for our own."""
+        return (self._own ^ place).bit_length() - 1
+
+    def depth(self) -> int:
+        """The nearest distance class that holds anybody, 256 if none."""
+        return min((index for index, bucket in self._buckets.items() if bucket), default=256)
+
+    def insert(self, contact: Contact) -> Contact | None:
+        """Take ``contact`` in, if there is room; it must be dialable and have answered.
+
+        Returns whoever is not in the table after that: None if nobody had to stay out, a dead
+        contact that lost its place, or ``contact`` itself.
+        """
+        index = self.bucket_of(contact.position)
+        if index < 0:
+            return contact
+        bucket = self._buckets.setdefault(index, [])
+        if contact in bucket:
+            return None
+        loser = None
+        if len(bucket) >= K:
+            loser = max(bucket, key=lambda member: member.failures)
+            if loser.failures < DISPLACEABLE_AFTER:
+                return contact
+        counter = PrefixCounter(self._limits)
+        for member in bucket:
+            if member is not loser:
+                counter.add(member.record)
+        if not counter.allows(contact.record):
+            return contact
+        if loser is not None:
+            self.remove(loser)
+        bucket.append(contact)
+        self._size += 1
+        return loser
+
+    def remove(self, contact: Contact) -> None:
+        """Forget ``contact``, if it is here."""
+        bucket = self._buckets.get(self.bucket_of(contact.position), [])
+        if contact in bucket:
+            bucket.remove(contact)
+            self._size -= 1
+
+    def closest(self, target: int, count: int, now: float) -> list[Contact]:
+        """The ``count`` usable contacts closest to a position, closest first."""
+        usable = (contact for contact in self if contact.usable(now))
+        return heapq.nsmallest(count, usable, key=lambda contact: contact.position ^ target)
+
+    def closer_than_us(self, target: int, now: float) -> int:
+        """How many usable contacts are closer to a position than we are."""
+        own = self._own ^ target
+        return sum(contact.position ^ target < own for contact in self if contact.usable(now))
