@@ -8,6 +8,7 @@ keeps a patient attacker from surrounding a storage key is the prefix limits, no
 from __future__ import annotations
 
 from phantom_tun.crypto.hashes import HASH_LEN, h
+from phantom_tun.errors import RecordRefused
 from phantom_tun.ids import NetworkId
 
 _NONCE_LEN = 8
@@ -19,6 +20,15 @@ def solve(network_id: NetworkId, identity: bytes, bits: int) -> int:
     while not proves(network_id, identity, bits, nonce):
         nonce += 1
     return nonce
+
+
+def check(network_id: NetworkId, identity: bytes, bits: int, nonce: int) -> None:
+    """Verify what :func:`solve` made.
+
+    :raises RecordRefused: it proves less work than ``bits``.
+    """
+    if not proves(network_id, identity, bits, nonce):
+        raise RecordRefused("the proof of work is missing or too small")
 
 
 def proves(network_id: NetworkId, identity: bytes, bits: int, nonce: int) -> bool:
