@@ -117,7 +117,9 @@ class NatTable:
             return
         del self._by_application[binding.application]
         for key in (binding.application, binding.socket):
-            self.lingering[key] = self.rewrites.pop(key)
+            # In this order: who looks into both tables, one after the other, finds it.
+            self.lingering[key] = self.rewrites[key]
+            del self.rewrites[key]
         self._lingering_by_application[binding.application] = binding
         self._released.append(_Lingering(binding, now + self._linger))
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 
+from phantom_tun.packet.checksum import Buffer
 from phantom_tun.packet.header import FRAGMENT_MASK, HEADER4, HEADER6, Protocol
 from phantom_tun.packet.nat import Rewrite
 
 TCP_HEADER = 20
+SHORTEST_BUFFER = HEADER6 + TCP_HEADER
+"""Room a translator needs, however short the packet in it."""
 
 # fragment field, protocol, header checksum, flow key, TCP checksum
 _READ4 = struct.Struct("!6xHxBH12s12xH").unpack_from
@@ -25,6 +28,10 @@ _SUM4_AT = 10
 _TCP_SUM4_AT = HEADER4 + 16
 _KEY6_AT = 8
 _TCP_SUM6_AT = HEADER6 + 16
+_FLAGS4_AT = HEADER4 + 13
+_FLAGS6_AT = HEADER6 + 13
+_SYN_ACK_RST_FIN = 0x17
+_SYN = 0x02
 
 Translator = Callable[[bytearray, int], bool]
 """Takes a buffer and the length of the packet at its start; true if the packet was rewritten."""
@@ -33,7 +40,7 @@ Translator = Callable[[bytearray, int], bool]
 def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
     """A function that rewrites TCP packets whose flow is in ``rewrites``, which may change
     meanwhile; every other packet is left alone. Never raises, whatever is in the buffer, which must
-    have room for 60 bytes.
+    have room for :data:`SHORTEST_BUFFER` bytes.
     """
     find = rewrites.get
     tcp = int(Protocol.TCP)
@@ -71,3 +78,9 @@ def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
         return False
 
     return translate
+
+
+def is_syn(packet: Buffer) -> bool:
+    """Whether a packet that a translator rewrote asks for a new connection."""
+    at = _FLAGS4_AT if packet[0] >> 4 == 4 else _FLAGS6_AT
+    return packet[at] & _SYN_ACK_RST_FIN == _SYN
