@@ -57,14 +57,14 @@ async def dispatch(
     backend: ControlBackend,
     *,
     report: Callable[[Answer], Awaitable[None]],
-    stop: Callable[[], None],
 ) -> Answer | tuple[Answer, ...]:
-    """Let ``backend`` answer ``request``; events go through ``report``, a shutdown to ``stop``.
+    """Let ``backend`` answer ``request``; events go through ``report``. A shutdown is not the
+    backend's: it is only acknowledged here.
 
     :raises ControlError: every error of this package, with its code.
     """
     try:
-        return await _answer(request, backend, report, stop)
+        return await _answer(request, backend, report)
     except ControlError:
         raise
     except PhantomError as error:
@@ -80,7 +80,6 @@ async def _answer(
     request: AnyRequest,
     backend: ControlBackend,
     report: Callable[[Answer], Awaitable[None]],
-    stop: Callable[[], None],
 ) -> Answer | tuple[Answer, ...]:
     match request:
         case GetStatus():
@@ -126,7 +125,6 @@ async def _answer(
         case Why(address, port):
             return await backend.why(parse_address(address), port, report)
         case Shutdown():
-            stop()
             return Done()
 
 

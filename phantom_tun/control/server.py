@@ -24,6 +24,7 @@ from phantom_tun.control.schema import (
     MAX_REQUEST_BYTES,
     AnyRequest,
     ControlError,
+    Shutdown,
     decode_request,
     encode_event,
     encode_failure,
@@ -80,12 +81,23 @@ class ControlServer:
         try:
             self._admit(stream)
             request = decode_request(await _receive_line(stream))
-            last = await self._dispatch(request, stream)
         except ControlError as error:
-            self._counters["refused"] += 1
-            last = encode_failure(error)
-        if last is not None:
-            await _send(stream, last)
+            await self._refuse(stream, error)
+            return
+        try:
+            last = await self._dispatch(request, stream)
+            if last is not None:
+                await _send(stream, last)
+        except ControlError as error:
+            await self._refuse(stream, error)
+        finally:
+            # Only now, so that the acknowledgement still goes out.
+            if isinstance(request, Shutdown):
+                self.stop()
+
+    async def _refuse(self, stream: trio.SocketStream, error: ControlError) -> None:
+        self._counters["refused"] += 1
+        await _send(stream, encode_failure(error))
 
     def _admit(self, stream: trio.SocketStream) -> None:
         _pid, uid, gid = peer_credentials(stream.socket)
@@ -121,7 +133,7 @@ class ControlServer:
             nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
             try:
                 with trio.fail_after(_deadline(request)):
-                    answer = await dispatch(request, self.backend, report=report, stop=self.stop)
+                    answer = await dispatch(request, self.backend, report=report)
                 last = encode_result(answer)
             except trio.TooSlowError:
                 failure = ControlError(

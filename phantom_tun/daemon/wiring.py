@@ -1,0 +1,58 @@
+"""The one place where the daemon learns what a node and its interface are made of."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import trio
+
+from phantom_tun.config import Config
+from phantom_tun.control.backend import ControlBackend
+from phantom_tun.profile import Profile
+from phantom_tun.tun.device import open_tun
+from phantom_tun.tun.interface import Interface
+from phantom_tun.tun.settings import InterfaceConfig, Timeouts
+
+
+class DaemonNode(Protocol):
+    """What the daemon needs of a node."""
+
+    @property
+    def backend(self) -> ControlBackend:
+        """Answers the control socket; usable before and while :meth:`run` runs."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Be a node until cancelled, then stop in order; started means READY: the address is up
+        and the network database joined."""
+        ...
+
+
+NodeFactory = Callable[[Config, Profile, list[socket.socket], Interface | None], DaemonNode]
+InterfaceOpener = Callable[[Config, Profile], Interface]
+
+
+def open_interface(config: Config, profile: Profile) -> Interface:
+    """Make the network interface while there is privilege to do so; it has no address yet.
+
+    :raises UsageError: no permission, no TUN support or the name is taken; says what to do.
+    """
+    settings = InterfaceConfig(
+        name=config.interface.name,
+        mtu=config.interface.mtu,
+        ap4=profile.ap4,
+        ap6=profile.ap6,
+        timeouts=Timeouts(udp_idle=config.interface.udp_idle_s),
+    )
+    return Interface(settings, open_tun(settings.name))
+
+
+def make_node(
+    config: Config, profile: Profile, listeners: list[socket.socket], interface: Interface | None
+) -> DaemonNode:
+    """The node of this package."""
+    factory = cast(NodeFactory, importlib.import_module("phantom_tun.node").Node)
+    return factory(config, profile, listeners, interface)
