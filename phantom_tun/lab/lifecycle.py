@@ -21,6 +21,7 @@ import msgspec
 from phantom_tun.lab import namespaces, provision, readiness, topology
 from phantom_tun.lab.errors import (
     BadLabOption,
+    DuplicateLab,
     LabFailed,
     NodeStateError,
     NotPrivileged,
@@ -95,6 +96,11 @@ def up(plan: LabPlan, wishes: Wishes, report: readiness.Report, root: Path | Non
     provision.check_settings(plan, directory)
     makes_directory = directory != store.place and _check_directory(directory)
     check_machine()
+    if _stray_holders(plan.name) and not store.exists():
+        raise DuplicateLab(
+            f"namespaces of a lab {plan.name!r} are left over: "
+            f"'phantom-tun lab down --name {plan.name}' removes them"
+        )
     with ExitStack() as undo, _everybody_may_read():
         store.create()
         undo.callback(remove, store)
@@ -268,8 +274,6 @@ def _build(
     at = namespaces.choose_directory(directory / "netns")
     names = [plan.switch_namespace, *(plan.namespace(node) for node in plan.nodes)]
     holders = {name: at / name for name in names}
-    if taken := [name for name, holder in holders.items() if holder.exists()]:
-        raise LabFailed(f"namespace {taken[0]} exists already, and is no part of a lab")
     users = provision.choose_users(plan, directory.parent if makes_directory else directory)
     nodes = []
     for node in plan.nodes:

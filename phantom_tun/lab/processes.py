@@ -11,10 +11,12 @@ import select
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+
+_children: set[int] = set()
+"""What this very process started and has to reap. All others are somebody else's to reap."""
 
 
 class ProcessRef(msgspec.Struct, frozen=True):
@@ -43,6 +45,7 @@ def spawn(argv: Sequence[str], environment: Mapping[str, str], log: Path) -> Pro
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
     )
+    _children.add(pid)
     found = reference(pid)
     # Not reaped yet, so even a process that died at once is still in /proc.
     assert found is not None  # noqa: S101 - says that to the type checker
@@ -108,8 +111,8 @@ def _wait_one(process: ProcessRef, deadline: float) -> None:
             poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
     finally:
         os.close(fd)
-    with suppress(ChildProcessError):  # ours only if this very process started it
-        os.waitpid(process.pid, os.WNOHANG)
+    if process.pid in _children and os.waitpid(process.pid, os.WNOHANG)[0]:
+        _children.discard(process.pid)
 
 
 def _state(process: ProcessRef) -> str:

@@ -1,0 +1,59 @@
+"""A lab of an ordinary user: root only in a user namespace, and ``/run`` belongs to others."""
+
+from __future__ import annotations
+
+import subprocess
+from shlex import join
+
+import pytest
+from conftest import cli_with_stubs, two_nodes
+
+from phantom_tun.lab import provision
+
+pytestmark = pytest.mark.netns
+
+USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+
+
+@pytest.mark.parametrize("delay", [[], ["--delay-ms", "1"]])
+def test_whole_life_in_a_user_namespace(lab_name: str, delay: list[str]) -> None:
+    lab = join(cli_with_stubs("ready"))
+    script = f"""
+        set -e
+        mount -t tmpfs -o ro tmpfs /run
+        {lab} {join([*two_nodes(lab_name), *delay])}
+        {lab} status --name {lab_name} --json
+        {lab} exec --name {lab_name} n1 -- ping -c 1 -W 2 10.2.0.1
+        {lab} down --name {lab_name}
+        ls /tmp | grep phantom-tun-lab && exit 9
+        ls /proc/[0-9]*/exe -l 2>/dev/null | grep {lab_name} && exit 9
+        echo all gone
+    """
+    done = subprocess.run(
+        [*USER_NAMESPACE, "--pid", "--fork", "--mount-proc", "sh", "-c", script],
+        env={**provision.daemon_environment(), "XDG_RUNTIME_DIR": "", "TMPDIR": "/tmp"},  # noqa: S108
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    if "unshare: " in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert '"namespace": "/tmp/phantom-tun-lab-0/' in done.stdout
+    assert " 0% packet loss" in done.stdout
+    assert done.stdout.endswith("all gone\n")
+
+
+def test_relay_only_nodes_need_an_ordinary_user(lab_name: str) -> None:
+    command = [*cli_with_stubs("ready"), *two_nodes(lab_name), "--relay-only", "1"]
+    done = subprocess.run(
+        [*USER_NAMESPACE, *command],
+        env=provision.daemon_environment(),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    if "unshare: " in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 47
+    assert "relay-only nodes run as uid 65534" in done.stderr
