@@ -29,6 +29,7 @@ class Contact:
     """When it last proved that it is there, or was last vouched for."""
     path_key: bytes | None = None
     """Its path-building key (1,216 bytes), if we ever got it."""
+    path_key_digest: bytes = b""
     path_key_until: float = 0.0
     failures: int = 0
     """In a row."""
@@ -45,6 +46,18 @@ class Contact:
         if record.created > self.record.created:
             self.record = record
             self.retry_at = 0.0
+
+    @property
+    def key_is_current(self) -> bool:
+        """Whether we have the path key that its newest record names."""
+        return self.path_key_digest == self.record.path_key_digest
+
+    def give_key(self, record: NodeRecord, path_key: bytes) -> None:
+        """Remember the path key that came beside ``record`` (and matches it)."""
+        if self.path_key is None or record.created >= self.record.created:
+            self.path_key = path_key
+            self.path_key_digest = record.path_key_digest
+            self.path_key_until = record.path_key_until
 
     def succeeded(self, now: float) -> None:
         """It proved that it is there."""

@@ -68,6 +68,8 @@ class Circumstances(Generic[_R]):
     """Most of the nodes that should hold the record say that they do."""
     path_key: bytes | None = None
     """What came beside a node record."""
+    public: bool = False
+    """This node has a public address itself."""
     responsible: bool = True
     """This node is among the storers of one of the record's addresses."""
     lease_free: bool = True
@@ -188,6 +190,11 @@ def _same_network(left: IpAddress, right: IpAddress) -> bool:
     return left.version == right.version and int(left) >> shift == int(right) >> shift
 
 
+def _reachable_from_here(record: NodeRecord, circumstances: Circumstances[NodeRecord]) -> bool:
+    # Or strangers could have us dial whatever stands in the networks around us.
+    return not circumstances.public or any(ip.is_global for ip in record.ips)
+
+
 def _has_its_path_key(record: NodeRecord, circumstances: Circumstances[NodeRecord]) -> bool:
     key = circumstances.path_key
     return key is not None and path_key_digest(key) == record.path_key_digest
@@ -227,6 +234,11 @@ NODE_TABLE: Table[NodeRecord] = Table(
         AcceptanceRule(Refusal.EXPIRED, "has not expired", _not_expired),
         AcceptanceRule(
             Refusal.FROM_THE_FUTURE, "was created at most 5 minutes ahead", _not_from_the_future
+        ),
+        AcceptanceRule(
+            Refusal.ADDRESS,
+            "has a public address, if this node has one",
+            _reachable_from_here,
         ),
     ),
 )

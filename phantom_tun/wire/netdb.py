@@ -79,7 +79,14 @@ PathKey = Annotated[bytes, msgspec.Meta(min_length=PATH_KEY_LEN, max_length=PATH
 Routes = Annotated[tuple[RouteBytes, ...], msgspec.Meta(max_length=MAX_ROUTES)]
 Nodes = Annotated[tuple[NodeBytes, ...], msgspec.Meta(max_length=MAX_NODES)]
 PackedAddress = Annotated[bytes, msgspec.Meta(min_length=4, max_length=16)]
+MaybeBytes32 = Annotated[bytes, msgspec.Meta(max_length=32)]
+"""32 bytes or none."""
 SmallCount = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+
+
+def _check_maybe(value: bytes) -> None:
+    if len(value) not in {0, 32}:
+        raise ValueError("must have 32 bytes or none")
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -184,8 +191,11 @@ class Stored(Message, frozen=True, array_like=True, tag=102):
 
     refusal: Annotated[int, msgspec.Meta(ge=0, le=int(max(Refusal)))]
     """:attr:`Refusal.NONE` if it holds them now."""
-    lease_holder: Annotated[bytes, msgspec.Meta(max_length=32)]
+    lease_holder: MaybeBytes32
     """AP key for which it holds the claimed AP4 address; empty if it isn't a storer of it."""
+
+    def __post_init__(self) -> None:
+        _check_maybe(self.lease_holder)
 
 
 class KeyedNode(Message, frozen=True, array_like=True, tag=103):
@@ -198,13 +208,21 @@ class KeyedNode(Message, frozen=True, array_like=True, tag=103):
 class Held(Message, frozen=True, array_like=True, tag=104):
     """What a storer holds for an address; all empty if nothing."""
 
-    public_key: Annotated[bytes, msgspec.Meta(max_length=32)]
+    public_key: MaybeBytes32
     sequence: Counter
-    digest: Annotated[bytes, msgspec.Meta(max_length=32)]
-    """Of the key record."""
+    digest: MaybeBytes32
+    """Of the key record; empty if only routes are held."""
     key_record: Annotated[bytes, msgspec.Meta(max_length=MAX_AP_KEY_RECORD_LEN)]
     """Empty if only the digest was asked for."""
     routes: Routes
+
+    def __post_init__(self) -> None:
+        _check_maybe(self.public_key)
+        _check_maybe(self.digest)
+        if not self.public_key and (self.digest or self.key_record or self.routes):
+            raise ValueError("records are held for a key")
+        if self.key_record and not self.digest:
+            raise ValueError("a key record has a digest")
 
 
 class CloserNodes(Message, frozen=True, array_like=True, tag=105):
@@ -241,9 +259,12 @@ class WriteReport(Message, frozen=True, array_like=True, tag=107):
     stored: SmallCount
     refusal: Annotated[int, msgspec.Meta(ge=0, le=int(max(Refusal)))]
     """The most frequent reason of those that refused."""
-    lease_holder: Annotated[bytes, msgspec.Meta(max_length=32)]
+    lease_holder: MaybeBytes32
     """AP key for which most storers hold the claimed AP4 address; empty if none was claimed or
     nobody answered. Another key than one's own: the claim is lost."""
+
+    def __post_init__(self) -> None:
+        _check_maybe(self.lease_holder)
 
 
 Answer = Registered | Stored | KeyedNode | Held | CloserNodes | Resolution | WriteReport

@@ -1,0 +1,152 @@
+"""Asking other nodes: typed netdb calls over links (docs/spec/netdb.md, "Calls").
+
+Every call teaches the book something: an answer that makes sense is a sign of life, anything else
+is a failure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from phantom_tun.clock import Clock
+from phantom_tun.errors import DeadlineExpired, PeerError, ProtocolViolation, WorldError
+from phantom_tun.netdb.book import NodeBook
+from phantom_tun.netdb.rules import NODE_TABLE, Circumstances, RuleBroken
+from phantom_tun.netdb.server import OwnNode, expect
+from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.wire.netdb import (
+    Answer,
+    Call,
+    CloserNodes,
+    ClosestNodes,
+    KeyedNode,
+    RandomNodes,
+    Registered,
+    RegisterNode,
+    decode_answer,
+)
+from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.records import NodeRecord, path_key_digest
+
+CALL_DEADLINE = 5.0
+"""Seconds until a node that doesn't answer counts as gone."""
+
+Transport = Callable[[NodeRef, bytes], Awaitable[bytes]]
+"""Carries one call to a node and brings the answer; ``Links.call``."""
+
+_A = TypeVar("_A", bound=Answer)
+
+
+class NodeCalls:
+    """Calls to other nodes on behalf of one node."""
+
+    def __init__(
+        self, transport: Transport, book: NodeBook, verifier: Verifier, clock: Clock
+    ) -> None:
+        self._transport = transport
+        self._book = book
+        self._verifier = verifier
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+
+    async def ask(
+        self, ref: NodeRef, call: Call, kind: type[_A], deadline: float = CALL_DEADLINE
+    ) -> _A:
+        """One call; ``kind`` is the answer it must have.
+
+        :raises WorldError: no answer.
+        :raises PeerError: an answer that makes no sense.
+        """
+        self._counts["calls_sent"] += 1
+        try:
+            with trio.fail_after(deadline):
+                answer = await self._transport(ref, call.encode())
+            found = expect(decode_answer(answer), kind)
+        except trio.TooSlowError as error:
+            self.distrust(ref)
+            raise DeadlineExpired("a node did not answer in time") from error
+        except (WorldError, PeerError):
+            self.distrust(ref)
+            raise
+        self._book.succeeded(ref.node_id, self._clock.now())
+        return found
+
+    def distrust(self, ref: NodeRef) -> None:
+        """``ref`` failed us, in whatever way."""
+        self._counts["calls_failed"] += 1
+        self._book.failed(ref.node_id, self._clock.now())
+
+    async def closest_nodes(self, record: NodeRecord, target: bytes) -> list[NodeRecord]:
+        """Ask a node whom it knows close to ``target``. It counts as met.
+
+        :raises WorldError: no answer.
+        :raises PeerError: an answer that makes no sense, or a record in it that isn't genuine.
+        """
+        ref = record.ref()
+        answer = await self.ask(ref, ClosestNodes(target), CloserNodes)
+        nodes = self._genuine(ref, answer.nodes)
+        self._book.met(record, self._clock.now())
+        return nodes
+
+    async def register(self, ref: NodeRef, own: OwnNode) -> list[NodeRecord]:
+        """Introduce ourselves; the other side does the same and counts as met. Returns nodes close
+        to us that it names.
+
+        :raises WorldError: no answer.
+        :raises PeerError: an answer that makes no sense, or the node isn't ``ref``.
+        """
+        call = RegisterNode(own.record.encoded, own.path_key)
+        answer = await self.ask(ref, call, Registered)
+        nodes = self._genuine(ref, answer.nodes)
+        record = self._keyed(ref, answer.record, answer.path_key)
+        if record.node_id != ref.node_id or record.cert_hash != ref.cert_hash:
+            self.distrust(ref)
+            raise ProtocolViolation("a node introduces itself as another one")
+        self._book.met(record, self._clock.now(), answer.path_key)
+        if answer.refusal:
+            self._counts["registrations_refused"] += 1
+        return nodes
+
+    async def random_node(self, ref: NodeRef, near: bytes) -> tuple[NodeRecord, bytes]:
+        """The node closest to ``near``, and its path key, as one node says.
+
+        :raises WorldError: no answer.
+        :raises PeerError: an answer that makes no sense.
+        """
+        answer = await self.ask(ref, RandomNodes(near), KeyedNode)
+        return self._keyed(ref, answer.record, answer.path_key), answer.path_key
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for people."""
+        return dict(self._counts)
+
+    def _genuine(self, ref: NodeRef, encoded: tuple[bytes, ...]) -> list[NodeRecord]:
+        now = self._clock.now()
+        try:
+            records = self._verifier.nodes(encoded)
+        except PeerError:
+            self.distrust(ref)
+            raise
+        return [record for record in records if self._acceptable(record, now)]
+
+    def _keyed(self, ref: NodeRef, encoded: bytes, path_key: bytes) -> NodeRecord:
+        try:
+            record = self._verifier.node(encoded)
+            NODE_TABLE.check_acceptance(record, Circumstances(self._clock.now()))
+            if path_key_digest(path_key) != record.path_key_digest:
+                raise ProtocolViolation("a path key comes beside a record that names another")
+        except PeerError:
+            self.distrust(ref)
+            raise
+        return record
+
+    def _acceptable(self, record: NodeRecord, now: float) -> bool:
+        try:
+            NODE_TABLE.check_acceptance(record, Circumstances(now))
+        except RuleBroken:
+            return False
+        return True

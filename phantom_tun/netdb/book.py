@@ -1,0 +1,213 @@
+"""Everybody this node knows (docs/spec/netdb.md, "Known nodes").
+
+The routing table holds those that keep the network together; contacts with a path key are the
+candidates for paths. Path members come from here and from nowhere else, so no question that we ask
+shows whom we choose.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from phantom_tun.clock import HOUR, MINUTE, Rng
+from phantom_tun.ids import NodeId
+from phantom_tun.netdb.contact import Contact, position
+from phantom_tun.netdb.prefixes import PrefixLimits
+from phantom_tun.netdb.table import K, RoutingTable
+from phantom_tun.wire.records import NodeRecord
+
+MAX_KEYED = 2_048
+"""Contacts with a path key, at about 2 KB each."""
+CANDIDATE_FOR = 3 * HOUR
+"""How long after the last sign of life a node is a candidate."""
+KEY_MARGIN = MINUTE
+"""A path key is used no later than this before it ends."""
+GIVE_UP_AFTER = 10
+"""Failures in a row (over an hour of them) after which a contact is forgotten."""
+STORER_SLACK = K // 2
+"""We hold a record even if this many more than k nodes seem closer: no two nodes know quite the
+same ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that can be asked to take part in a path."""
+
+    record: NodeRecord
+    path_key: bytes
+    """1,216 bytes, HPKE public key."""
+
+
+class NodeBook:
+    """All contacts of one node."""
+
+    def __init__(
+        self,
+        own_id: NodeId,
+        rng: Rng,
+        *,
+        limits: PrefixLimits | None = None,
+        max_keyed: int = MAX_KEYED,
+    ) -> None:
+        self._own_id = own_id
+        self._own_position = position(own_id)
+        self._rng = rng
+        self._max_keyed = max_keyed
+        self._contacts: dict[NodeId, Contact] = {}
+        self._keyed = 0
+        self.table = RoutingTable(own_id, limits)
+
+    def __len__(self) -> int:
+        return len(self._contacts)
+
+    def __iter__(self) -> Iterator[Contact]:
+        return iter(self._contacts.values())
+
+    def get(self, node_id: NodeId) -> Contact | None:
+        """What we remember of a node."""
+        return self._contacts.get(node_id)
+
+    def heard(self, record: NodeRecord) -> bool:
+        """Somebody named a node. Returns whether it is one that we don't know."""
+        contact = self._contacts.get(record.node_id)
+        if contact is not None:
+            contact.renew(record)
+        return contact is None and record.node_id != self._own_id
+
+    def met(self, record: NodeRecord, now: float, path_key: bytes | None = None) -> None:
+        """A node proved that it is there, perhaps with the ``path_key`` that its record names."""
+        contact = self._learn(record, now, path_key)
+        if contact is None:
+            return
+        contact.succeeded(now)
+        left_out = self.table.insert(contact) if record.dialable else contact
+        if left_out is not None and left_out.path_key is None:
+            self._forget(left_out)
+
+    def vouched(self, record: NodeRecord, now: float, path_key: bytes | None = None) -> None:
+        """Several nodes that should know say that a node is there. That makes it a candidate, not
+        a contact of the routing table."""
+        contact = self._learn(record, now, path_key)
+        if contact is None:
+            return
+        if contact.path_key is None and contact not in self.table:
+            self._forget(contact)
+        elif not contact.failures:
+            contact.last_ok = max(contact.last_ok, now)
+
+    def succeeded(self, node_id: NodeId, now: float) -> None:
+        """A node answered."""
+        contact = self._contacts.get(node_id)
+        if contact is not None:
+            contact.succeeded(now)
+
+    def failed(self, node_id: NodeId, now: float) -> None:
+        """A node didn't answer, or not sensibly. It is named to nobody and chosen for nothing until
+        it proves that it is there."""
+        contact = self._contacts.get(node_id)
+        if contact is not None:
+            contact.failed(now)
+
+    def expire(self, now: float) -> None:
+        """Forget records that ran out and nodes that are gone for good."""
+        for contact in list(self):
+            if contact.record.expires <= now or contact.failures >= GIVE_UP_AFTER:
+                self.table.remove(contact)
+                self._forget(contact)
+
+    def closest(self, target: bytes, count: int, now: float) -> list[NodeRecord]:
+        """The usable nodes of the routing table that are closest to ``target``, closest first."""
+        return [contact.record for contact in self.table.closest(position(target), count, now)]
+
+    def is_storer(self, key: bytes, now: float) -> bool:
+        """Whether this node should hold what is stored under ``key``."""
+        if len(self.table) < K + STORER_SLACK:
+            return True
+        return self.table.closer_than_us(position(key), now) < K + STORER_SLACK
+
+    def keyed_closest(self, near: bytes, now: float) -> Candidate | None:
+        """The candidate with the id closest to ``near`` whose path key matches its record; None if
+        this node itself is closer."""
+        place = position(near)
+        best, distance = None, self._own_position ^ place
+        for contact in self:
+            if contact.key_is_current and contact.position ^ place < distance:
+                candidate = self._candidate(contact, now)
+                if candidate is not None:
+                    best, distance = candidate, contact.position ^ place
+        return best
+
+    def candidates(self, now: float) -> list[Candidate]:
+        """All nodes that can be chosen for paths, in no particular order."""
+        found = (self._candidate(contact, now) for contact in self)
+        return [candidate for candidate in found if candidate is not None]
+
+    def lacking_key(self, now: float, before: float) -> list[Contact]:
+        """Usable relays whose path key we lack, or whose key ends ``before`` a moment."""
+        return [
+            contact
+            for contact in self
+            if contact.record.relays
+            and contact.usable(now)
+            and (not contact.key_is_current or contact.path_key_until < before)
+        ]
+
+    def due(self, now: float, count: int) -> list[Contact]:
+        """Nodes that failed and may be tried again, longest overdue first."""
+        waiting = (c for c in self if c.failures and c.retry_at <= now < c.record.expires)
+        return heapq.nsmallest(count, waiting, key=lambda contact: contact.retry_at)
+
+    def stalest(self, now: float) -> Contact | None:
+        """The usable contact of the routing table that was silent longest."""
+        usable = (contact for contact in self.table if contact.usable(now))
+        return min(usable, key=lambda contact: contact.last_ok, default=None)
+
+    def statistics(self, now: float) -> dict[str, int]:
+        """Counts for people."""
+        return {
+            "known_nodes": len(self),
+            "usable_nodes": sum(contact.usable(now) for contact in self),
+            "routing_contacts": len(self.table),
+            "path_candidates": len(self.candidates(now)),
+        }
+
+    def _candidate(self, contact: Contact, now: float) -> Candidate | None:
+        good = (
+            contact.path_key is not None
+            and contact.usable(now)
+            and contact.record.relays
+            and contact.record.dialable
+            and contact.path_key_until > now + KEY_MARGIN
+            and contact.last_ok > now - CANDIDATE_FOR
+        )
+        return Candidate(contact.record, contact.path_key or b"") if good else None
+
+    def _learn(self, record: NodeRecord, now: float, path_key: bytes | None) -> Contact | None:
+        node_id = record.node_id
+        if node_id == self._own_id:
+            return None
+        contact = self._contacts.get(node_id)
+        if contact is None:
+            contact = Contact(record, position(node_id), now)
+            self._contacts[node_id] = contact
+        contact.renew(record)
+        if path_key is not None and (contact.path_key is not None or self._room_for_key()):
+            self._keyed += contact.path_key is None
+            contact.give_key(record, path_key)
+        return contact
+
+    def _room_for_key(self) -> bool:
+        if self._keyed < self._max_keyed:
+            return True
+        # A random one: which nodes are remembered must not depend on who speaks last.
+        spare = [c for c in self if c.path_key is not None and c not in self.table]
+        if not spare:
+            return False
+        self._forget(self._rng.choice([c for c in spare if c.failures] or spare))
+        return True
+
+    def _forget(self, contact: Contact) -> None:
+        if self._contacts.pop(contact.node_id, None) is not None:
+            self._keyed -= contact.path_key is not None

@@ -1,0 +1,184 @@
+"""Counting what storers say about an address (docs/spec/netdb.md, "Reading").
+
+Records are signed by the AP key, so nobody can forge one; what liars can do is withhold, show old
+editions, or claim an AP4 address that somebody else leased first. Hence: the key that most storers
+hold, of its editions the newest that a quorum holds, and every dissenting vote stays visible.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass
+
+from phantom_tun.crypto.hashes import h
+from phantom_tun.errors import ProtocolViolation
+from phantom_tun.ids import ApAddress, NodeId
+from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.rules import MAX_SKEW
+from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.wire.netdb import MAX_ROUTES, MAX_VOTES, Held, Resolution, Vote
+from phantom_tun.wire.records import APKeyRecord, APRoute
+
+QUORUM = 3
+"""Storers that must hold an edition before it counts, or all that hold any if they are fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edition:
+    """One key record as storers name it."""
+
+    public_key: bytes
+    sequence: int
+    digest: bytes
+
+
+class Tally:
+    """The votes on one address."""
+
+    def __init__(self, verifier: Verifier, address: ApAddress, now: float) -> None:
+        self._verifier = verifier
+        self._address = address
+        self._now = now
+        self._votes: dict[NodeId, _Edition] = {}
+        self._bodies: dict[bytes, APKeyRecord] = {}
+        self._routes: dict[bytes, APRoute] = {}
+        self.answered = 0
+        """Storers that answered, whatever they hold."""
+
+    def add(self, storer: NodeId, held: Held) -> None:
+        """Count a storer's answer; a later one of the same storer replaces its vote.
+
+        :raises WireError: a record in it does not parse.
+        :raises RecordRefused: a record in it is not genuine.
+        :raises ProtocolViolation: it holds together, but it isn't about this address.
+        """
+        routes = [self._verifier.route(encoded) for encoded in held.routes]
+        if any(route.public_key != held.public_key for route in routes):
+            raise ProtocolViolation("a storer answers with routes of somebody else")
+        if held.public_key and not self._may_own(held.public_key):
+            raise ProtocolViolation("a storer answers with another key than the address has")
+        edition = _Edition(held.public_key, held.sequence, held.digest)
+        if held.key_record:
+            record = self._verifier.key_record(held.key_record)
+            if (record.public_key, record.sequence, record.digest) != (
+                edition.public_key,
+                edition.sequence,
+                edition.digest,
+            ) or not self._is_about_address(record):
+                raise ProtocolViolation("a storer answers with another record than it names")
+            if not self._is_current(record):
+                edition = _Edition(b"", 0, b"")
+            else:
+                self._bodies[record.digest] = record
+        self.answered += storer not in self._votes
+        self._votes[storer] = edition
+        for route in routes:
+            known = self._routes.get(route.entry_id)
+            if route.expires > self._now and (known is None or known.sequence < route.sequence):
+                self._routes[route.entry_id] = route
+
+    def retract(self, storer: NodeId) -> None:
+        """A storer couldn't show what it says it holds."""
+        self._votes[storer] = _Edition(b"", 0, b"")
+
+    def wanted(self) -> list[NodeId]:
+        """Storers to be asked for the whole record, because what they name would win unseen, or
+        because a tie can't be broken without it."""
+        ranking = self._ranking()
+        if not ranking:
+            return []
+        holders = self._holders()
+        most = holders[ranking[0].public_key]
+        tied = {e.public_key for e in ranking if holders[e.public_key] == most}
+        shown = {body.public_key for body in self._bodies.values()}
+        unseen = {e for e in ranking if e.public_key in tied - shown}
+        if ranking[0].digest not in self._bodies:
+            unseen.add(ranking[0])
+        return [storer for storer, edition in self._votes.items() if edition in unseen]
+
+    def share_of(self, record: APKeyRecord) -> float:
+        """Which part of those that answered holds exactly ``record``."""
+        same = sum(edition.digest == record.digest for edition in self._votes.values())
+        return same / self.answered if self.answered else 0.0
+
+    def winner(self) -> APKeyRecord | None:
+        """The record that counts."""
+        seen = [edition for edition in self._ranking() if edition.digest in self._bodies]
+        return self._bodies[seen[0].digest] if seen else None
+
+    def resolution(self, asked: int) -> Resolution:
+        """The result, with every vote; ``asked``: how many storers were asked."""
+        winner = self.winner()
+        routes = sorted(
+            (
+                route
+                for route in self._routes.values()
+                if winner is not None and route.public_key == winner.public_key
+            ),
+            key=lambda route: -route.expires,
+        )
+        counts = self._counts()
+        ranking = [edition for edition in self._ranking() if edition.digest in self._bodies]
+        return Resolution(
+            key_record=winner.encoded if winner is not None else b"",
+            routes=tuple(route.encoded for route in routes[:MAX_ROUTES]),
+            asked=asked,
+            answered=self.answered,
+            votes=tuple(
+                Vote(edition.public_key, edition.sequence, edition.digest, counts[edition])
+                for edition in ranking[:MAX_VOTES]
+            ),
+        )
+
+    def _may_own(self, public_key: bytes) -> bool:
+        if isinstance(self._address, ipaddress.IPv4Address):
+            return True  # which candidate of the key it is, only the record tells
+        return ap6_address(self._verifier.network, public_key) == self._address
+
+    def _is_about_address(self, record: APKeyRecord) -> bool:
+        if isinstance(self._address, ipaddress.IPv6Address):
+            return True
+        network = self._verifier.network
+        return (
+            record.ap4_n is not None
+            and ap4_candidate(network, record.public_key, record.ap4_n) == self._address
+        )
+
+    def _is_current(self, record: APKeyRecord) -> bool:
+        return record.expires > self._now and record.created <= self._now + MAX_SKEW
+
+    def _counts(self) -> Counter[_Edition]:
+        return Counter(edition for edition in self._votes.values() if edition.digest)
+
+    def _holders(self) -> Counter[bytes]:
+        """Storers per AP key."""
+        return Counter(edition.public_key for edition in self._votes.values() if edition.digest)
+
+    def _ranking(self) -> list[_Edition]:
+        """Editions, the one that counts first."""
+        counts = self._counts()
+        per_key = self._holders()
+
+        def rank(edition: _Edition) -> tuple[object, ...]:
+            holders = per_key[edition.public_key]
+            has_quorum = counts[edition] >= min(QUORUM, holders)
+            return (
+                -holders,
+                self._tie_break(edition),
+                edition.public_key,
+                not has_quorum,
+                -edition.sequence,
+                -counts[edition],
+                edition.digest,
+            )
+
+        return sorted(counts, key=rank)
+
+    def _tie_break(self, edition: _Edition) -> bytes:
+        """H(AP key, n): between equally many leases of an AP4 address the smaller one wins."""
+        record = next(
+            (body for body in self._bodies.values() if body.public_key == edition.public_key), None
+        )
+        n = bytes([record.ap4_n]) if record is not None and record.ap4_n is not None else b""
+        return h("lease", edition.public_key, n)
