@@ -39,13 +39,14 @@ class Ending(Enum):
 class BulkLink:
     """One connection of the kind that carries one use after the other."""
 
-    __slots__ = ("connection", "idle_since", "peer", "unframer")
+    __slots__ = ("connection", "idle_since", "peer", "unframer", "uses")
 
     def __init__(self, connection: Connection, peer: Peer) -> None:
         self.connection = connection
         self.peer = peer
         self.unframer = BulkUnframer()
         self.idle_since = 0.0
+        self.uses = 0
 
     def is_quiet(self) -> bool:
         """Whether nothing has arrived since the last use; for the side that starts uses."""

@@ -30,11 +30,13 @@ class NeighbourInfo:
     signalling: bool
     """Whether a signalling link stands."""
     dialed: bool
-    """Whether we dialed the signalling link (or would dial it)."""
+    """Whether we dialed the signalling link."""
     bulk_in_use: int
+    """Bulk links in use, and those that the neighbour may use."""
     bulk_idle: int
-    last_heard: float
-    """When something last came over signalling; seconds since the epoch, 0 if never."""
+    """Bulk links ready for us to use."""
+    silent: float | None
+    """Seconds since something last came over signalling; None without a link."""
 
 
 class LinkHandlers(Protocol):

@@ -50,13 +50,13 @@ class Frame(IntEnum):
     SIGNAL = 16
     """a one-way message"""
     CALL = 17
-    """call number u32 ‖ last u8 ‖ chunk of a call"""
+    """call number u32 ‖ flags u8 (1 first, 2 last) ‖ chunk of a call"""
     ANSWER = 18
-    """call number u32 ‖ last u8 ‖ chunk of the answer"""
+    """the same, of its answer"""
     PING = 19
-    """8 bytes, to be sent back"""
+    """asks for a PONG"""
     PONG = 20
-    """the 8 bytes of a PING"""
+    """shows that this side is alive"""
     ASK = 21
     """dial me a bulk link on which I start uses"""
     DECLINE = 22
@@ -72,8 +72,8 @@ LENGTHS: dict[int, tuple[int, int]] = {
     Frame.SIGNAL: (1, MAX_SIGNAL_LEN),
     Frame.CALL: (CHUNK_HEAD_LEN, CHUNK_HEAD_LEN + CHUNK_LEN),
     Frame.ANSWER: (CHUNK_HEAD_LEN, CHUNK_HEAD_LEN + CHUNK_LEN),
-    Frame.PING: (8, 8),
-    Frame.PONG: (8, 8),
+    Frame.PING: (0, 0),
+    Frame.PONG: (0, 0),
     Frame.ASK: (0, 0),
     Frame.DECLINE: (0, 0),
 }

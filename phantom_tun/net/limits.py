@@ -1,0 +1,95 @@
+"""Every tunable of the links layer (docs/spec/links.md, "Limits")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """Times in seconds, sizes in bytes, rates per second and neighbour."""
+
+    # --- strangers ---
+    handshake_deadline: float = 10.0
+    """For TLS, from the TCP connection on."""
+    handshake_steps: int = 8
+    """TLS handshake computations between two turns of everything else."""
+    request_deadline: float = 60.0
+    """For a stranger to send a whole HTTP request, and for a dialer to prove who it is."""
+    strangers: int = 512
+    """Connections that didn't authenticate (yet)."""
+    strangers_per_address: int = 64
+    """Of those, from one IPv4 address or IPv6 /64."""
+
+    # --- dialing ---
+    dial_deadline: float = 10.0
+    """From the TCP connection to the upgraded link."""
+    dials: int = 64
+    """At the same time, to everyone."""
+    waiting: int = 1024
+    """Dials and openings that may wait for their turn."""
+
+    # --- signalling ---
+    neighbours: int = 2048
+    """Neighbours with a link; beyond, the ones that have been silent longest are let go."""
+    signalling_per_neighbour: int = 4
+    """Links that one neighbour dialed; more than one is for the moment of replacement."""
+    signal_queue: int = 256
+    """One-way messages waiting to be sent to one neighbour."""
+    calls_waiting: int = 64
+    """Own calls to one neighbour without an answer yet."""
+    calls_served: int = 32
+    """Calls of one neighbour that are received, worked on or answered at one time."""
+    call_deadline: float = 10.0
+    signal_rate: float = 200.0
+    signal_burst: float = 1000.0
+    call_rate: float = 100.0
+    call_burst: float = 400.0
+    ask_rate: float = 20.0
+    ask_burst: float = 64.0
+    ping_rate: float = 1.0
+    ping_burst: float = 10.0
+    ping_after: float = 10.0
+    """Of silence, then a PING is sent."""
+    dead_after: float = 30.0
+    """Of silence, then the neighbour is taken for dead and all its links are closed."""
+    signalling_idle: float = 600.0
+    """Without a message and without bulk links in use, then the dialer ends the link."""
+
+    # --- bulk ---
+    open_deadline: float = 15.0
+    """For beginning a use of a bulk link, all attempts together."""
+    bulk_per_neighbour: int = 1024
+    """Bulk links on which one neighbour starts uses."""
+    bulk_served: int = 8192
+    """The same, of all neighbours."""
+    idle_bulk: int = 16
+    """Idle links kept for one neighbour."""
+    spares: int = 8
+    """Idle links that are dialed ahead for one neighbour, at most."""
+    spare_window: float = 20.0
+    """As many spares are kept as uses began in this time."""
+    spare_active: float = 180.0
+    """After the last use began, one spare is kept for this long."""
+    bulk_idle: float = 240.0
+    """Then the side that starts uses closes an idle link."""
+    bulk_surplus: float = 60.0
+    """Then it closes one beyond the spares it wants."""
+    bulk_idle_other: float = 600.0
+    """Then the other side does; later, so that it never closes a link that is just being used."""
+    fin_deadline: float = 10.0
+    """For the neighbour's FIN after ours, when nobody reads any more."""
+
+    # --- TCP ---
+    send_buffer: int | None = None
+    """SO_SNDBUF; None leaves it to the kernel's autotuning."""
+    receive_buffer: int | None = None
+    """SO_RCVBUF; likewise."""
+    unsent: int = 131_072
+    """TCP_NOTSENT_LOWAT of bulk links: bytes the kernel takes beyond what it has in flight."""
+    unsent_signalling: int = 16_384
+    """The same for signalling links: what a tunnel block may have to wait for."""
+    congestion_control: str | None = "cubic"
+    """None leaves the system's default. bbr is slower here."""
+    unacknowledged: float = 30.0
+    """TCP_USER_TIMEOUT: then a connection is broken."""

@@ -1,0 +1,226 @@
+"""Accepting links behind a web server (docs/spec/links.md, "The door").
+
+Every connection starts as a stranger's: TLS, then HTTP. Only one that asks for the upgrade in the
+right way and then proves who it is becomes a link; all others meet an ordinary web server, and
+none of them can hold more than a socket and a few kilobytes, for a bounded time.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from phantom_tun.clock import Clock, Rng
+from phantom_tun.crypto.certificates import Certificate, link_server_context
+from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.errors import LinkBroken, PeerError, WireError
+from phantom_tun.net.limits import LinkLimits
+from phantom_tun.net.peers import Peer
+from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
+from phantom_tun.net.web import Site, Visitor
+from phantom_tun.wire.door import SERVER_NONCE_LEN, Door, DoorKeeper, LinkKind
+from phantom_tun.wire.frames import AUTH_LEN, HEADER_LEN, Frame, parse_header
+from phantom_tun.wire.nodes import IpAddress
+
+READ_LEN = 4096
+
+OnLink = Callable[[TlsConnection, Peer, LinkKind], Awaitable[None]]
+
+
+class Strangers:
+    """Counts connections that have not authenticated, in all and per address."""
+
+    __slots__ = ("_per_address", "_per_address_limit", "_total", "_total_limit")
+
+    def __init__(self, total: int, per_address: int) -> None:
+        self._total_limit = total
+        self._per_address_limit = per_address
+        self._total = 0
+        self._per_address: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return self._total
+
+    def admit(self, address: IpAddress) -> bool:
+        """Take a place, if there is one."""
+        key = _origin(address)
+        if self._total >= self._total_limit or self._per_address[key] >= self._per_address_limit:
+            return False
+        self._total += 1
+        self._per_address[key] += 1
+        return True
+
+    def leave(self, address: IpAddress) -> None:
+        """Give the place back."""
+        key = _origin(address)
+        self._total -= 1
+        self._per_address[key] -= 1
+        if not self._per_address[key]:
+            del self._per_address[key]
+
+
+def _origin(address: IpAddress) -> bytes:
+    return address.packed if address.version == 4 else address.packed[:8]
+
+
+class Listener:
+    """The server side of links."""
+
+    def __init__(
+        self,
+        identity: SigningKey,
+        certificate: Certificate,
+        door: Door,
+        site: Site,
+        *,
+        limits: LinkLimits,
+        steps: HandshakeSteps,
+        clock: Clock,
+        rng: Rng,
+        counts: Counter[str],
+        on_link: OnLink,
+    ) -> None:
+        """``on_link`` owns an authenticated connection from then on."""
+        self._identity = identity
+        self._context = link_server_context(certificate)
+        self._keeper = DoorKeeper(door)
+        self._site = site
+        self._limits = limits
+        self._steps = steps
+        self._clock = clock
+        self._rng = rng
+        self._counts = counts
+        self._on_link = on_link
+        self._strangers = Strangers(limits.strangers, limits.strangers_per_address)
+
+    @property
+    def strangers(self) -> int:
+        """Connections that have not authenticated (yet)."""
+        return len(self._strangers)
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept on one listening socket until cancelled."""
+        listener.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                try:
+                    tcp, origin = listener.accept()
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self._counts["accept_failed"] += 1
+                    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                        await trio.sleep(0.1)
+                    continue
+                address = ipaddress.ip_address(origin[0].partition("%")[0])
+                if isinstance(address, ipaddress.IPv6Address):
+                    address = address.ipv4_mapped or address
+                if self._strangers.admit(address):
+                    nursery.start_soon(self._meet, tcp, address)
+                else:
+                    self._counts["drop_stranger_limit"] += 1
+                    tcp.close()
+
+    async def _meet(self, tcp: socket.socket, address: IpAddress) -> None:
+        try:
+            found = await self._authenticate(tcp, address)
+        finally:
+            self._strangers.leave(address)
+        if found is not None:
+            await self._on_link(*found)
+
+    async def _authenticate(
+        self, tcp: socket.socket, address: IpAddress
+    ) -> tuple[TlsConnection, Peer, LinkKind] | None:
+        connection = await self._shake_hands(tcp)
+        if connection is None:
+            return None
+        accepted = False
+        try:
+            nonce = await self._talk_http(connection)
+            if nonce is not None:
+                with trio.fail_after(self._limits.handshake_deadline):
+                    kind, node_id = self._keeper.door.check_auth(
+                        await _read_auth(connection), nonce
+                    )
+                accepted = True
+                connection.become_link(kind, self._limits)
+                return connection, Peer(node_id, address), kind
+        except PeerError:
+            self._counts["drop_dialer_not_authenticated"] += 1
+        except (LinkBroken, trio.TooSlowError):
+            self._counts["strangers_gone"] += 1
+        finally:
+            if not accepted:
+                connection.close()
+        return None
+
+    async def _shake_hands(self, tcp: socket.socket) -> TlsConnection | None:
+        stream: socket.socket = tcp
+        with trio.move_on_after(self._limits.handshake_deadline):
+            try:
+                prepare_socket(tcp, self._limits)
+                await trio.lowlevel.wait_readable(tcp)
+                tls = self._context.wrap_socket(
+                    tcp, server_side=True, do_handshake_on_connect=False
+                )
+                stream = tls
+                await self._steps.shake(tls)
+            except ssl.SSLError:
+                await linger(stream)
+            except OSError:
+                pass
+            else:
+                self._counts["tls_accepted"] += 1
+                return TlsConnection(tls)
+        self._counts["drop_tls_failed"] += 1
+        stream.close()
+        return None
+
+    async def _talk_http(self, connection: TlsConnection) -> bytes | None:
+        """Be a web server; returns our nonce once an upgrade was answered, ``None`` when the
+        visitor has left."""
+        visitor = Visitor(self._site, self._keeper.admit)
+        while not visitor.closing:
+            with trio.fail_after(self._limits.request_deadline):
+                answer = b""
+                while not (answer or visitor.closing or visitor.nonce):
+                    await connection.wait_readable()
+                    view = memoryview(bytearray(READ_LEN))
+                    count = await connection.read_some(view)
+                    answer = visitor.feed(bytes(view[:count]), self._clock.now())
+                await connection.write_all(answer)
+                if visitor.nonce is not None:
+                    return await self._open_door(connection, visitor, visitor.nonce)
+        self._counts["strangers_served"] += 1
+        await connection.close_gently()
+        return None
+
+    async def _open_door(
+        self, connection: TlsConnection, visitor: Visitor, token_nonce: bytes
+    ) -> bytes:
+        nonce = self._rng.randbytes(SERVER_NONCE_LEN)
+        welcome = self._keeper.door.welcome(self._identity, token_nonce, nonce)
+        await connection.write_all(visitor.welcome(welcome))
+        return nonce
+
+
+async def _read_auth(connection: TlsConnection) -> bytes:
+    """The payload of the AUTH frame, and not a byte more."""
+    view = memoryview(bytearray(HEADER_LEN + AUTH_LEN))
+    filled = 0
+    while filled < len(view):
+        count = await connection.read_some(view[filled:])
+        if not count:
+            raise LinkBroken("the dialer left")
+        filled += count
+        if filled >= HEADER_LEN and parse_header(view).frame is not Frame.AUTH:
+            raise WireError("a link begins with AUTH")
+    return bytes(view[HEADER_LEN:])

@@ -1,0 +1,320 @@
+"""All neighbours of this node, whatever carries the links (docs/spec/links.md, "Neighbours").
+
+:class:`Neighbours` is given a way to dial and is told of connections that were accepted; TLS
+(:mod:`phantom_tun.net.links`) and memory (:mod:`phantom_tun.testing.memory_links`) are built on it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import trio
+
+from phantom_tun.errors import LinkBroken, PeerError, PhantomError, UsageError
+from phantom_tun.ids import NodeId
+from phantom_tun.net.bulk import Bulk, BulkLink, Ending
+from phantom_tun.net.connection import Connection
+from phantom_tun.net.limits import LinkLimits
+from phantom_tun.net.loopback import connection_pair
+from phantom_tun.net.neighbour import Dial, Neighbour
+from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.signalling import Quotas, SignalLink
+from phantom_tun.wire.door import LinkKind
+from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
+from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.sizes import OPENING_LEN
+
+TIDY_EVERY = 5.0
+"""Seconds between two looks at idle links."""
+
+
+class Neighbours:
+    """Links to other nodes by node id: one-way messages, calls, and uses of bulk links."""
+
+    def __init__(
+        self, node_id: NodeId, dial: Dial, *, limits: LinkLimits, counts: Counter[str]
+    ) -> None:
+        self.node_id = node_id
+        self._dial_other = dial
+        self._limits = limits
+        self._counts = counts
+        self._quotas = Quotas(limits)
+        self._neighbours: dict[NodeId, Neighbour] = {}
+        self._handlers: LinkHandlers | None = None
+        self._nursery: trio.Nursery | None = None
+        self._served = 0
+
+    async def tend(
+        self,
+        handlers: LinkHandlers,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled; then every link is closed."""
+        self._handlers = handlers
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                while True:
+                    await trio.sleep(TIDY_EVERY)
+                    self._tidy()
+        finally:
+            self._nursery = None
+            for neighbour in self._neighbours.values():
+                neighbour.close()
+            self._neighbours.clear()
+
+    # --- what the layers above ask for ----------------------------------------------------------
+
+    async def open_bulk(self, ref: NodeRef, opening: bytes) -> Bulk:
+        """Begin an exclusive use of a bulk link to ``ref``; ``opening``: 64 bytes for its handler.
+
+        :raises LinkBroken: the node can't be reached, or is not the one ``ref`` names.
+        :raises DeadlineExpired: it can't be reached in time.
+        :raises CapacityExceeded: too many wait already.
+        :raises UsageError: ``opening`` hasn't 64 bytes.
+        """
+        if len(opening) != OPENING_LEN:
+            raise UsageError("an opening has 64 bytes")
+        neighbour = self._get(ref)
+        bulk = await neighbour.pool.open(ref, opening)
+        if ref.port and neighbour.best_link() is None:
+            self._spawn(neighbour.keep_signalling, ref)
+        return bulk
+
+    async def ensure(self, ref: NodeRef) -> None:
+        """Have a signalling link to ``ref``, and keep it from being ended for idleness.
+
+        :raises LinkBroken: the node can't be reached, or is not the one ``ref`` names.
+        :raises DeadlineExpired: it can't be reached in time.
+        :raises CapacityExceeded: too many links are being dialed.
+        """
+        (await self._signal_link(ref)).touch()
+
+    async def signal(self, ref: NodeRef, payload: bytes) -> None:
+        """Send a one-way message of 1 to 1,024 bytes; returns when it is queued. It is lost if the
+        link breaks before it arrives.
+
+        :raises LinkBroken: the node can't be reached, or is not the one ``ref`` names.
+        :raises DeadlineExpired: it can't be reached in time.
+        :raises CapacityExceeded: its queue is full.
+        :raises UsageError: ``payload`` is empty or too long.
+        """
+        if not 1 <= len(payload) <= MAX_SIGNAL_LEN:
+            raise UsageError(f"a message has 1 to {MAX_SIGNAL_LEN} bytes")
+        (await self._signal_link(ref)).send(Frame.SIGNAL, payload)
+        self._counts["signals_sent"] += 1
+
+    async def call(self, ref: NodeRef, payload: bytes) -> bytes:
+        """Ask ``ref`` something of at most 64,000 bytes and wait for the answer.
+
+        :raises LinkBroken: the node can't be reached, is not the one ``ref`` names, or the link
+            broke before the answer came.
+        :raises DeadlineExpired: it can't be reached in time, or gives no answer.
+        :raises CapacityExceeded: too many calls to it wait already.
+        :raises UsageError: ``payload`` is too long.
+        """
+        if len(payload) > MAX_CALL_LEN:
+            raise UsageError(f"a call has at most {MAX_CALL_LEN} bytes")
+        link = await self._signal_link(ref)
+        self._counts["calls_sent"] += 1
+        return await link.call(payload)
+
+    def neighbours(self) -> list[NeighbourInfo]:
+        """Everyone there is a link with."""
+        return [neighbour.info() for neighbour in self._neighbours.values() if not neighbour.empty]
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name; ``drop_…`` counts what was turned away."""
+        neighbours = self._neighbours.values()
+        return {
+            **self._counts,
+            "neighbours": len(neighbours),
+            "signalling_links": sum(neighbour.signalling_links for neighbour in neighbours),
+            "bulk_idle": sum(neighbour.pool.idle for neighbour in neighbours),
+            "bulk_in_use": sum(neighbour.pool.in_use for neighbour in neighbours),
+            "bulk_of_neighbours": self._served,
+        }
+
+    # --- connections ----------------------------------------------------------------------------
+
+    async def accept(self, connection: Connection, peer: Peer, kind: LinkKind) -> None:
+        """A node has dialed us and proved who it is. Owns the connection; returns when it is closed
+        or kept in a pool."""
+        neighbour = self._neighbours.get(peer.node_id) or self._add(peer)
+        if kind is LinkKind.SIGNALLING:
+            link = self._new_link(neighbour, connection, peer, dialed=False)
+            await self._run_signalling(neighbour, link)
+        elif kind is LinkKind.BULK:
+            await self._serve_bulk(neighbour, BulkLink(connection, peer))
+        else:
+            neighbour.take_bulk(BulkLink(connection, peer))
+
+    async def _dial(self, ref: NodeRef, kind: LinkKind) -> Connection:
+        if ref.node_id != self.node_id:
+            return await self._dial_other(ref, kind)
+        near, far = connection_pair()
+        self._spawn(self.accept, far, Peer(ref.node_id, ref.address), kind)
+        return near
+
+    def _get(self, ref: NodeRef) -> Neighbour:
+        if self._nursery is None:
+            raise LinkBroken("links are not running")
+        return self._neighbours.get(ref.node_id) or self._add(Peer(ref.node_id, ref.address))
+
+    def _add(self, peer: Peer) -> Neighbour:
+        if len(self._neighbours) >= self._limits.neighbours:
+            self._let_one_go()
+        neighbour = self._neighbours[peer.node_id] = Neighbour(
+            self.node_id,
+            peer,
+            dial=self._dial,
+            adopt=self._adopt,
+            spawn=self._spawn,
+            limits=self._limits,
+            counts=self._counts,
+        )
+        return neighbour
+
+    def _let_one_go(self) -> None:
+        """Make room: forget who has been silent longest, of those we have least to do with."""
+        victim = min(
+            self._neighbours.values(),
+            key=lambda one: (one.pool.in_use > 0, one.dialed, one.heard),
+        )
+        self._counts["drop_neighbour_limit"] += 1
+        victim.close()
+        del self._neighbours[victim.peer.node_id]
+
+    def _spawn(self, function: object, *args: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(function, *args)  # type: ignore[arg-type]
+
+    def _tidy(self) -> None:
+        for neighbour in list(self._neighbours.values()):
+            neighbour.pool.expire()
+            if neighbour.empty:
+                del self._neighbours[neighbour.peer.node_id]
+
+    # --- signalling -----------------------------------------------------------------------------
+
+    async def _signal_link(self, ref: NodeRef) -> SignalLink:
+        return await self._get(ref).signal_link(ref)
+
+    def _adopt(self, neighbour: Neighbour, connection: Connection, peer: Peer) -> None:
+        link = self._new_link(neighbour, connection, peer, dialed=True)
+        self._spawn(self._run_signalling, neighbour, link)
+
+    def _new_link(
+        self, neighbour: Neighbour, connection: Connection, peer: Peer, *, dialed: bool
+    ) -> SignalLink:
+        link = SignalLink(
+            connection,
+            peer,
+            dialed=dialed,
+            limits=self._limits,
+            quotas=self._quotas,
+            events=self,
+            counts=self._counts,
+        )
+        neighbour.add_link(link)
+        return link
+
+    async def _run_signalling(self, neighbour: Neighbour, link: SignalLink) -> None:
+        try:
+            await link.run()
+        finally:
+            neighbour.remove_link(link)
+
+    def signalled(self, peer: Peer, payload: bytes) -> None:
+        """A one-way message came."""
+        if self._handlers is not None:
+            self._handlers.signalled(peer, payload)
+
+    async def called(self, peer: Peer, payload: bytes) -> bytes:
+        """A call came."""
+        if self._handlers is None:
+            raise LinkBroken("links are not running")
+        return await self._handlers.called(peer, payload)
+
+    def asked(self, peer: Peer) -> bool:
+        """The peer can't dial us; dial a bulk link for it, to where we dialed it before."""
+        neighbour = self._neighbours.get(peer.node_id)
+        if neighbour is None or neighbour.ref is None:
+            return False
+        if self._is_full(neighbour):
+            return False
+        self._spawn(self._dial_for_other, neighbour, neighbour.ref)
+        return True
+
+    def declined(self, peer: Peer) -> None:
+        """The peer won't dial us."""
+        neighbour = self._neighbours.get(peer.node_id)
+        if neighbour is not None:
+            neighbour.declined()
+
+    def is_busy(self, peer: Peer) -> bool:
+        """Whether bulk links are in use with this peer."""
+        neighbour = self._neighbours.get(peer.node_id)
+        return neighbour is not None and neighbour.busy
+
+    # --- bulk links on which the neighbour starts uses -------------------------------------------
+
+    async def _dial_for_other(self, neighbour: Neighbour, ref: NodeRef) -> None:
+        try:
+            connection = await self._dial(ref, LinkKind.BULK_FOR_OTHER)
+        except PhantomError:
+            link = neighbour.best_link()
+            if link is not None:
+                link.decline()
+            return
+        await self._serve_bulk(neighbour, BulkLink(connection, Peer(ref.node_id, ref.address)))
+
+    async def _serve_bulk(self, neighbour: Neighbour, link: BulkLink) -> None:
+        if self._is_full(neighbour):
+            link.connection.close()
+            return
+        self._served += 1
+        neighbour.served.add(link)
+        try:
+            while await self._serve_use(link):
+                pass
+        except LinkBroken:
+            self._counts["bulk_broken"] += 1
+        except PeerError:
+            self._counts["drop_bulk_violation"] += 1
+        finally:
+            self._served -= 1
+            neighbour.served.discard(link)
+            link.connection.close()
+
+    def _is_full(self, neighbour: Neighbour) -> bool:
+        limits = self._limits
+        full = (
+            len(neighbour.served) >= limits.bulk_per_neighbour or self._served >= limits.bulk_served
+        )
+        self._counts["drop_bulk_limit"] += full
+        return full
+
+    async def _serve_use(self, link: BulkLink) -> bool:
+        """One use; whether the link is good for another."""
+        opening = None
+        with trio.move_on_after(self._limits.bulk_idle_other):
+            opening = await link.receive_opening()
+        if opening is None or self._handlers is None:
+            return False
+        endings: list[Ending] = []
+        bulk = Bulk(link, endings.append)
+        try:
+            await self._handlers.bulk_opened(link.peer, opening, bulk)
+            await bulk.aclose()
+        except PhantomError:
+            self._counts["bulk_handler_failed"] += 1
+        finally:
+            bulk.reset()
+        if endings == [Ending.HALF]:
+            with trio.move_on_after(self._limits.fin_deadline):
+                await link.receive_fin()
+                return True
+        return endings == [Ending.CLEAN]
