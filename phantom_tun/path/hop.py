@@ -52,6 +52,8 @@ class OwnedPath:
     expires: float
     """When the first member forgets it."""
     build_seconds: float
+    route: bytes | None = None
+    """The signed APRoute that this node publishes itself: entry paths of length zero only."""
 
     @property
     def node_ids(self) -> list[NodeId]:

@@ -1,0 +1,79 @@
+"""How long paths live, and when what about them ends (docs/spec/path.md, "Lifetimes")."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from phantom_tun.clock import DAY, MINUTE, Rng
+from phantom_tun.path.hop import PathKind
+
+SHORTEST = 10 * MINUTE
+LONGEST = DAY
+
+EXPIRY_STEP = 10 * MINUTE
+"""Expiries in packages are whole multiples of this."""
+
+JITTER = 20 * MINUTE
+"""Each member's expiry is later than the path's by up to this, before rounding up."""
+
+Y_LIFE = 10 * MINUTE
+"""Base of a Y-node's expiry: it is only needed while the path is built."""
+
+FURTHEST = LONGEST + JITTER + EXPIRY_STEP + 5 * MINUTE
+"""Members refuse expiries further ahead than this; the last part is for clocks that differ."""
+
+RETIRE_MARGIN = MINUTE
+"""An owner stops using a path this long before the first member may forget it."""
+
+_SPREAD = {"exit": (0.75, 1.25), "entry": (1.5, 2.5)}
+_FIRST_SPREAD = 0.4
+_LEAD_SHARE = 0.15
+_LONGEST_LEAD = 5 * MINUTE
+
+
+def draw_lifetime(kind: PathKind, about: float, rng: Rng, *, first: bool = False) -> float:
+    """Seconds that a new path lives. Entry paths live twice as long as exit paths: others have to
+    learn of each new one. The first paths after a start live shorter by chance, so that not all
+    are replaced at once.
+
+    :param about: the configured length of life.
+    """
+    low, high = _SPREAD[kind]
+    life = about * rng.uniform(low, high)
+    if first:
+        life *= rng.uniform(_FIRST_SPREAD, 1.0)
+    return min(max(life, SHORTEST), LONGEST)
+
+
+def draw_lead(lifetime: float, rng: Rng) -> float:
+    """Seconds before a path retires at which its replacement is begun."""
+    longest = min(_LEAD_SHARE * lifetime, _LONGEST_LEAD)
+    return rng.uniform(0.5, 1.0) * longest
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """When a path that is built now ends."""
+
+    base: float
+    """No X-node forgets the path before this."""
+
+    @property
+    def retires(self) -> float:
+        """When the owner stops using it for new tunnels."""
+        return self.base - RETIRE_MARGIN
+
+    def draw_expiry(self, rng: Rng) -> int:
+        """One X-node's expiry; equal ones in one path would link its members."""
+        return rounded_up(self.base + rng.uniform(0, JITTER))
+
+
+def draw_y_expiry(now: float, rng: Rng) -> int:
+    """One Y-node's expiry."""
+    return rounded_up(now + Y_LIFE + rng.uniform(0, JITTER))
+
+
+def rounded_up(moment: float) -> int:
+    """The next multiple of ``EXPIRY_STEP``."""
+    return math.ceil(moment / EXPIRY_STEP) * int(EXPIRY_STEP)

@@ -1,0 +1,181 @@
+"""Drawing the members of a path (docs/spec/path.md, "Members").
+
+Prefixes are drawn, then a node in each: a thousand nodes in one /16 are drawn no more often than
+one. The three places next to the owner (both ends of the ring and the first X-node) are drawn from
+the guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from phantom_tun.clock import Rng
+from phantom_tun.errors import PathUnavailable
+from phantom_tun.ids import NodeId
+from phantom_tun.path.candidates import Candidate, Traits, prefix, serves, traits
+from phantom_tun.path.guards import SET_SIZE, GuardSet
+from phantom_tun.path.ring import Ring, member_count
+from phantom_tun.path.suspicion import Suspicion
+from phantom_tun.wire.records import NodeRecord
+
+GUARD_PLACES = 3
+"""Near Y-node, first X-node and last far Y-node."""
+
+GUARD_ELSEWHERE = 0.02
+"""Weight of a guard for a place that is no guard's: taken only if others are few or suspect."""
+
+ATTEMPTS = 8
+"""Draws before it is taken for granted that there are too few fitting nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Everything a draw depends on."""
+
+    own: NodeRecord
+    relatives: frozenset[NodeId]
+    """Other nodes of the same owner."""
+    candidates: Sequence[Candidate]
+    guards: GuardSet
+    suspicion: Suspicion
+    now: float
+    rng: Rng
+
+
+def draw_ring(hops: int, draw: Draw) -> tuple[Ring[Candidate], int]:
+    """Members for a path of ``hops`` X-nodes, and the IP version in which they reach each other.
+
+    Guards are taken into the set if there are too few.
+
+    :raises PathUnavailable: too few nodes fit; says how many are missing.
+    """
+    shortage: PathUnavailable | None = None
+    for version in sorted({address.version for address in draw.own.ips}):
+        try:
+            return _Drawing(hops, draw, version).ring(), version
+        except PathUnavailable as error:
+            shortage = shortage or error
+    raise shortage or PathUnavailable("this node has no address of its own yet")
+
+
+class _Drawing:
+    """One draw over one IP version."""
+
+    def __init__(self, hops: int, draw: Draw, version: int) -> None:
+        self._hops = hops
+        self._draw = draw
+        self._own = traits(draw.own, draw.relatives)
+        self._fitting: dict[NodeId, Candidate] = {}
+        self._traits: dict[NodeId, Traits] = {}
+        for candidate in draw.candidates:
+            if serves(candidate, version, draw.now):
+                node = candidate.record.node_id
+                self._traits[node] = traits(candidate.record)
+                if not self._traits[node].clashes(self._own):
+                    self._fitting[node] = candidate
+
+    def ring(self) -> Ring[Candidate]:
+        draw = self._draw
+        draw.guards.refresh(self._fitting, draw.now)
+        needed = member_count(self._hops)
+        most = 0
+        for _ in range(ATTEMPTS):
+            guards = self._draw_guards()
+            members = self._fill(guards, needed)
+            most = max(most, len(members))
+            if len(members) == needed and len(guards) == GUARD_PLACES:
+                return self._arrange(members)
+        raise PathUnavailable(self._shortage(needed, most))
+
+    def _shortage(self, needed: int, most: int) -> str:
+        hops = f"{self._hops} hop{'s' if self._hops > 1 else ''}"
+        if most < needed:
+            return (
+                f"{hops} need{'' if self._hops > 1 else 's'} {needed} members in different /16; "
+                f"{most} known"
+            )
+        return (
+            f"{hops} need{'' if self._hops > 1 else 's'} {GUARD_PLACES} guards that can be "
+            f"reached; {len(self._draw_guards())} of {len(self._draw.guards)} can"
+        )
+
+    # --- guards ---------------------------------------------------------------------------------
+
+    def _draw_guards(self) -> list[NodeId]:
+        guards = self._draw.guards
+        self._fill_guard_set()
+        found = self._compatible(self._guard_order(), GUARD_PLACES)
+        while len(found) < GUARD_PLACES and not guards.full:
+            known = [node for node in self._shuffled(self._fitting) if node not in guards]
+            more = self._compatible(known, len(found) + 1, found)[len(found) :]
+            if not more:
+                break
+            guards.add(more[0], self._draw.now, self._draw.rng)
+            found += more
+        return found
+
+    def _fill_guard_set(self) -> None:
+        draw = self._draw
+        known = self._shuffled(node for node in self._fitting if node not in draw.guards)
+        trusted = [node for node in known if draw.guards.is_trusted(node)]
+        others = [node for node in known if not draw.guards.is_trusted(node)]
+        present = [node for node in self._fitting if node in draw.guards]
+        wanted = self._compatible([*trusted, *others], SET_SIZE, present)[len(present) :]
+        for node in wanted:
+            if not draw.guards.full and (
+                len(draw.guards) < SET_SIZE or draw.guards.is_trusted(node)
+            ):
+                draw.guards.add(node, draw.now, draw.rng)
+
+    def _guard_order(self) -> list[NodeId]:
+        draw = self._draw
+        usable = [node for node in draw.guards.usable(draw.now) if node in self._fitting]
+        trusted = [node for node in usable if draw.guards.is_trusted(node)]
+        others = [node for node in usable if not draw.guards.is_trusted(node)]
+        return [*self._shuffled(trusted), *self._shuffled(others)]
+
+    # --- drawing --------------------------------------------------------------------------------
+
+    def _fill(self, guards: list[NodeId], needed: int) -> list[NodeId]:
+        by_prefix: dict[bytes, list[NodeId]] = {}
+        for node, candidate in self._fitting.items():
+            by_prefix.setdefault(prefix(candidate.record.ips[0]), []).append(node)
+        one_each = [self._shuffled(nodes)[0] for nodes in by_prefix.values()]
+        return self._compatible(self._shuffled(one_each), needed, guards)
+
+    def _shuffled(self, nodes: Iterable[NodeId]) -> list[NodeId]:
+        """In random order, those of great weight rather at the front."""
+        rng = self._draw.rng
+        return sorted(nodes, key=lambda node: rng.expovariate(1.0) / self._weight(node))
+
+    def _weight(self, node: NodeId) -> float:
+        weight = self._draw.suspicion.weight(node, self._draw.now)
+        return weight * GUARD_ELSEWHERE if node in self._draw.guards else weight
+
+    def _compatible(
+        self, nodes: Iterable[NodeId], count: int, chosen: Sequence[NodeId] = ()
+    ) -> list[NodeId]:
+        """``chosen`` and as many of ``nodes`` as go together with them, up to ``count`` in all."""
+        found = list(chosen)
+        taken = self._own
+        for node in found:
+            taken = taken.joined(self._traits[node])
+        for node in nodes:
+            if len(found) >= count:
+                break
+            if not self._traits[node].clashes(taken):
+                found.append(node)
+                taken = taken.joined(self._traits[node])
+        return found
+
+    def _arrange(self, members: list[NodeId]) -> Ring[Candidate]:
+        """The first three are guards: the best of them becomes the first X-node."""
+        first_x, near, last, *others = (self._fitting[node] for node in members)
+        hops = self._hops
+        x_nodes = (first_x, *others[: hops - 1])
+        between = tuple(others[hops - 1 : 2 * (hops - 1)])
+        far = (*others[2 * (hops - 1) :], last)
+        # Without a port of its own this node can only be the side that dials.
+        forward = not self._draw.own.dialable or self._draw.rng.random() < 0.5
+        return Ring(near, x_nodes, between, far, forward)
