@@ -11,21 +11,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from phantom_tun.errors import PhantomError, UsageError
-from phantom_tun.lab import lifecycle
+from phantom_tun.cli.session import JsonOption, print_json
 from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.plan import plan_lab
 
 app = typer.Typer(
-    no_args_is_help=True, help="Whole anonymous networks in namespaces on this machine."
+    no_args_is_help=True,
+    help="Whole anonymous networks in namespaces on this machine.",
+    rich_markup_mode=None,
 )
 
-_FAILED, _MISUSED = 1, 2
 
 NameOption = Annotated[
     str, typer.Option("--name", metavar="NAME", help="Which lab; several can run at once.")
@@ -80,7 +77,9 @@ def up(
     ] = False,
 ) -> None:
     """Bring a lab up and wait until every node is ready and its paths stand."""
-    with _ending_in_order(), _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes(), _ending_in_order():
         plan = plan_lab(
             name=name,
             nodes=nodes,
@@ -99,22 +98,35 @@ def up(
 @app.command()
 def status(
     name: NameOption = DEFAULT_NAME,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show every node: its addresses, its state, where things are."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         nodes = lifecycle.status(lifecycle.open_lab(name))
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(nodes), indent=2) + b"\n")
+        print_json(nodes)
         return
-    table = Table("node", "state", "AP4", "AP6", "underlay", "pid", "roles", box=None)
-    for node in nodes:
-        pid = "" if node.pid is None else str(node.pid)
-        roles = ", ".join(node.roles)
-        table.add_row(
-            node.name, node.state, node.ap4 or "", node.ap6 or "", node.underlay, pid, roles
+    from phantom_tun.cli.pictures import console, table  # noqa: PLC0415 - slow to import
+
+    console().print(
+        table(
+            ("node", "state", "AP4", "AP6", "underlay", "process", "roles"),
+            (
+                (
+                    node.name,
+                    node.state,
+                    node.ap4 or "",
+                    node.ap6 or "",
+                    node.underlay,
+                    "" if node.pid is None else str(node.pid),
+                    ", ".join(node.roles),
+                )
+                for node in nodes
+            ),
         )
-    Console().print(table)
+    )
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True})
@@ -124,7 +136,9 @@ def execute(
     name: NameOption = DEFAULT_NAME,
 ) -> None:
     """Run a command at a node, as `lab exec n1 -- curl http://…`; exits with its exit code."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         prefix, environment = lifecycle.inside(lifecycle.open_lab(name), node)
         # Python ignores it, and the command would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -134,14 +148,18 @@ def execute(
 @app.command()
 def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon at once (SIGKILL)."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         lifecycle.kill_node(lifecycle.open_lab(name), node)
 
 
 @app.command()
 def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon in order (SIGTERM) and wait for it."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         lifecycle.stop_node(lifecycle.open_lab(name), node)
 
 
@@ -150,28 +168,36 @@ def start(
     node: NodeArgument, name: NameOption = DEFAULT_NAME, timeout: TimeoutOption = 120.0
 ) -> None:
     """Start a node that is down, with its old keys, and wait for it (--timeout 0: don't)."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         lifecycle.start_node(lifecycle.open_lab(name), node, timeout, _report)
 
 
 @app.command()
 def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Freeze a node's daemon (SIGSTOP)."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGSTOP)
 
 
 @app.command()
 def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Let a frozen daemon go on (SIGCONT)."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGCONT)
 
 
 @app.command()
 def down(name: NameOption = DEFAULT_NAME) -> None:
     """End a lab and remove everything of it, also after a crash."""
-    with _clear_errors():
+    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
+
+    with _own_exit_codes():
         if not lifecycle.down(name):
             _report(f"there is no lab {name!r}: nothing to do")
 
@@ -181,16 +207,13 @@ def _report(line: str) -> None:
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Errors of ours become one sentence and an exit code (docs/lab.md)."""
+def _own_exit_codes() -> Iterator[None]:
+    """Every kind of error of a lab ends with a code of its own (docs/lab.md)."""
     try:
         yield
     except (LabUsageError, LabFailed) as error:
-        _report(f"phantom-tun lab: {error}")
+        _report(f"phantom-tun: {error}")
         raise typer.Exit(error.exit_code) from None
-    except PhantomError as error:
-        _report(f"phantom-tun lab: {error}")
-        raise typer.Exit(_MISUSED if isinstance(error, UsageError) else _FAILED) from None
 
 
 @contextmanager

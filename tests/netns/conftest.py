@@ -70,7 +70,8 @@ def cli_with_stubs(behaviour: str) -> list[str]:
     """``phantom-tun lab``, whose daemons are stubs."""
     program = (
         "import functools, sys\n"
-        "from phantom_tun.cli.lab import app, lifecycle\n"
+        "from phantom_tun.cli.lab import app\n"
+        "from phantom_tun.lab import lifecycle\n"
         f"daemon = {stub_command(behaviour)!r}\n"
         "lifecycle.Wishes = functools.partial(lifecycle.Wishes, daemon=daemon)\n"
         "app(sys.argv[1:])\n"
