@@ -64,6 +64,7 @@ class Connector:
         self._events = events
         self._exits: dict[str, list[OwnedExit | DirectExit]] = {}
         self._entries: dict[str, list[OwnedEntry | DirectEntry]] = {}
+        self._retired: list[OwnedExit | DirectExit | OwnedEntry | DirectEntry] = []
         self._changed = trio.Event()
 
     # --- paths come and go ----------------------------------------------------------------------
@@ -94,6 +95,7 @@ class Connector:
                 for user in [found for found in users if found.path is path]:
                     users.remove(user)  # type: ignore[arg-type]
                     user.unplug()
+                    self._retired.append(user)
 
     def _plug_in(
         self, path: OwnedPath, limits: PoolLimits
@@ -120,6 +122,11 @@ class Connector:
         for entries in self._entries.values():
             found += entries
         return found
+
+    def retired(self) -> list[OwnedExit | DirectExit | OwnedEntry | DirectEntry]:
+        """Paths that take no new tunnels but still carry old ones."""
+        self._retired = [user for user in self._retired if user.active]
+        return list(self._retired)
 
     def exit_count(self, identity: str) -> int:
         """Standing exit paths."""

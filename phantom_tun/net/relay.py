@@ -77,10 +77,12 @@ class InteriorHop:
             bulk.reset()
             return
         self._hub.counts["tunnels_relayed"] += 1
+        self._hub.counts["tunnels_relayed_now"] += 1
         # `onward` leads to where the block came from, so bytes from `bulk` travel against it.
         try:
             await splice(bulk, onward, layers.against_block, layers.with_block)
         finally:
+            self._hub.counts["tunnels_relayed_now"] -= 1
             with trio.CancelScope(shield=True):
                 await onward.aclose()
 
