@@ -1,6 +1,6 @@
 """The owner's side of one build (docs/spec/path.md, "Owner")::
 
-    build = Build(ring, owner, network_id, terms, now, rng)
+    build = Build(ring, owner, network_id, terms, now=now, rng=rng)
     send build.array(1) to build.first; check(1, …) what build.last brings back
     send build.array(2) to build.first; check(2, …) what build.last brings back
     build.x_nodes, build.secrets, … are the path
@@ -18,8 +18,8 @@ from phantom_tun.crypto.hashes import equal
 from phantom_tun.crypto.packages import lock
 from phantom_tun.crypto.sealing import seal
 from phantom_tun.crypto.signing import SEED_LEN, SigningKey
-from phantom_tun.errors import ProtocolViolation, UsageError
-from phantom_tun.ids import ConnectionId, EntryId, NetworkId
+from phantom_tun.errors import CryptoError, PeerError, ProtocolViolation, UsageError
+from phantom_tun.ids import ConnectionId, EntryId, NetworkId, NodeId
 from phantom_tun.path.hop import PathKind
 from phantom_tun.path.keys import PURPOSE
 from phantom_tun.path.layers import ArrayMaker, Cover, hint
@@ -46,6 +46,14 @@ from phantom_tun.wire.setup import (
 RouteFactory = Callable[[NodeRef, EntryId, float], bytes]
 """Makes the signed APRoute of an entry path from its entry node, its entry id and the moment when
 its owner stops using it."""
+
+
+class UnusableKey(PeerError):  # noqa: N818 - reads as what happened
+    """A member published something that isn't a path-building key."""
+
+    def __init__(self, node_id: NodeId) -> None:
+        super().__init__("not a path-building key")
+        self.node_id = node_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,7 @@ class Build:
         owner: NodeRef,
         network_id: NetworkId,
         terms: Terms,
+        *,
         now: float,
         rng: Rng,
     ) -> None:
@@ -157,7 +166,10 @@ class Build:
     # --- the rounds -----------------------------------------------------------------------------
 
     def array(self, number: int) -> bytes:
-        """The array of round 1 or 2 as it leaves the owner."""
+        """The array of round 1 or 2 as it leaves the owner.
+
+        :raises UnusableKey: a member can't be sent anything.
+        """
         if number not in self._arrays:
             self._make(number)
         return self._arrays[number]
@@ -195,7 +207,10 @@ class Build:
             round2_key=member.round2_key,
             array_hash=array_hash,
         )
-        return seal(package.pack(), member.invited.path_key, PURPOSE, self._network_id)
+        try:
+            return seal(package.pack(), member.invited.path_key, PURPOSE, self._network_id)
+        except CryptoError as error:
+            raise UnusableKey(member.invited.ref.node_id) from error
 
     def _lock_second(self, member: _Member, array_hash: bytes) -> bytes:
         content = Round2Package(array_hash, self._part(member)).pack()

@@ -1,0 +1,44 @@
+"""The guard set on disk: ``guards.json`` in the state directory (docs/spec/path.md, "Guards")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phantom_tun.errors import ConfigError
+from phantom_tun.files import atomic_write, load_secret
+from phantom_tun.ids import NodeId
+from phantom_tun.path.guards import GuardSet
+
+FILE = "guards.json"
+
+
+class GuardFile:
+    """Where one node's guards are kept, mode 0600: who they are says who stands next to it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / FILE
+
+    def load(self, trusted: frozenset[NodeId]) -> GuardSet:
+        """The saved set, or an empty one if none was saved yet.
+
+        :raises ConfigError: the file can't be used; says what to do.
+        """
+        data = load_secret(self._path)
+        if data is None:
+            return GuardSet(trusted)
+        try:
+            return GuardSet(trusted, GuardSet.decode(data))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self._path} is damaged ({error}); restore it from a backup, or move it away "
+                "and new guards are drawn, which others could notice"
+            ) from error
+
+    def save(self, guards: GuardSet) -> None:
+        """Write the set if it has changed.
+
+        :raises ConfigError: the directory can't be written.
+        """
+        if guards.changed:
+            atomic_write(self._path, guards.encode())
+            guards.changed = False
