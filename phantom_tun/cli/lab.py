@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from phantom_tun.cli.session import JsonOption, print_json
+from phantom_tun.lab import lifecycle
 from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.plan import plan_lab
 
@@ -77,8 +78,6 @@ def up(
     ] = False,
 ) -> None:
     """Bring a lab up and wait until every node is ready and its paths stand."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes(), _ending_in_order():
         plan = plan_lab(
             name=name,
@@ -101,8 +100,6 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show every node: its addresses, its state, where things are."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         nodes = lifecycle.status(lifecycle.open_lab(name))
     if as_json:
@@ -136,8 +133,6 @@ def execute(
     name: NameOption = DEFAULT_NAME,
 ) -> None:
     """Run a command at a node, as `lab exec n1 -- curl http://…`; exits with its exit code."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         prefix, environment = lifecycle.inside(lifecycle.open_lab(name), node)
         # Python ignores it, and the command would inherit that.
@@ -148,8 +143,6 @@ def execute(
 @app.command()
 def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon at once (SIGKILL)."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         lifecycle.kill_node(lifecycle.open_lab(name), node)
 
@@ -157,8 +150,6 @@ def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 @app.command()
 def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon in order (SIGTERM) and wait for it."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         lifecycle.stop_node(lifecycle.open_lab(name), node)
 
@@ -168,8 +159,6 @@ def start(
     node: NodeArgument, name: NameOption = DEFAULT_NAME, timeout: TimeoutOption = 120.0
 ) -> None:
     """Start a node that is down, with its old keys, and wait for it (--timeout 0: don't)."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         lifecycle.start_node(lifecycle.open_lab(name), node, timeout, _report)
 
@@ -177,8 +166,6 @@ def start(
 @app.command()
 def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Freeze a node's daemon (SIGSTOP)."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGSTOP)
 
@@ -186,8 +173,6 @@ def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 @app.command()
 def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Let a frozen daemon go on (SIGCONT)."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGCONT)
 
@@ -195,8 +180,6 @@ def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 @app.command()
 def down(name: NameOption = DEFAULT_NAME) -> None:
     """End a lab and remove everything of it, also after a crash."""
-    from phantom_tun.lab import lifecycle  # noqa: PLC0415 - slow to import
-
     with _own_exit_codes():
         if not lifecycle.down(name):
             _report(f"there is no lab {name!r}: nothing to do")

@@ -18,7 +18,7 @@ LAYERS = {
     1: {"wire", "crypto", "packet", "files", "places"},
     2: {"netdb", "path", "tunnel", "profile", "node_keys"},
     3: {"net", "tun"},
-    4: {"node", "control"},
+    4: {"node", "node_view", "control"},
     5: {"config", "daemon", "cli", "__main__"},
 }
 SEAMLESS = {"lab", "testing", "analysis"}
