@@ -67,14 +67,17 @@ class NatTable:
     """Bindings of both IP versions; see the module's description.
 
     :param linger: seconds for which a released binding still translates late segments.
+    :param start: port given out first. A random one keeps a restarted daemon away from what the
+        kernel remembers of the last one's connections.
     """
 
-    def __init__(self, linger: float) -> None:
+    def __init__(self, linger: float, start: int = FIRST_PORT) -> None:
         self.rewrites: dict[bytes, Rewrite] = {}
         """Live bindings, both directions: what the hot loop looks at."""
         self.lingering: dict[bytes, Rewrite] = {}
         """Released bindings, both directions."""
         self._linger = linger
+        self._start = start
         self._released: deque[_Lingering] = deque()
         self._by_application: dict[FlowKey, Binding] = {}
         self._lingering_by_application: dict[FlowKey, Binding] = {}
@@ -142,7 +145,7 @@ class NatTable:
             del self.lingering[binding.socket]
 
     def _free_port(self, peer: IPv4Address | IPv6Address) -> Endpoint:
-        start = self._next.get(peer, FIRST_PORT)
+        start = self._next.get(peer, self._start)
         span = LAST_PORT - FIRST_PORT + 1
         for step in range(span):
             port = FIRST_PORT + (start - FIRST_PORT + step) % span

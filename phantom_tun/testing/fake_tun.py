@@ -27,7 +27,8 @@ class FakeTun:
         self._inner.setblocking(False)
         for end in (self._inner, outer):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self._outer = outer
+        self.outer = outer
+        """The end of the programs: one packet per message."""
 
     def fileno(self) -> int:
         """See :class:`~phantom_tun.tun.device.TunDevice`."""
@@ -46,17 +47,17 @@ class FakeTun:
 
     def hang_up(self) -> None:
         """The test's end goes away."""
-        self._outer.close()
+        self.outer.close()
 
     async def send(self, packet: bytes) -> None:
         """A program sends a packet."""
-        await trio.lowlevel.wait_writable(self._outer)
-        self._outer.send(packet)
+        await trio.lowlevel.wait_writable(self.outer)
+        self.outer.send(packet)
 
     async def receive(self) -> bytes:
         """The next packet for a program; waits for it."""
-        await trio.lowlevel.wait_readable(self._outer)
-        return self._outer.recv(_ROOM)
+        await trio.lowlevel.wait_readable(self.outer)
+        return self.outer.recv(_ROOM)
 
 
 class FakeHost:

@@ -33,7 +33,7 @@ class TunDevice(Protocol):
         ...
 
     def fileno(self) -> int:
-        """A non-blocking file descriptor."""
+        """A non-blocking file descriptor; -1 once closed."""
         ...
 
     def confine(self, sock: socket.socket) -> None:
@@ -51,8 +51,8 @@ class KernelTun:
     def __init__(self, device: pytun.TunTapDevice) -> None:
         self._device = device
         self._name: str = device.name
-        self._is_open = True
-        os.set_blocking(device.fileno(), False)
+        self._fd: int = device.fileno()
+        os.set_blocking(self._fd, False)
 
     @property
     def name(self) -> str:
@@ -61,8 +61,7 @@ class KernelTun:
 
     def fileno(self) -> int:
         """See :class:`TunDevice`."""
-        fd: int = self._device.fileno()
-        return fd
+        return self._fd
 
     def confine(self, sock: socket.socket) -> None:
         """See :class:`TunDevice`."""
@@ -70,8 +69,8 @@ class KernelTun:
 
     def close(self) -> None:
         """See :class:`TunDevice`."""
-        if self._is_open:
-            self._is_open = False
+        if self._fd != -1:
+            self._fd = -1
             self._device.close()
 
 
@@ -95,11 +94,11 @@ def open_tun(name: str) -> KernelTun:
 def writer(device: TunDevice) -> Callable[..., bool]:
     """A function that hands the kernel one packet, given in parts, and says whether it took it. May
     be called from any thread."""
-    fd = device.fileno()
 
     def write(*parts: bytes | bytearray | memoryview) -> bool:
         try:
-            os.writev(fd, parts)
+            # Asked for each time: a number kept here could be another file's after the close.
+            os.writev(device.fileno(), parts)
         except OSError:
             return False
         return True

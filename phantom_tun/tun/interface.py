@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import trio
 
+from phantom_tun.clock import SYSTEM_RNG
 from phantom_tun.endpoints import Endpoint, LocalConnection, LocalDatagrams, Overlay
 from phantom_tun.errors import Filtered, UsageError
 from phantom_tun.ids import ApAddress
 from phantom_tun.packet.layers import load_layers
-from phantom_tun.packet.nat import NatTable
+from phantom_tun.packet.nat import FIRST_PORT, LAST_PORT, NatTable
 from phantom_tun.packet.rewrite import make_translator
 from phantom_tun.tun.datagrams import Datagrams
 from phantom_tun.tun.desk import Desk
@@ -144,7 +145,7 @@ class Interface:
         config = self._config
         shared = Shared(
             plan=self._plan,
-            nat=NatTable(config.timeouts.linger),
+            nat=NatTable(config.timeouts.linger, SYSTEM_RNG.randint(FIRST_PORT, LAST_PORT)),
             timeouts=config.timeouts,
             limits=config.limits,
             token=trio.lowlevel.current_trio_token(),

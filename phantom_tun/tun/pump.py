@@ -90,7 +90,7 @@ class Pump:
                 poller.poll()
                 continue
             except OSError as error:
-                raise WorldError(f"the interface {self._device.name} was removed") from error
+                raise WorldError(self._removed) from error
             if not translate(buffer, length):
                 self._sort(view[:length])
                 continue
@@ -99,7 +99,13 @@ class Pump:
             except OSError:
                 self.counters.add("dropped_by_kernel")
 
+    @property
+    def _removed(self) -> str:
+        return f"the interface {self._device.name} was removed"
+
     def _sort(self, packet: memoryview) -> None:
+        if not packet:
+            raise WorldError(self._removed)
         found = datagram_of(packet)
         if found is not None:
             inlet = self._inlets.get(found[0])

@@ -98,7 +98,7 @@ def test_expiry_of_a_displaced_binding_spares_its_lingering_successor() -> None:
 
 
 def test_ports_are_bounded_and_come_back_after_the_linger_time() -> None:
-    table = NatTable(linger=65)
+    table = NatTable(linger=65, start=LAST_PORT - 1)
     count = LAST_PORT - FIRST_PORT + 1
     bindings = [
         table.bind(FlowKey(i.to_bytes(12, "big")), LISTENER, PEER) for i in range(1, count + 1)
