@@ -248,22 +248,22 @@ class SignalLink:
         limits = self._limits
         while True:
             now = trio.current_time()
-            silence = now - self.heard
-            if silence >= limits.dead_after:
+            dead_at = self.heard + limits.dead_after
+            ping_at = self.heard + limits.ping_after
+            if now >= dead_at:
                 self.dead = not self._fin_sent
                 self._counts["neighbours_dead"] += self.dead
                 scope.cancel()
                 return
-            if self.dialed and now - self._used >= limits.signalling_idle:
+            if self.dialed and now >= self._used + limits.signalling_idle:
                 if self._events.is_busy(self.peer):
                     self.touch()
                 else:
                     self.retire()
-            if silence < limits.ping_after:
-                await trio.sleep(limits.ping_after - silence)
-            else:
+            if now >= ping_at:
                 self._reply(Frame.PING)
-                await trio.sleep(min(limits.ping_after, limits.dead_after - silence))
+                ping_at = min(now + limits.ping_after, dead_at)
+            await trio.sleep_until(ping_at)
 
     # --- incoming -------------------------------------------------------------------------------
 

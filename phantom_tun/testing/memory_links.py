@@ -25,9 +25,6 @@ from phantom_tun.net.peers import LinkHandlers, Peer
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.nodes import NodeRef
 
-DIAL_ROUND_TRIPS = 3
-"""TCP, TLS, the door."""
-
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -45,9 +42,11 @@ class Recorded:
 class MemoryNetwork:
     """The medium between :class:`MemoryLinks`."""
 
-    def __init__(self, *, latency: float = 0.0) -> None:
-        """``latency``: seconds one way."""
+    def __init__(self, *, latency: float = 0.0, dial_round_trips: int = 0) -> None:
+        """``latency``: seconds one way, of connections made from now on; ``dial_round_trips``: what
+        a new connection costs (3 over TLS: TCP, TLS, the door)."""
         self.latency = latency
+        self.dial_round_trips = dial_round_trips
         self.recorded: list[Recorded] = []
         self.on_transfer: Callable[[Recorded], bytes | None] = lambda recorded: recorded.data
         """Called for everything that is sent; what it returns arrives. ``None`` loses a signal,
@@ -143,6 +142,7 @@ class _MemoryPipe(Pipe):
         self.receiver = receiver
         self._network = network
         self._number = number
+        self._latency = network.latency
         self._in_flight: deque[tuple[float, bytes]] = deque()
 
     def put(self, data: bytes) -> None:
@@ -155,7 +155,7 @@ class _MemoryPipe(Pipe):
         if arriving is None:
             self.cut()
         else:
-            self._in_flight.append((trio.current_time() + self._network.latency, arriving))
+            self._in_flight.append((trio.current_time() + self._latency, arriving))
             self.size += len(arriving)
             self.notify()
 
@@ -217,7 +217,7 @@ class MemoryLinks(Neighbours):
 
     async def _dial_in_memory(self, ref: NodeRef, kind: LinkKind) -> Connection:
         with trio.move_on_after(self._deadlines.dial_deadline):
-            await trio.sleep(2 * DIAL_ROUND_TRIPS * self._network.latency)
+            await trio.sleep(2 * self._network.dial_round_trips * self._network.latency)
             node = self._network.reach(self.node_id, ref)
             while (thawed := self._network.frozen(ref.node_id)) is not None:
                 await thawed.wait()
