@@ -16,7 +16,7 @@ from phantom_tun.clock import Clock
 from phantom_tun.errors import DeadlineExpired, PeerError, ProtocolViolation, WorldError
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.rules import NODE_TABLE, Circumstances, RuleBroken
-from phantom_tun.netdb.server import OwnNode, expect
+from phantom_tun.netdb.server import Server, expect
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.wire.netdb import (
     Answer,
@@ -45,12 +45,19 @@ class NodeCalls:
     """Calls to other nodes on behalf of one node."""
 
     def __init__(
-        self, transport: Transport, book: NodeBook, verifier: Verifier, clock: Clock
+        self,
+        transport: Transport,
+        server: Server,
+        book: NodeBook,
+        verifier: Verifier,
+        clock: Clock,
     ) -> None:
         self._transport = transport
-        self._book = book
+        self._server = server
         self._verifier = verifier
-        self._clock = clock
+        self.book = book
+        self.clock = clock
+        self.own_id = server.own.record.node_id
         self._counts: Counter[str] = Counter()
 
     async def ask(
@@ -72,13 +79,13 @@ class NodeCalls:
         except (WorldError, PeerError):
             self.distrust(ref)
             raise
-        self._book.succeeded(ref.node_id, self._clock.now())
+        self.book.succeeded(ref.node_id, self.clock.now())
         return found
 
     def distrust(self, ref: NodeRef) -> None:
         """``ref`` failed us, in whatever way."""
         self._counts["calls_failed"] += 1
-        self._book.failed(ref.node_id, self._clock.now())
+        self.book.failed(ref.node_id, self.clock.now())
 
     async def closest_nodes(self, record: NodeRecord, target: bytes) -> list[NodeRecord]:
         """Ask a node whom it knows close to ``target``. It counts as met.
@@ -89,16 +96,17 @@ class NodeCalls:
         ref = record.ref()
         answer = await self.ask(ref, ClosestNodes(target), CloserNodes)
         nodes = self._genuine(ref, answer.nodes)
-        self._book.met(record, self._clock.now())
+        self.book.met(record, self.clock.now())
         return nodes
 
-    async def register(self, ref: NodeRef, own: OwnNode) -> list[NodeRecord]:
+    async def register(self, ref: NodeRef) -> list[NodeRecord]:
         """Introduce ourselves; the other side does the same and counts as met. Returns nodes close
         to us that it names.
 
         :raises WorldError: no answer.
         :raises PeerError: an answer that makes no sense, or the node isn't ``ref``.
         """
+        own = self._server.own
         call = RegisterNode(own.record.encoded, own.path_key)
         answer = await self.ask(ref, call, Registered)
         nodes = self._genuine(ref, answer.nodes)
@@ -106,7 +114,7 @@ class NodeCalls:
         if record.node_id != ref.node_id or record.cert_hash != ref.cert_hash:
             self.distrust(ref)
             raise ProtocolViolation("a node introduces itself as another one")
-        self._book.met(record, self._clock.now(), answer.path_key)
+        self.book.met(record, self.clock.now(), answer.path_key)
         if answer.refusal:
             self._counts["registrations_refused"] += 1
         return nodes
@@ -125,18 +133,18 @@ class NodeCalls:
         return dict(self._counts)
 
     def _genuine(self, ref: NodeRef, encoded: tuple[bytes, ...]) -> list[NodeRecord]:
-        now = self._clock.now()
         try:
             records = self._verifier.nodes(encoded)
         except PeerError:
             self.distrust(ref)
             raise
-        return [record for record in records if self._acceptable(record, now)]
+        circumstances = self._circumstances()
+        return [record for record in records if _acceptable(record, circumstances)]
 
     def _keyed(self, ref: NodeRef, encoded: bytes, path_key: bytes) -> NodeRecord:
         try:
             record = self._verifier.node(encoded)
-            NODE_TABLE.check_acceptance(record, Circumstances(self._clock.now()))
+            NODE_TABLE.check_acceptance(record, self._circumstances())
             if path_key_digest(path_key) != record.path_key_digest:
                 raise ProtocolViolation("a path key comes beside a record that names another")
         except PeerError:
@@ -144,9 +152,13 @@ class NodeCalls:
             raise
         return record
 
-    def _acceptable(self, record: NodeRecord, now: float) -> bool:
-        try:
-            NODE_TABLE.check_acceptance(record, Circumstances(now))
-        except RuleBroken:
-            return False
-        return True
+    def _circumstances(self) -> Circumstances[NodeRecord]:
+        return Circumstances(self.clock.now(), public=self._server.own.public)
+
+
+def _acceptable(record: NodeRecord, circumstances: Circumstances[NodeRecord]) -> bool:
+    try:
+        NODE_TABLE.check_acceptance(record, circumstances)
+    except RuleBroken:
+        return False
+    return True

@@ -97,6 +97,12 @@ class NodeBook:
         elif not contact.failures:
             contact.last_ok = max(contact.last_ok, now)
 
+    def restore(self, record: NodeRecord, path_key: bytes | None, last_ok: float) -> None:
+        """Remember a node from an earlier run, as it was then."""
+        contact = self._learn(record, last_ok, path_key)
+        if contact is not None and contact.path_key is None:
+            self._forget(contact)
+
     def succeeded(self, node_id: NodeId, now: float) -> None:
         """A node answered."""
         contact = self._contacts.get(node_id)
@@ -153,6 +159,17 @@ class NodeBook:
             and contact.usable(now)
             and (not contact.key_is_current or contact.path_key_until < before)
         ]
+
+    def is_neighbour(self, node_id: NodeId, now: float) -> bool:
+        """Whether a node belongs to the k that are closest to us, as far as we know."""
+        nearest = self.table.closest(self._own_position, K, now)
+        distance = position(node_id) ^ self._own_position
+        return len(nearest) < K or distance <= nearest[-1].position ^ self._own_position
+
+    @property
+    def keyed(self) -> int:
+        """Contacts with a path key."""
+        return self._keyed
 
     def due(self, now: float, count: int) -> list[Contact]:
         """Nodes that failed and may be tried again, longest overdue first."""

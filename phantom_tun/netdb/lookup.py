@@ -49,7 +49,9 @@ class Lookup:
         ways: int = WAYS,
     ) -> None:
         """``seeds``: the closest nodes we know, closest first."""
-        self._target = position(target)
+        self.target = target
+        """What is searched."""
+        self._position = position(target)
         self._own_id = own_id
         self._limits = limits or PrefixLimits()
         self._count = count
@@ -97,7 +99,7 @@ class Lookup:
         """``asked`` named ``nodes`` (verified records; at most ``count`` are heard)."""
         node_id = asked.node_id
         way = self._done(node_id)
-        insort(self._answered, (self._target ^ position(node_id), asked), key=_distance)
+        insort(self._answered, (self._position ^ position(node_id), asked), key=_distance)
         depth = self._depth[node_id] + 1
         for number, record in enumerate(nodes):
             if number >= self._count:
@@ -130,7 +132,7 @@ class Lookup:
             return
         way.known.add(node_id)
         self._depth.setdefault(node_id, depth)
-        insort(way.heard, (self._target ^ position(node_id), record), key=_distance)
+        insort(way.heard, (self._position ^ position(node_id), record), key=_distance)
         if len(way.heard) > MAX_HEARD:
             way.heard.pop()
 

@@ -97,6 +97,15 @@ class Tally:
             unseen.add(ranking[0])
         return [storer for storer, edition in self._votes.items() if edition in unseen]
 
+    def know(self, record: APKeyRecord) -> None:
+        """A genuine record for this address that we have from elsewhere; it is no vote."""
+        self._bodies[record.digest] = record
+
+    def leading_key(self) -> bytes | None:
+        """The AP key that most storers name, whether or not they showed a record of it."""
+        ranking = self._ranking()
+        return ranking[0].public_key if ranking else None
+
     def share_of(self, record: APKeyRecord) -> float:
         """Which part of those that answered holds exactly ``record``."""
         same = sum(edition.digest == record.digest for edition in self._votes.values())

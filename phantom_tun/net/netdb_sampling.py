@@ -1,0 +1,131 @@
+"""Random nodes (docs/spec/netdb.md, "Random nodes").
+
+The asker draws a random id, looks up who is closest to it over disjoint ways, draws one of those
+nodes and asks *another* one for its record and path key. So no answerer has a say in who is drawn,
+the drawn node doesn't learn that it was, and each answerer contributes at most one record.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import trio
+
+from phantom_tun.clock import HOUR, Rng
+from phantom_tun.errors import PeerError, WorldError
+from phantom_tun.ids import NodeId
+from phantom_tun.net.netdb_calls import NodeCalls
+from phantom_tun.net.netdb_search import Searcher
+from phantom_tun.net.netdb_upkeep import Upkeep
+from phantom_tun.netdb.book import Candidate
+from phantom_tun.netdb.contact import position
+from phantom_tun.wire.records import NodeRecord
+
+SAMPLES_WANTED = 1_024
+"""Candidates that a node in a large network gathers; choosing from many hides which ones."""
+FEW = 128
+"""Below so many candidates it gathers fast."""
+FAST = 1.0
+MEDIUM = 15.0
+SLOW = 90.0
+"""Seconds between samples: while there are few, until there are enough, and to keep them fresh."""
+RENEW_BEFORE = HOUR
+"""A path key that ends within this time is fetched anew."""
+RECENT_ANSWERERS = 256
+"""Nodes that are not asked again as long as there are others."""
+_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    node: NodeRecord
+    answerers: list[NodeRecord]
+    """The other nodes near it, those first that were not asked lately."""
+
+
+class Sampler:
+    """Feeds the book with candidates."""
+
+    def __init__(self, calls: NodeCalls, searcher: Searcher, rng: Rng, upkeep: Upkeep) -> None:
+        self._calls = calls
+        self._book = calls.book
+        self._searcher = searcher
+        self._rng = rng
+        self._upkeep = upkeep
+        self._asked: dict[NodeId, None] = {}
+        """Answerers, those asked last at the end."""
+        self._counts: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Sample for ever, as long as the network is too large to know everybody anyway."""
+        while True:
+            await trio.sleep(self._pause() * self._rng.uniform(0.5, 1.5))
+            if not self._upkeep.small:
+                await self.sample()
+
+    async def random_nodes(self, count: int) -> list[Candidate]:
+        """Up to ``count`` different nodes, each drawn uniformly and named by another answerer."""
+        found: dict[NodeId, Candidate] = {}
+        for _ in range(2 * count):
+            candidate = await self.sample()
+            if candidate is not None:
+                found.setdefault(candidate.record.node_id, candidate)
+            if len(found) == count:
+                break
+        return list(found.values())
+
+    async def sample(self) -> Candidate | None:
+        """One random node, remembered as a candidate; None if nobody could tell."""
+        drawn = await self._draw()
+        if drawn is None:
+            return None
+        for answerer in drawn.answerers[:_TRIES]:
+            self._remember(answerer.node_id)
+            try:
+                record, path_key = await self._calls.random_node(answerer.ref(), drawn.node.node_id)
+            except (WorldError, PeerError):
+                continue
+            if record.node_id == drawn.node.node_id:
+                self._counts["samples"] += 1
+                self._book.vouched(record, self._calls.clock.now(), path_key)
+                return Candidate(record, path_key)
+            # Not necessarily a lie: it may lack the key, or know of the node's death before us.
+            self._counts["samples_contradicted"] += 1
+        return None
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for people."""
+        return dict(self._counts)
+
+    async def _draw(self) -> _Drawn | None:
+        lookup = await self._searcher.search(self._rng.randbytes(32))
+        nodes = lookup.closest()
+        now = self._calls.clock.now()
+        for record in nodes:
+            self._book.vouched(record, now)
+        eligible = [record for record in nodes if record.relays]
+        if len(nodes) < 2 or not eligible:
+            return None
+        # Uniformly among the closest, not the very closest: ids with wide gaps around them, which
+        # can be sought, gain nothing.
+        node = self._rng.choice(eligible)
+        place = position(node.node_id)
+        others = [record for record in nodes if record.node_id != node.node_id]
+        others.sort(
+            key=lambda record: (record.node_id in self._asked, position(record.node_id) ^ place)
+        )
+        return _Drawn(node, others)
+
+    def _remember(self, node_id: NodeId) -> None:
+        self._asked.pop(node_id, None)
+        self._asked[node_id] = None
+        if len(self._asked) > RECENT_ANSWERERS:
+            del self._asked[next(iter(self._asked))]
+
+    def _pause(self) -> float:
+        now = self._calls.clock.now()
+        count = len(self._book.candidates(now))
+        if count < FEW:
+            return FAST
+        return MEDIUM if count < SAMPLES_WANTED else SLOW

@@ -1,0 +1,121 @@
+"""Keeping what is known true: gossip, second chances for nodes that failed, and refreshing the
+routing table (docs/spec/netdb.md, "Joining" and "Upkeep")."""
+
+from __future__ import annotations
+
+import trio
+
+from phantom_tun.clock import Rng
+from phantom_tun.errors import PeerError, WorldError
+from phantom_tun.net.netdb_calls import NodeCalls
+from phantom_tun.net.netdb_introductions import Introductions
+from phantom_tun.net.netdb_search import Searcher
+from phantom_tun.netdb.contact import Contact, position
+from phantom_tun.netdb.table import K
+
+GOSSIP_FAST = 0.2
+GOSSIP_SLOW = 5.0
+"""Seconds between two questions who is there: fast while the answers bring news, then slower and
+slower. In steady state it is the sign of life that each contact gives in turn."""
+QUIET_ROUNDS = 3
+"""Rounds without news after which the view counts as settled."""
+RECHECK_EVERY = 0.5
+RECHECKS_AT_ONCE = 4
+SMALL_NETWORK = 2 * K
+"""Up to so many nodes everybody knows everybody, and nobody needs lookups."""
+REFRESH_EVERY = 60.0
+"""Seconds between refreshing one distance class and the next, in a network that isn't small."""
+_SLOWDOWN = 1.5
+
+
+class Upkeep:
+    """The background work on one node's view of the network."""
+
+    def __init__(
+        self,
+        calls: NodeCalls,
+        introductions: Introductions,
+        searcher: Searcher,
+        rng: Rng,
+    ) -> None:
+        self._calls = calls
+        self._book = calls.book
+        self._introductions = introductions
+        self._searcher = searcher
+        self._rng = rng
+        self._quiet = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether asking around brings nothing new at the moment."""
+        introductions = self._introductions
+        quiet = self._quiet >= QUIET_ROUNDS and not introductions.pending
+        return quiet and introductions.joined.is_set()
+
+    @property
+    def small(self) -> bool:
+        """Whether few enough nodes are known that everybody can know everybody."""
+        return len(self._book.table) <= SMALL_NETWORK
+
+    @property
+    def complete(self) -> bool:
+        """Whether we know everybody: the network is small and nothing new is heard."""
+        return self.small and self.settled
+
+    async def gossip(self) -> None:
+        """Ask one contact after the other whom it knows, for ever."""
+        pause = GOSSIP_FAST
+        while True:
+            seen = self._introductions.news
+            contact = self._book.stalest(self._calls.clock.now())
+            if contact is not None:
+                await self._visit(contact, self._rng.randbytes(32))
+            if self._introductions.news != seen:
+                self._quiet = 0
+                pause = GOSSIP_FAST
+            else:
+                self._quiet += 1
+                pause = min(pause * _SLOWDOWN, GOSSIP_SLOW)
+            await trio.sleep(pause * self._rng.uniform(0.75, 1.25))
+
+    async def recheck(self) -> None:
+        """Give nodes that failed another chance when it is time, for ever."""
+        while True:
+            await trio.sleep(RECHECK_EVERY * self._rng.uniform(0.75, 1.25))
+            async with trio.open_nursery() as nursery:
+                for contact in self._book.due(self._calls.clock.now(), RECHECKS_AT_ONCE):
+                    nursery.start_soon(self._visit, contact, self._calls.own_id)
+
+    async def refresh(self) -> None:
+        """Fill the routing table by lookups, and keep it filled, for ever."""
+        filled = False
+        while True:
+            if self.small:
+                filled = False
+                await trio.sleep(GOSSIP_SLOW)
+                continue
+            if not filled:
+                await self._searcher.search(self._calls.own_id)
+                for index in range(self._book.table.depth(), 256):
+                    await self._searcher.search(self._within(index))
+                filled = True
+            await trio.sleep(REFRESH_EVERY * self._rng.uniform(0.5, 1.5))
+            await self._searcher.search(
+                self._within(self._rng.randrange(self._book.table.depth(), 256))
+            )
+
+    async def _visit(self, contact: Contact, target: bytes) -> None:
+        record = contact.record
+        try:
+            if contact.key_is_current or not self._introductions.wanted(contact.node_id):
+                nodes = await self._calls.closest_nodes(record, target)
+            else:
+                nodes = await self._calls.register(record.ref())
+        except (WorldError, PeerError):
+            return
+        self._introductions.heard_all(nodes)
+
+    def _within(self, index: int) -> bytes:
+        """A random id in a distance class."""
+        place = position(self._calls.own_id) ^ (1 << index) ^ self._rng.getrandbits(index)
+        return place.to_bytes(32, "big")
