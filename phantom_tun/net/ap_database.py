@@ -12,11 +12,12 @@ import ipaddress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from phantom_tun.errors import CryptoError, ProtocolViolation, RecordRefused, WireError
+from phantom_tun.crypto.certificates import check_certificate
+from phantom_tun.errors import ProtocolViolation, RecordRefused, WireError
 from phantom_tun.ids import ApAddress, EntryId, NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.network import NetworkParams
-from phantom_tun.netdb.signing import verify_signature
+from phantom_tun.netdb.rules import KEY_RECORD_TABLE, MAX_SKEW, ROUTE_TABLE
 from phantom_tun.wire.netdb import Resolution, Vote, WriteReport, decode_answer
 from phantom_tun.wire.records import APKeyRecord, APRoute, decode
 
@@ -73,8 +74,9 @@ def check_resolution(
 
     :raises WireError: it doesn't parse.
     :raises ProtocolViolation: it answers something else.
-    :raises CryptoError: the key record isn't signed by its key.
-    :raises RecordRefused: the key record is for another address or has expired.
+    :raises CryptoError: its certificate is none.
+    :raises RecordRefused: the key record breaks a storage rule, is for another address, has expired
+        or comes from the future.
     """
     resolution = decode_answer(answer)
     if not isinstance(resolution, Resolution):
@@ -82,17 +84,18 @@ def check_resolution(
     if not resolution.key_record:
         return None
     record = decode(APKeyRecord, resolution.key_record)
-    verify_signature(record, network.network_id)
+    KEY_RECORD_TABLE.check_lasting(record, network)
+    check_certificate(record.certificate)
     if address not in addresses_of(record, network):
         raise RecordRefused("the key record belongs to another address")
-    if record.expires <= now:
-        raise RecordRefused("the key record has expired")
+    if not record.created - MAX_SKEW <= now < record.expires:
+        raise RecordRefused("the key record isn't valid at this time")
     routes: dict[bytes, APRoute] = {}
     bad = 0
     for encoded in resolution.routes:
         try:
             route = _check_route(encoded, record, network, now)
-        except (WireError, CryptoError, RecordRefused):
+        except (WireError, RecordRefused):
             bad += 1
             continue
         known = routes.get(route.entry_id)
@@ -133,7 +136,7 @@ def _check_route(
     route = decode(APRoute, encoded)
     if route.public_key != record.public_key:
         raise RecordRefused("the route is another identity's")
-    verify_signature(route, network.network_id)
+    ROUTE_TABLE.check_lasting(route, network)
     if route.expires <= now:
         raise RecordRefused("the route has expired")
     return route
