@@ -243,7 +243,7 @@ def load(path: Path | None = None) -> Config:
     :raises ConfigError: naming file, key and fix.
     """
     named = path or places.config_from_environment()
-    source = named or places.config_file()
+    source = (named or places.config_file()).absolute()
     try:
         with source.open("rb") as file:
             data = file.read(_CONFIG_MAX_BYTES + 1)

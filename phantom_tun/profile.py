@@ -26,6 +26,8 @@ ARRAY_SLOTS = 24
 PACKAGE_SIZE = 1536
 """Bytes of a sealed package in a slot; the one value this version speaks."""
 NONCE_SIZE = 32
+MAX_BOOTSTRAP = 256
+"""Bootstrap nodes in a profile."""
 DEFAULT_POW_BITS = 12
 DEFAULT_AP4 = ipaddress.IPv4Network("240.0.0.0/4")
 DEFAULT_AP6 = ipaddress.IPv6Network("2001:2f::/32")
@@ -158,7 +160,7 @@ class _Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     number: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
     override_keys: Annotated[list[_Hex32], msgspec.Meta(max_length=16)] = []
-    bootstrap: Annotated[list[str], msgspec.Meta(max_length=256)] = []
+    bootstrap: Annotated[list[str], msgspec.Meta(max_length=MAX_BOOTSTRAP)] = []
     exit_hops: _Hops = DEFAULT_HOPS
     entry_hops: _Hops = DEFAULT_HOPS
 

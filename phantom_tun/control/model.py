@@ -7,6 +7,7 @@ seconds. Decoding ignores fields it doesn't know, so that an older tool reads a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -97,6 +98,8 @@ class Status(Answer, frozen=True):
     builds: BuildStatus
     drops: dict[str, int]
     """What was dropped since the start, by reason; reasons with 0 are left out."""
+    bootstrap: tuple[str, ...] = ()
+    """How a network profile names this node: one line for each address; none if not dialable."""
     warnings: tuple[str, ...] = ()
     """Sentences: what is wrong or weaker than the owner may think, and what to do."""
 
@@ -188,6 +191,15 @@ class PingSummary(Answer, frozen=True):
     min_ms: float | None
     mean_ms: float | None
     max_ms: float | None
+
+    @classmethod
+    def of(cls, rtts_ms: Sequence[float | None]) -> PingSummary:
+        """Sum up the round trips of all that were sent; ``None`` is one without an answer."""
+        answered = [rtt for rtt in rtts_ms if rtt is not None]
+        if not answered:
+            return cls(len(rtts_ms), 0, None, None, None)
+        mean = sum(answered) / len(answered)
+        return cls(len(rtts_ms), len(answered), min(answered), mean, max(answered))
 
 
 class NetdbRecord(Answer, frozen=True):

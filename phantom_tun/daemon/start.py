@@ -11,6 +11,7 @@ import msgspec
 import structlog
 import trio
 
+import phantom_tun
 from phantom_tun import __version__
 from phantom_tun.config import Config
 from phantom_tun.control.listener import Access, bind_control_socket
@@ -25,7 +26,7 @@ from phantom_tun.daemon.privileges import (
 )
 from phantom_tun.daemon.service import serve
 from phantom_tun.daemon.underlay import advertised_addresses
-from phantom_tun.daemon.wiring import InterfaceOpener, NodeFactory, make_node, open_interface
+from phantom_tun.daemon.wiring import InterfaceOpener, NodeFactory, load_node, open_interface
 from phantom_tun.errors import ConfigError, PhantomError
 from phantom_tun.files import ensure_private_directory
 from phantom_tun.profile import Profile
@@ -37,14 +38,18 @@ def run_daemon(
     config: Config,
     profile: Profile,
     *,
-    node_factory: NodeFactory = make_node,
+    node_factory: NodeFactory | None = None,
     interface_opener: InterfaceOpener = open_interface,
 ) -> None:
     """Be the daemon in this process; returns after an ordered stop.
 
+    :param node_factory: makes the node; this package's own unless given.
+    :param interface_opener: makes the interface, if there is to be one.
+
     :raises PhantomError: it can't start, or failed; the message says what to do.
     """
     logs.configure(config.log)
+    new_node = load_node() if node_factory is None else node_factory
     config = _with_addresses(config)
     control_gid = resolve_group(config.control.group)
     account = resolve_account(config.node.user, control_gid)
@@ -60,7 +65,9 @@ def run_daemon(
         for listener in listeners:
             stack.enter_context(listener)
         interface = interface_opener(config, profile) if config.wants_interface else None
+        os.chdir("/")  # not to keep somebody's directory in use
         drop_privileges(account, INTERFACE_CAPABILITIES if config.wants_interface else ())
+        check_program()
         lock.write_pid()
         _log.info(
             "started",
@@ -71,7 +78,7 @@ def run_daemon(
             interface=config.interface.name if interface is not None else None,
             open_files=open_files,
         )
-        node = node_factory(config, profile, listeners, interface)
+        node = new_node(config, profile, listeners, interface)
         try:
             trio.run(serve, node, control, access)
         except ExceptionGroup as group:
@@ -80,6 +87,21 @@ def run_daemon(
                 raise
             raise _first(known) from group
         _log.info("stopped")
+
+
+def check_program() -> None:
+    """See whether the account we have become can still read the program: not everything is
+    imported yet.
+
+    :raises ConfigError: it can't; says what to do.
+    """
+    for module in (os, trio, phantom_tun):
+        file = module.__file__
+        if file is None or not os.access(file, os.R_OK):
+            raise ConfigError(
+                f"uid {os.geteuid()} can't read {file}, a part of this program: install "
+                'phantom-tun where every user can read it, or set node.user = ""'
+            )
 
 
 def _with_addresses(config: Config) -> Config:

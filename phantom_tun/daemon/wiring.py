@@ -50,9 +50,8 @@ def open_interface(config: Config, profile: Profile) -> Interface:
     return Interface(settings, open_tun(settings.name))
 
 
-def make_node(
-    config: Config, profile: Profile, listeners: list[socket.socket], interface: Interface | None
-) -> DaemonNode:
-    """The node of this package."""
-    factory = cast(NodeFactory, importlib.import_module("phantom_tun.node").Node)
-    return factory(config, profile, listeners, interface)
+def load_node() -> NodeFactory:
+    """The node of this package. Loaded before privileges are dropped, since afterwards its files
+    may not be readable any more.
+    """
+    return cast(NodeFactory, importlib.import_module("phantom_tun.node").Node)

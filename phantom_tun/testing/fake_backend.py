@@ -55,6 +55,7 @@ class FakeBackend:
     pid: int = 4711
     hops: int = 3
     warnings: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = (f"{OWN_ID}@192.0.2.7:443#{'bb' * 32}",)
     fail_builds: bool = False
     stuck: bool = False
     """Every call waits for ever."""
@@ -86,6 +87,7 @@ class FakeBackend:
             tunnels=TunnelStatus(ready=8, active=1, relayed=2),
             builds=BuildStatus(tried=5, succeeded=4, median_s=0.71),
             drops={"spoofed source": 2},
+            bootstrap=self.bootstrap,
             warnings=self.warnings,
         )
 
@@ -201,22 +203,18 @@ class FakeBackend:
         await self._maybe_stuck("ping")
         if address not in {FAR4, FAR6}:
             raise Unreachable(f"no AP address {address} is known in this network")
-        sent = received = 0
+        rtts: list[float | None] = []
         try:
             for sequence in itertools.count(1) if count is None else range(1, count + 1):
-                if sent:
+                if rtts:
                     await trio.sleep(interval_s)
-                sent += 1
-                if sequence % 3 == 0:
-                    await report(PingReply(sequence, 0, None))
-                else:
-                    received += 1
-                    await report(PingReply(sequence, size + 8, 12.5))
+                lost = sequence % 3 == 0
+                rtts.append(None if lost else 12.5)
+                await report(PingReply(sequence, 0 if lost else size + 8, rtts[-1]))
         except trio.Cancelled:
             self.cancelled.append("ping")
             raise
-        best = 12.5 if received else None
-        return PingSummary(sent, received, best, best, best)
+        return PingSummary.of(rtts)
 
     async def netdb_get(self, key: ApAddress | NodeId) -> NetdbAnswer:
         """Records of the far address and of node 1."""

@@ -20,7 +20,7 @@ import structlog
 
 import phantom_tun
 from phantom_tun.config import LogConfig, NodeConfig
-from phantom_tun.daemon import account, listeners, logs, privileges, underlay
+from phantom_tun.daemon import account, listeners, logs, privileges, start, underlay
 from phantom_tun.daemon.account import Account, resolve_account, resolve_group
 from phantom_tun.daemon.lock import StateLock, is_locked
 from phantom_tun.daemon.notify import READY, notify, status
@@ -376,3 +376,10 @@ def test_dropping_refuses_a_second_thread(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Path, "iterdir", lambda _self: iter([Path("1"), Path("2")]))
     with pytest.raises(UsageError, match="second thread"):
         privileges.drop_privileges(account.current_account(), ())
+
+
+def test_a_program_that_its_user_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    start.check_program()
+    monkeypatch.setattr(os, "access", lambda path, _mode: "phantom_tun" not in str(path))
+    with pytest.raises(ConfigError, match=r"phantom_tun/__init__.py.*where every user can read"):
+        start.check_program()

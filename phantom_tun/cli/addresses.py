@@ -1,0 +1,202 @@
+"""AP addresses and what is reachable at them: ``address``, ``expose`` and ``unexpose``."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+import typer
+
+from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.cli.text import duration
+from phantom_tun.control.dispatch import parse_address
+from phantom_tun.control.model import AddressInfo, ExposeRule, Protocol
+from phantom_tun.control.schema import (
+    Expose,
+    ListAddresses,
+    ListExposed,
+    NewAddress,
+    RemoveAddress,
+    Unexpose,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, make, show and remove your AP addresses.",
+    rich_markup_mode=None,
+)
+
+PortArgument = Annotated[
+    str, typer.Argument(metavar="PORT[/tcp|/udp]", help="The port others use; TCP unless said.")
+]
+IdentityOption = Annotated[
+    str | None,
+    typer.Option("--identity", metavar="NAME", help="Which address; unless given, the first."),
+]
+_HIGHEST_PORT = 65535
+
+
+@app.command("list")
+def list_addresses(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List your AP addresses."""
+    answer = session_of(context).ask(ListAddresses())
+    if as_json:
+        print_json(answer)
+        return
+    from phantom_tun.cli.pictures import console, table  # noqa: PLC0415 - slow to import
+
+    rows = ((info.name, info.ap4 or "-", info.ap6, str(len(info.exposed))) for info in answer)
+    console().print(table(("name", "IPv4", "IPv6", "exposed ports"), rows))
+
+
+@app.command("new")
+def new_address(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What you call it: a-z, 0-9 and hyphens.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Make another AP address, with a key and paths of its own."""
+    info = session_of(context).ask(NewAddress(name))
+    if as_json:
+        print_json(info)
+    else:
+        typer.echo(f"{info.name}  {info.ap4 or '-'}  {info.ap6}")
+
+
+@app.command("show")
+def show_address(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, or one of its addresses.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one of your AP addresses and what it exposes."""
+    info = _find(session_of(context).ask(ListAddresses()), name)
+    if as_json:
+        print_json(info)
+        return
+    typer.echo(f"name     {info.name}")
+    typer.echo(f"IPv4     {info.ap4 or '-'} ({info.ap4_state})")
+    typer.echo(f"IPv6     {info.ap6}")
+    typer.echo(f"age      {duration(max(0.0, time.time() - info.created))}")
+    for rule in info.exposed:
+        typer.echo(f"exposed  {_rule(rule)}")
+
+
+@app.command("remove")
+def remove_address(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Delete an AP address for ever: its key is destroyed."""
+    if not yes and not typer.confirm(f"Delete {name!r} and its key? Nobody can bring it back."):
+        raise CommandFailed(ExitCode.FAILED, "nothing was deleted")
+    session_of(context).ask(RemoveAddress(name))
+    typer.echo(f"{name} is deleted")
+
+
+def expose(
+    context: typer.Context,
+    *,
+    port: Annotated[
+        str | None,
+        typer.Argument(metavar="PORT[/tcp|/udp]", help="The port others use; TCP unless said."),
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="AP", help="Only for this AP address; may be repeated."),
+    ] = None,
+    target_port: Annotated[
+        int | None,
+        typer.Option("--target-port", metavar="P", help="Where the service listens, if elsewhere."),
+    ] = None,
+    identity: IdentityOption = None,
+    show: Annotated[bool, typer.Option("--list", help="List what is exposed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let others reach a service of this machine. Without this, nothing is reachable."""
+    session = session_of(context)
+    if show:
+        if port is not None:
+            raise CommandFailed(ExitCode.USAGE, "--list takes no port")
+        _print_rules(session.ask(ListExposed()), as_json)
+        return
+    if port is None:
+        raise CommandFailed(
+            ExitCode.USAGE, "which port? 'phantom-tun expose 80', or 'phantom-tun expose --list'"
+        )
+    number, protocol = parse_port(port)
+    if target_port is not None:
+        check_port(target_port, "target port")
+    allowed: Literal["any"] | tuple[str, ...] = "any"
+    if to:
+        allowed = tuple(str(parse_address(text)) for text in to)
+    rule = session.ask(Expose(number, protocol, allowed, target_port, identity))
+    if as_json:
+        print_json(rule)
+    else:
+        typer.echo(f"exposed: {_rule(rule)}")
+
+
+def unexpose(
+    context: typer.Context,
+    port: PortArgument,
+    identity: IdentityOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take back what expose did; connections that stand are kept."""
+    number, protocol = parse_port(port)
+    rule = session_of(context).ask(Unexpose(number, protocol, identity))
+    if as_json:
+        print_json(rule)
+    else:
+        typer.echo(f"no longer exposed: {_rule(rule)}")
+
+
+def parse_port(text: str) -> tuple[int, Protocol]:
+    """``80``, ``80/tcp`` or ``53/udp``.
+
+    :raises CommandFailed: it is none of these.
+    """
+    number, slash, protocol = text.partition("/")
+    if slash and protocol not in {"tcp", "udp"}:
+        raise CommandFailed(ExitCode.USAGE, f"{text!r}: after the port comes /tcp or /udp")
+    if not (number.isascii() and number.isdigit()):
+        raise CommandFailed(ExitCode.USAGE, f"{text!r} is no port; write 80, 80/tcp or 53/udp")
+    check_port(int(number), "port")
+    return int(number), "udp" if protocol == "udp" else "tcp"
+
+
+def check_port(number: int, what: str) -> None:
+    """:raises CommandFailed: ``number`` is no port."""
+    if not 1 <= number <= _HIGHEST_PORT:
+        raise CommandFailed(
+            ExitCode.USAGE, f"{what} {number} doesn't exist: ports are 1 to {_HIGHEST_PORT}"
+        )
+
+
+def _find(infos: tuple[AddressInfo, ...], name: str) -> AddressInfo:
+    for info in infos:
+        if name in {info.name, info.ap4, info.ap6}:
+            return info
+    known = ", ".join(info.name for info in infos)
+    raise CommandFailed(ExitCode.NOT_FOUND, f"no address of yours is {name!r}; there are: {known}")
+
+
+def _print_rules(rules: tuple[ExposeRule, ...], as_json: bool) -> None:
+    if as_json:
+        print_json(rules)
+    elif not rules:
+        typer.echo("nothing is exposed: nobody can connect to this machine through the network")
+    else:
+        for rule in rules:
+            typer.echo(_rule(rule))
+
+
+def _rule(rule: ExposeRule) -> str:
+    who = "anybody" if rule.to == "any" else ", ".join(rule.to)
+    target = "" if rule.target_port == rule.port else f" (local port {rule.target_port})"
+    return f"{rule.port}/{rule.protocol} of {rule.identity}{target} to {who}"

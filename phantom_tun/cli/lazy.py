@@ -1,0 +1,29 @@
+"""Command groups that are imported when somebody uses them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer.main
+from typer.core import TyperGroup
+
+
+class LabGroup(TyperGroup):
+    """The commands of ``phantom_tun.cli.lab``, loaded at first use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of its commands."""
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of them."""
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        if not self.commands:
+            app = importlib.import_module("phantom_tun.cli.lab").app
+            loaded = typer.main.get_group(app)
+            self.commands.update(loaded.commands)

@@ -1,0 +1,145 @@
+"""Starting and stopping: ``up``, ``down`` and ``run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from phantom_tun.cli import background
+from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.cli.session import Session, session_of
+from phantom_tun.config import Config
+from phantom_tun.control.client import ControlClient
+from phantom_tun.control.schema import ControlError, GetStatus
+from phantom_tun.daemon.account import resolve_account
+from phantom_tun.files import ensure_private_directory
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file."),
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", metavar="P", min=1, max=65535, help="Listen on this port instead."),
+]
+RelayOption = Annotated[
+    bool, typer.Option("--relay-only", help="Only relay for others: no interface, no root.")
+]
+
+
+def run(
+    context: typer.Context,
+    config_path: ConfigOption = None,
+    port: PortOption = None,
+    relay_only: RelayOption = False,
+) -> None:
+    """Be the daemon, in the foreground; logs go to standard error."""
+    session = _session(context, config_path)
+    settings = _adjusted(session, port=port, relay_only=relay_only)
+    # Only this command pays for trio, the cryptography and the packet libraries.
+    from phantom_tun import profile  # noqa: PLC0415
+    from phantom_tun.daemon.start import run_daemon  # noqa: PLC0415
+
+    run_daemon(settings, profile.load(settings.network.profile))
+
+
+def up(
+    context: typer.Context,
+    config_path: ConfigOption = None,
+    port: PortOption = None,
+    relay_only: RelayOption = False,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=1, help="Seconds until it must be ready."),
+    ] = 120.0,
+) -> None:
+    """Start the daemon in the background and wait until it is ready."""
+    session = _session(context, config_path)
+    settings = _adjusted(session, port=port, relay_only=relay_only)
+    client = ControlClient(settings.control.socket)
+    starting: background.Starting | None = None
+    if _answers(client):
+        typer.echo("the daemon runs already")
+    elif _wants_unit(session, port, relay_only):
+        starting = background.StartedUnit()
+    else:
+        account = resolve_account(settings.node.user)
+        ensure_private_directory(settings.node.state_dir, uid=account.uid, gid=account.gid)
+        arguments = _run_arguments(session, port, relay_only)
+        starting = background.StartedProcess(arguments, settings.node.state_dir)
+    waiting = background.Waiting(client, typer.echo, timeout)
+    status = waiting.wait_ready(starting)
+    for identity in status.identities:
+        typer.echo(f"{identity.name}: {identity.ap4 or '-'}  {identity.ap6}")
+
+
+def down(context: typer.Context) -> None:
+    """Stop the daemon and wait until it is gone."""
+    session = session_of(context)
+    if os.geteuid() == 0 and not _is_chosen(session) and background.unit_is_active():
+        background.stop_unit()
+    else:
+        background.stop_daemon(session.client())
+    typer.echo("stopped")
+
+
+def _session(context: typer.Context, config_path: Path | None) -> Session:
+    session = session_of(context)
+    if config_path is not None:
+        session.config_path = config_path
+    return session
+
+
+def _adjusted(session: Session, *, port: int | None, relay_only: bool) -> Config:
+    """The configuration with what the command line says instead."""
+    settings = session.load_config()
+    node = msgspec.structs.replace(
+        settings.node,
+        port=settings.node.port if port is None else port,
+        relay_only=settings.node.relay_only or relay_only,
+    )
+    socket = session.said_socket() or settings.control.socket
+    control = msgspec.structs.replace(settings.control, socket=socket)
+    return msgspec.structs.replace(settings, node=node, control=control)
+
+
+def _answers(client: ControlClient) -> bool:
+    try:
+        client.call(GetStatus())
+    except ControlError as error:
+        if error.code == "no_daemon":
+            return False
+        if error.code == "timeout":
+            raise CommandFailed(
+                ExitCode.TIMEOUT, f"{error}; stop it with 'phantom-tun down' first"
+            ) from error
+        raise
+    return True
+
+
+def _is_chosen(session: Session) -> bool:
+    """Whether a particular node is meant rather than the system's."""
+    return session.said_socket() is not None or session.said_config() is not None
+
+
+def _wants_unit(session: Session, port: int | None, relay_only: bool) -> bool:
+    ordinary = port is None and not relay_only and not _is_chosen(session)
+    return os.geteuid() == 0 and ordinary and background.unit_is_installed()
+
+
+def _run_arguments(session: Session, port: int | None, relay_only: bool) -> list[str]:
+    arguments: list[str] = []
+    if session.socket_path is not None:
+        arguments += ["--socket", str(session.socket_path)]
+    arguments.append("run")
+    if session.config_path is not None:
+        arguments += ["--config", str(session.config_path.absolute())]
+    if port is not None:
+        arguments += ["--port", str(port)]
+    if relay_only:
+        arguments.append("--relay-only")
+    return arguments

@@ -1,0 +1,102 @@
+"""The command as a whole: its commands, and how its errors reach people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from phantom_tun import __version__
+from phantom_tun.cli import addresses, lifecycle, overview, probing, routing, settings
+from phantom_tun.cli.exits import MEANINGS, ExitCode, exit_code
+from phantom_tun.cli.lazy import LabGroup
+from phantom_tun.cli.session import JsonOption, Session, print_json
+from phantom_tun.errors import PhantomError
+
+PROGRAM = "phantom-tun"
+
+app = typer.Typer(
+    name=PROGRAM,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Reach and offer services anonymously: every program can use AP addresses as it is.",
+    epilog="'phantom-tun exit-codes' lists what exit codes mean.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config_path: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The configuration file."),
+    ] = None,
+    socket_path: Annotated[
+        Path | None,
+        typer.Option("--socket", metavar="PATH", help="The daemon's control socket."),
+    ] = None,
+) -> None:
+    context.obj = Session(config_path, socket_path and socket_path.absolute())
+
+
+app.command()(lifecycle.up)
+app.command()(lifecycle.down)
+app.command()(lifecycle.run)
+app.command()(overview.status)
+app.add_typer(addresses.app, name="address")
+app.command()(addresses.expose)
+app.command()(addresses.unexpose)
+app.add_typer(routing.paths_app, name="paths")
+app.add_typer(routing.tunnels_app, name="tunnels")
+app.command()(overview.peers)
+app.command()(probing.ping)
+app.command()(probing.why)
+app.add_typer(probing.netdb_app, name="netdb")
+app.add_typer(settings.network_app, name="network")
+app.add_typer(settings.config_app, name="config")
+app.add_typer(
+    typer.Typer(
+        cls=LabGroup,
+        no_args_is_help=True,
+        help="Whole anonymous networks in namespaces on this machine.",
+    ),
+    name="lab",
+)
+
+
+@app.command("exit-codes")
+def exit_codes(as_json: JsonOption = False) -> None:
+    """List the exit codes and what they mean."""
+    if as_json:
+        print_json({str(int(code)): text for code, text in MEANINGS.items()})
+        return
+    for code, text in MEANINGS.items():
+        typer.echo(f"{int(code):>3}  {text}")
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__})
+    else:
+        typer.echo(f"{PROGRAM} {__version__}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; an error is one sentence on standard error."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)
+    except PhantomError as error:
+        if text := str(error):
+            sys.stdout.flush()
+            sys.stderr.write(f"{PROGRAM}: {text}\n")
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    sys.exit(ExitCode.OK)

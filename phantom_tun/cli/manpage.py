@@ -1,0 +1,155 @@
+"""The manual page, made from the commands themselves.
+
+``python -m phantom_tun.cli.manpage > docs/man/phantom-tun.1`` writes it; a test sees to it that
+this was done.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer.main
+
+from phantom_tun import __version__, places
+from phantom_tun.cli.exits import MEANINGS
+from phantom_tun.cli.main import PROGRAM, app
+
+_ELSEWHERE = {"lab": "'phantom-tun lab --help' describes its commands."}
+"""Groups that are not described command by command."""
+_OF_THE_LIBRARY = frozenset({"install_completion", "show_completion"})
+"""Options whose description changes with the version of typer."""
+
+_DESCRIPTION = """\
+phantom-tun runs one node of an anonymous network and talks to it. The node gives this machine AP
+addresses, which any program can use: connections from and to them go through routing paths of
+other nodes, so that neither end learns where the other one is. Nobody can connect to an AP address
+until a port of it is exposed.
+
+Every command that shows something takes --json. Errors are one sentence on standard error; the
+exit status says what kind."""
+
+_EXAMPLES = (
+    ("Start a network and its first node", ("network new home", "up")),
+    ("Print what others need to join it", ("network invite > home.toml",)),
+    ("Join a network with what a member gave you", ("network join home.toml", "up")),
+    ("Offer a web server that listens on port 8080", ("expose 80 --target-port 8080",)),
+    ("See which way your connections take", ("paths list",)),
+    ("Find out why an address can't be reached", ("why 250.1.2.3 --port 80",)),
+)
+
+
+def render() -> str:
+    """The page, as troff source with the man macros."""
+    lines = [
+        f'.TH PHANTOM\\-TUN 1 "" "phantom\\-tun {__version__}" "User Commands"',
+        ".SH NAME",
+        "phantom\\-tun \\- reach and offer services anonymously, with any program",
+        ".SH SYNOPSIS",
+        ".B phantom\\-tun",
+        "[\\fIoptions\\fR] \\fIcommand\\fR [\\fIarguments\\fR]",
+        ".SH DESCRIPTION",
+        *_paragraphs(_DESCRIPTION),
+    ]
+    root: Any = typer.main.get_command(app)
+    lines += [".SH OPTIONS", *_options(root), ".SH COMMANDS"]
+    for name, command in root.commands.items():
+        lines += _command(name, command)
+    lines += [
+        ".SH ENVIRONMENT",
+        *_item(places.CONFIG_VARIABLE, "The configuration file, as \\-\\-config."),
+        *_item(places.SOCKET_VARIABLE, "The control socket, as \\-\\-socket."),
+        ".SH FILES",
+        *_item(f"{places.SYSTEM_CONFIG}/config.toml", "The configuration of the system's node."),
+        *_item(f"{places.SYSTEM_CONFIG}/network.toml", "The profile of its network."),
+        *_item(str(places.SYSTEM_STATE), "Its keys, addresses and what it remembers."),
+        *_item(str(places.SYSTEM_SOCKET), "Its control socket."),
+        *_item("~/.config, ~/.local/state", "The same for a node of an ordinary user."),
+        ".SH EXIT STATUS",
+    ]
+    for code, meaning in MEANINGS.items():
+        lines += _item(str(int(code)), _escaped(meaning[0].upper() + meaning[1:] + "."))
+    lines.append(".SH EXAMPLES")
+    for purpose, commands in _EXAMPLES:
+        lines += [".PP", f"{_escaped(purpose)}:", ".PP", ".RS 4", ".nf"]
+        lines += [_escaped(f"{PROGRAM} {command}") for command in commands]
+        lines += [".fi", ".RE"]
+    lines += [".SH SEE ALSO", ".BR ip (8),", ".BR systemctl (1)"]
+    return "\n".join(lines) + "\n"
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    subcommands = {} if name in _ELSEWHERE else getattr(command, "commands", {})
+    if not subcommands:
+        yield from _single(name, command)
+    for subname, subcommand in subcommands.items():
+        yield from _single(f"{name} {subname}", subcommand)
+
+
+def _single(name: str, command: Any) -> Iterator[str]:
+    arguments = [each for each in command.params if not _is_option(each)]
+    options = _visible_options(command)
+    usage = [f"\\fB{_escaped(name)}\\fR"]
+    if name in _ELSEWHERE:
+        usage.append("\\fIcommand\\fR")
+    usage += ["[\\fIoptions\\fR]"] if options else []
+    usage += [_usage(argument) for argument in arguments]
+    yield from (".SS", " ".join(usage))
+    help_text = inspect.cleandoc(command.help or "")
+    yield from _paragraphs(f"{help_text} {_ELSEWHERE.get(name, '')}".strip())
+    for argument in arguments:
+        yield from _item(_placeholder(argument), _escaped(argument.help or ""))
+    if name not in _ELSEWHERE:
+        yield from _options(command)
+
+
+def _options(command: Any) -> Iterator[str]:
+    for option in _visible_options(command):
+        names = ", ".join((*option.opts, *option.secondary_opts))
+        value = "" if option.is_flag else f" \\fI{_escaped(_placeholder(option))}\\fR"
+        yield from _item(names, _escaped(option.help or ""), after=value)
+
+
+def _visible_options(command: Any) -> list[Any]:
+    return [
+        each
+        for each in command.params
+        if _is_option(each) and not each.hidden and each.name not in _OF_THE_LIBRARY
+    ]
+
+
+def _is_option(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "option")
+
+
+def _usage(argument: Any) -> str:
+    text = f"\\fI{_escaped(_placeholder(argument))}\\fR"
+    return text if argument.required else f"[{text}]"
+
+
+def _placeholder(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def _item(term: str, text: str, *, after: str = "") -> tuple[str, str, str]:
+    return ".TP", f"\\fB{_escaped(term)}\\fR{after}", text
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", text)):
+        if number:
+            yield ".PP"
+        yield _escaped(" ".join(paragraph.split()))
+
+
+def _escaped(text: str) -> str:
+    """Text that troff prints as it is; hyphens stay hyphens when copied from the page."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("…", "...")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

@@ -1,0 +1,155 @@
+"""Does it work, and if not, why: ``ping``, ``why`` and ``netdb get``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.cli.text import counted, duration
+from phantom_tun.control.dispatch import parse_address, parse_key
+from phantom_tun.control.model import NetdbRecord, PingReply, PingSummary, WhyStep
+from phantom_tun.control.schema import GetNetdb, Ping, Why
+
+netdb_app = typer.Typer(
+    no_args_is_help=True, help="Ask the network database.", rich_markup_mode=None
+)
+
+AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="An AP address.")]
+_MARKS = {"ok": "ok", "failed": "FAILED", "skipped": "-"}
+
+
+def ping(
+    context: typer.Context,
+    *,
+    address: AddressArgument,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "-c", "--count", metavar="N", min=1, max=1_000_000, help="Stop after so many."
+        ),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option(
+            "-i", "--interval", metavar="SECONDS", min=0.01, max=3600, help="Between two."
+        ),
+    ] = 1.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "-W", "--timeout", metavar="SECONDS", min=0.1, max=300, help="To wait for one."
+        ),
+    ] = 10.0,
+    size: Annotated[
+        int, typer.Option("-s", "--size", metavar="BYTES", min=0, max=8192, help="Of data in each.")
+    ] = 56,
+    as_json: JsonOption = False,
+) -> None:
+    """Send echo requests to an AP address, as ping does. Ends with Ctrl-C."""
+    replies: list[PingReply] = []
+
+    def show(reply: PingReply) -> None:
+        replies.append(reply)
+        if not as_json:
+            typer.echo(_ping_line(address, reply, timeout))
+
+    request = Ping(str(parse_address(address)), count, interval, timeout, size)
+    if not as_json:
+        typer.echo(f"PING {address}: {size} data bytes")
+    try:
+        session_of(context).ask(request, show)
+    except KeyboardInterrupt:
+        if not as_json:
+            typer.echo()
+    summary = PingSummary.of([reply.rtt_ms for reply in replies])
+    if as_json:
+        print_json({"replies": replies, "summary": summary})
+    else:
+        for line in _summary_lines(address, summary):
+            typer.echo(line)
+    if not summary.received:
+        raise CommandFailed(
+            ExitCode.TIMEOUT, f"{address} didn't answer; 'phantom-tun why {address}' tells more"
+        )
+
+
+def why(
+    context: typer.Context,
+    address: AddressArgument,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", metavar="P", min=1, max=65535, help="Try this service too."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try the way to an AP address and say where it ends."""
+    steps: list[WhyStep] = []
+
+    def show(step: WhyStep) -> None:
+        steps.append(step)
+        if not as_json:
+            took = f"{step.took_ms:.0f} ms" if step.outcome != "skipped" else ""
+            typer.echo(
+                f"{step.name:<10} {_MARKS[step.outcome]:<7} {took:>8}  {step.detail}".rstrip()
+            )
+
+    verdict = session_of(context).ask(Why(str(parse_address(address)), port), show)
+    if as_json:
+        print_json({"steps": steps, "verdict": verdict})
+    else:
+        typer.echo(verdict.summary)
+        if verdict.fix:
+            typer.echo(f"What to do: {verdict.fix}")
+    if not verdict.reachable:
+        raise CommandFailed(ExitCode.FAILED)
+
+
+@netdb_app.command("get")
+def netdb_get(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="An AP address or a node id.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the network database holds about an address or a node."""
+    parse_key(key)
+    answer = session_of(context).ask(GetNetdb(key))
+    if as_json:
+        print_json(answer)
+        return
+    typer.echo(f"{answer.key}: {counted(answer.asked, 'node')} answered")
+    for record in answer.records:
+        typer.echo(_record_line(record))
+        for name, value in record.fields.items():
+            typer.echo(f"    {name} = {value}")
+
+
+def _ping_line(address: str, reply: PingReply, timeout: float) -> str:
+    if reply.rtt_ms is not None:
+        return f"{reply.size} bytes from {address}: seq={reply.sequence} time={reply.rtt_ms:.1f} ms"
+    reason = reply.error or f"no answer within {duration(timeout)}"
+    return f"seq={reply.sequence}: {reason}"
+
+
+def _summary_lines(address: str, summary: PingSummary) -> list[str]:
+    lost = 0.0 if not summary.sent else 100 * (1 - summary.received / summary.sent)
+    lines = [
+        f"--- {address} ping statistics ---",
+        f"{summary.sent} sent, {summary.received} received, {lost:.0f} % lost",
+    ]
+    if summary.min_ms is not None:
+        lines.append(
+            f"round trip min/mean/max = "
+            f"{summary.min_ms:.1f}/{summary.mean_ms:.1f}/{summary.max_ms:.1f} ms"
+        )
+    return lines
+
+
+def _record_line(record: NetdbRecord) -> str:
+    dissent = f", {record.dissent} gave another one" if record.dissent else ""
+    return (
+        f"  {record.table}: {counted(record.votes, 'vote')}{dissent}, "
+        f"expires in {duration(record.expires_in_s)}"
+    )

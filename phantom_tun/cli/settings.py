@@ -1,0 +1,213 @@
+"""Files that people edit: ``config`` and ``network``."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from phantom_tun import config
+from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.control.schema import GetStatus
+from phantom_tun.errors import ConfigError
+from phantom_tun.files import atomic_write
+
+# The network profile is hashed, which takes the whole cryptography package: commands that need it
+# import it themselves.
+
+config_app = typer.Typer(
+    no_args_is_help=True, help="Show this node's configuration.", rich_markup_mode=None
+)
+network_app = typer.Typer(
+    no_args_is_help=True, help="Make, show and join networks.", rich_markup_mode=None
+)
+
+_PUBLIC_FILE = 0o644
+_STANDARD_INPUT = "-"
+
+NodesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bootstrap",
+        metavar="NODEID@ADDR:PORT#HASH",
+        help="A node that newcomers ask first; 'status --json' on it shows this line.",
+    ),
+]
+
+
+@config_app.command("show")
+def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Print the configuration in force: the file, and defaults for what it leaves out."""
+    settings = session_of(context).load_config()
+    if as_json:
+        print_json(msgspec.to_builtins(settings, enc_hook=str))
+    else:
+        typer.echo(config.render(settings, comments=False), nl=False)
+
+
+@config_app.command("default")
+def default_config() -> None:
+    """Print a configuration file with every setting, its default and what it means."""
+    typer.echo(config.render(config.Config()), nl=False)
+
+
+@network_app.command("new")
+def new_network(
+    context: typer.Context,
+    *,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What it is called: a-z, 0-9 and hyphens.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to; unless given, this node's."),
+    ] = None,
+    hops: Annotated[
+        int | None,
+        typer.Option(
+            "--hops", metavar="H", min=0, max=8, help="Default length of exit and entry paths."
+        ),
+    ] = None,
+    pow_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--pow-bits", metavar="N", min=0, max=32, help="How hard it is to make a node id."
+        ),
+    ] = None,
+    bootstrap: NodesOption = None,
+) -> None:
+    """Start a network: write the profile that every member needs."""
+    from phantom_tun import profile  # noqa: PLC0415 - see above
+
+    target = output or session_of(context).load_config().network.profile
+    if target.exists():
+        raise CommandFailed(
+            ExitCode.CONFLICT,
+            f"{target} exists: it is the profile of a network; choose another file with --output",
+        )
+    made = profile.new(
+        name,
+        secrets.token_bytes(profile.NONCE_SIZE),
+        pow_bits=profile.DEFAULT_POW_BITS if pow_bits is None else pow_bits,
+        bootstrap=tuple(profile.Bootstrap.parse(line) for line in bootstrap or ()),
+        exit_hops=profile.DEFAULT_HOPS if hops is None else hops,
+        entry_hops=profile.DEFAULT_HOPS if hops is None else hops,
+    )
+    _write(target, profile.dump(made))
+    typer.echo(f"wrote {target}: the network {name!r}, {made.network_id.hex()}")
+    if not made.bootstrap:
+        typer.echo(
+            "When this node runs, 'phantom-tun network invite' prints what others need to join."
+        )
+
+
+@network_app.command("show")
+def show_network(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Show the network this node belongs to."""
+    from phantom_tun import profile  # noqa: PLC0415 - see above
+
+    path = session_of(context).load_config().network.profile
+    loaded = profile.load(path)
+    if as_json:
+        print_json(
+            {
+                "file": str(path),
+                "name": loaded.name,
+                "network_id": loaded.network_id.hex(),
+                "ap4": str(loaded.ap4),
+                "ap6": str(loaded.ap6),
+                "pow_bits": loaded.pow_bits,
+                "update_number": loaded.update_number,
+                "bootstrap": [str(node) for node in loaded.bootstrap],
+                "override_keys": [key.hex() for key in loaded.override_keys],
+                "exit_hops": loaded.exit_hops,
+                "entry_hops": loaded.entry_hops,
+            }
+        )
+        return
+    typer.echo(f"name       {loaded.name}")
+    typer.echo(f"id         {loaded.network_id.hex()}")
+    typer.echo(f"addresses  {loaded.ap4} and {loaded.ap6}")
+    typer.echo(f"update     {loaded.update_number}")
+    typer.echo(f"hops       {loaded.exit_hops} exit, {loaded.entry_hops} entry")
+    for node in loaded.bootstrap:
+        typer.echo(f"bootstrap  {node}")
+    typer.echo(f"file       {path}")
+
+
+@network_app.command("join")
+def join_network(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="The profile a member gave you; - to paste it.")
+    ],
+    leave: Annotated[
+        bool, typer.Option("--leave", help="Leave the network this node is in now.")
+    ] = False,
+) -> None:
+    """Make this node a member of a network, or give it a newer profile of its network."""
+    from phantom_tun import profile  # noqa: PLC0415 - see above
+
+    target = session_of(context).load_config().network.profile
+    joined = profile.parse(_read(source), source=source)
+    if target.exists():
+        current = profile.load(target)
+        if current == joined:
+            typer.echo(f"this node is in {joined.name!r} already")
+            return
+        same_network = current.network_id == joined.network_id
+        if same_network and not current.accepts_update(joined):
+            raise CommandFailed(
+                ExitCode.CONFLICT,
+                f"{source} has update {joined.update_number} of {joined.name!r}, this node has "
+                f"{current.update_number} already",
+            )
+        if not same_network and not leave:
+            raise CommandFailed(
+                ExitCode.CONFLICT,
+                f"this node is in another network, {current.name!r}; --leave replaces it",
+            )
+    _write(target, profile.dump(joined))
+    typer.echo(f"wrote {target}: the network {joined.name!r}, update {joined.update_number}")
+    typer.echo("Restart the node to use it: phantom-tun down; phantom-tun up")
+
+
+@network_app.command("invite")
+def invite(context: typer.Context) -> None:
+    """Print the profile with this node as the one to ask first: others paste it to join."""
+    from phantom_tun import profile  # noqa: PLC0415 - see above
+
+    session = session_of(context)
+    loaded = profile.load(session.load_config().network.profile)
+    own = tuple(profile.Bootstrap.parse(line) for line in session.ask(GetStatus()).bootstrap)
+    if not own:
+        raise CommandFailed(
+            ExitCode.UNAVAILABLE,
+            "other nodes can't dial this one, so newcomers can't ask it: invite from another node",
+        )
+    others = tuple(node for node in loaded.bootstrap if node not in own)
+    invitation = dataclasses.replace(loaded, bootstrap=(own + others)[: profile.MAX_BOOTSTRAP])
+    typer.echo(profile.dump(invitation), nl=False)
+
+
+def _read(source: str) -> bytes:
+    if source == _STANDARD_INPUT:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"can't read {source}: {error.strerror}") from error
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"can't make {target.parent}: {error.strerror}") from error
+    atomic_write(target, text.encode(), mode=_PUBLIC_FILE)

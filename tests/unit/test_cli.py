@@ -1,0 +1,483 @@
+"""Every command against a node without a network: what it prints, how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+from cli_helpers import Shell, answering
+
+import phantom_tun
+from phantom_tun.cli import exits, main, text
+from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.control.client import ControlClient
+from phantom_tun.control.model import PingReply, PingSummary
+from phantom_tun.control.schema import ControlError, ErrorCode
+from phantom_tun.errors import (
+    ConfigError,
+    DeadlineExpired,
+    LinkBroken,
+    PathUnavailable,
+    PhantomError,
+    UsageError,
+)
+from phantom_tun.testing.fake_backend import FAR4, FAR6, NODE_IDS, FakeBackend
+
+FAR = str(FAR4)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys, tmp_path / "control.sock")
+
+
+@pytest.fixture
+def node(shell: Shell) -> Iterator[FakeBackend]:
+    backend = FakeBackend()
+    with answering(shell.socket, backend):
+        yield backend
+
+
+# --- status and peers --------------------------------------------------------------------------
+
+
+def test_status_says_what_matters(shell: Shell, node: FakeBackend) -> None:
+    node.warnings = ("no trusted guard is configured",)
+    done = shell.run("status")
+    assert done.code == 0
+    for line in (
+        "phantom-tun 0.1.0 is ready (process 4711, up 1 h 2 min)",
+        "network    example (99999999), 12 nodes known, 34 records held",
+        "node       aaaaaaaa, other nodes reach it",
+        "interface  phantom0",
+        "address    default  241.0.0.1  2001:2f:1::1  2 exit and 2 entry paths ready",
+        "links      5 signalling, 3 bulk busy, 4 idle",
+        "tunnels    8 ready, 1 active, 2 relayed for others",
+        "builds     4 of 5 succeeded, median 0.7 s",
+        "dropped    2 spoofed source",
+        "warning: no trusted guard is configured",
+    ):
+        assert line in done.out.splitlines()
+
+
+def test_status_for_programs(shell: Shell, node: FakeBackend) -> None:
+    status = shell.run("status", "--json").json
+    assert status["state"] == "ready"
+    assert status["identities"][0]["ap4"] == "241.0.0.1"
+    assert status["builds"] == {"tried": 5, "succeeded": 4, "median_s": 0.71}
+
+
+def test_counters(shell: Shell, node: FakeBackend) -> None:
+    assert "tun.dropped 6" in shell.run("status", "--counters").out.splitlines()
+    answer = shell.run("status", "--counters", "--json").json
+    assert answer["groups"]["tun"]["dropped"] == 6
+
+
+def test_peers(shell: Shell, node: FakeBackend) -> None:
+    out = shell.run("peers").out
+    assert re.search(r"01010101 +3 +yes +192\.0\.2\.1:443 +signalling, path member", out)
+    assert [peer["guard"] for peer in shell.run("peers", "--json").json] == [True, False]
+
+
+# --- addresses and exposure --------------------------------------------------------------------
+
+
+def test_the_life_of_an_address(shell: Shell, node: FakeBackend) -> None:
+    assert shell.run("address", "new", "web").out == "web  241.0.0.2  2001:2f:1::2\n"
+    assert shell.run("address", "new", "api", "--json").json["ap4"] == "241.0.0.3"
+    assert re.search(r"web +241\.0\.0\.2 +2001:2f:1::2 +0", shell.run("address", "list").out)
+    names = [info["name"] for info in shell.run("address", "list", "--json").json]
+    assert names == ["default", "web", "api"]
+    shell.run("expose", "80", "--identity", "web")
+    for selector in ("web", "241.0.0.2", "2001:2f:1::2"):
+        shown = shell.run("address", "show", selector).out
+        assert "IPv4     241.0.0.2 (held)" in shown
+        assert "exposed  80/tcp of web to anybody" in shown
+    assert shell.run("address", "show", "web", "--json").json["name"] == "web"
+    assert shell.run("address", "remove", "web", "--yes").out == "web is deleted\n"
+    assert shell.run("address", "show", "web").code == ExitCode.NOT_FOUND
+
+
+def test_deleting_an_address_asks_first(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.run("address", "new", "web")
+    monkeypatch.setattr("typer.confirm", lambda _question: False)
+    done = shell.run("address", "remove", "web")
+    assert (done.code, done.err) == (1, "phantom-tun: nothing was deleted\n")
+    assert len(shell.run("address", "list", "--json").json) == 2
+    monkeypatch.setattr("typer.confirm", lambda _question: True)
+    assert shell.run("address", "remove", "web").code == 0
+
+
+def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
+    assert "nothing is exposed" in shell.run("expose", "--list").out
+    assert shell.run("expose", "80").out == "exposed: 80/tcp of default to anybody\n"
+    limited = shell.run("expose", "53/udp", "--to", FAR, "--to", str(FAR6), "--target-port", "5353")
+    assert limited.out == (f"exposed: 53/udp of default (local port 5353) to {FAR}, {FAR6}\n")
+    assert len(shell.run("expose", "--list").out.splitlines()) == 2
+    listed = shell.run("expose", "--list", "--json").json
+    assert [rule["to"] for rule in listed] == ["any", [FAR, str(FAR6)]]
+    assert shell.run("unexpose", "80/tcp").out == (
+        "no longer exposed: 80/tcp of default to anybody\n"
+    )
+    assert shell.run("unexpose", "53/udp", "--json").json["target_port"] == 5353
+    assert shell.run("expose", "80", "--json").json["port"] == 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("expose", "0"), ExitCode.USAGE, "port 0 doesn't exist: ports are 1 to 65535"),
+        (("expose", "65536"), ExitCode.USAGE, "port 65536 doesn't exist"),
+        (("expose", "http"), ExitCode.USAGE, "'http' is no port"),
+        (("expose", "-1"), ExitCode.USAGE, "-1"),
+        (("expose", "80/sctp"), ExitCode.USAGE, "after the port comes /tcp or /udp"),
+        (("expose", "80/"), ExitCode.USAGE, "after the port comes /tcp or /udp"),
+        (("expose",), ExitCode.USAGE, "which port?"),
+        (("expose", "80", "--list"), ExitCode.USAGE, "--list takes no port"),
+        (("expose", "80", "--target-port", "0"), ExitCode.USAGE, "target port 0 doesn't exist"),
+        (("expose", "80", "--to", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
+        (("expose", "80", "--identity", "no"), ExitCode.NOT_FOUND, "no address named 'no'"),
+        (("unexpose", "80"), ExitCode.NOT_FOUND, "isn't exposed"),
+        (("unexpose", "0"), ExitCode.USAGE, "port 0 doesn't exist"),
+        (("address", "new", "default"), ExitCode.CONFLICT, "named 'default' already"),
+        (("address", "new", "No Good"), ExitCode.USAGE, "name"),
+        (("address", "show", "no"), ExitCode.NOT_FOUND, "there are: default"),
+        (("address", "remove", "no", "--yes"), ExitCode.NOT_FOUND, "no address named 'no'"),
+        (("address", "remove", "default", "--yes"), ExitCode.CONFLICT, "only address"),
+        (("tunnels", "close", "t9"), ExitCode.NOT_FOUND, "no tunnel 't9'"),
+        (("paths", "rebuild", "p9"), ExitCode.NOT_FOUND, "no path 'p9'"),
+        (("ping", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
+        (("ping", "250.9.9.9", "-c", "1"), ExitCode.NOT_FOUND, "250.9.9.9"),
+        (("why", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
+        (("netdb", "get", "home"), ExitCode.USAGE, "neither an AP address nor a node id"),
+        (("netdb", "get", "250.9.9.9"), ExitCode.NOT_FOUND, "250.9.9.9"),
+    ],
+)
+def test_mistakes_end_with_their_code_and_one_sentence(
+    shell: Shell, node: FakeBackend, arguments: tuple[str, ...], code: ExitCode, said: str
+) -> None:
+    done = shell.run(*arguments)
+    assert done.code == code
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_exposing_twice_is_a_conflict(shell: Shell, node: FakeBackend) -> None:
+    shell.run("expose", "80")
+    done = shell.run("expose", "80")
+    assert done.code == ExitCode.CONFLICT
+    assert done.err.startswith("phantom-tun: port 80/tcp of 'default' is exposed already")
+    assert done.err.count("\n") == 1
+
+
+# --- paths and tunnels -------------------------------------------------------------------------
+
+
+def test_paths_are_drawn(shell: Shell, node: FakeBackend) -> None:
+    out = shell.run("paths", "list").out
+    assert (
+        "p0  exit path of default · ready · 12 min old · 47 min left · built in 0.7 s · "
+        "4 tunnels ready, 1 active" in out
+    )
+    assert "you ── ● 01010101 ── ● 02020202 ── ● 03030303 exit" in out
+    assert "you ── ● 01010101 ── ● 02020202 ── ● 03030303 entry" in out
+    assert "2 paths of 3 hops" in out
+    assert "\x1b" not in out
+
+
+def test_paths_without_hops_are_drawn(shell: Shell, node: FakeBackend) -> None:
+    node.hops = 0
+    assert "you are the exit yourself" in shell.run("paths", "list").out
+
+
+def test_paths_for_programs_have_ordered_node_ids(shell: Shell, node: FakeBackend) -> None:
+    paths = shell.run("paths", "list", "--json").json
+    assert paths[0]["nodes"] == list(NODE_IDS[:3])
+    assert [path["kind"] for path in paths] == ["exit", "entry"]
+
+
+def test_rebuilding_shows_progress_and_the_new_paths(shell: Shell, node: FakeBackend) -> None:
+    lines = shell.run("paths", "rebuild").out.splitlines()
+    assert lines[:2] == ["1 of 2: built a path for default", "2 of 2: built a path for default"]
+    assert lines[2].startswith("p10 ")
+    assert [path["id"] for path in shell.run("paths", "rebuild", "p0", "--json").json] == ["p10"]
+
+
+def test_a_rebuild_without_success_is_unavailable(shell: Shell, node: FakeBackend) -> None:
+    node.fail_builds = True
+    done = shell.run("paths", "rebuild")
+    assert (done.code, "none of 3 builds" in done.err) == (ExitCode.UNAVAILABLE, True)
+
+
+def test_tunnels(shell: Shell, node: FakeBackend) -> None:
+    out = shell.run("tunnels", "list").out
+    assert re.search(r"t1 +p0 +default +to +250\.1\.2\.3:80 +tcp +12 s +120\.6 KiB", out)
+    assert shell.run("tunnels", "list", "--json").json[0]["bytes_out"] == 7890
+    assert shell.run("tunnels", "close", "t1").out == "t1 is closed\n"
+    assert shell.run("tunnels", "list", "--json").json == []
+
+
+# --- probing -----------------------------------------------------------------------------------
+
+
+def test_ping_looks_like_ping(shell: Shell, node: FakeBackend) -> None:
+    done = shell.run("ping", FAR, "-c", "3", "-i", "0.01", "-W", "2")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        "PING 250.1.2.3: 56 data bytes",
+        "64 bytes from 250.1.2.3: seq=1 time=12.5 ms",
+        "64 bytes from 250.1.2.3: seq=2 time=12.5 ms",
+        "seq=3: no answer within 2.0 s",
+        "--- 250.1.2.3 ping statistics ---",
+        "3 sent, 2 received, 33 % lost",
+        "round trip min/mean/max = 12.5/12.5/12.5 ms",
+    ]
+
+
+def test_ping_for_programs(shell: Shell, node: FakeBackend) -> None:
+    answer = shell.run("ping", FAR, "-c", "2", "-i", "0.01", "-s", "100", "--json").json
+    assert [reply["size"] for reply in answer["replies"]] == [108, 108]
+    assert answer["summary"]["received"] == 2
+
+
+def pinged(monkeypatch: pytest.MonkeyPatch, *replies: PingReply, interrupt: bool = False) -> None:
+    def call(_client: Any, _request: Any, on_event: Any) -> PingSummary:
+        for reply in replies:
+            on_event(reply)
+        if interrupt:
+            raise KeyboardInterrupt
+        return PingSummary.of([])
+
+    monkeypatch.setattr(ControlClient, "call", call)
+
+
+def test_ping_without_any_answer_is_a_timeout(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinged(monkeypatch, PingReply(1, 0, None), PingReply(2, 0, None, "port unreachable"))
+    done = shell.run("ping", FAR, "-c", "2")
+    assert done.code == ExitCode.TIMEOUT
+    assert "2 sent, 0 received, 100 % lost" in done.out
+    assert "seq=2: port unreachable" in done.out
+    assert "phantom-tun why 250.1.2.3" in done.err
+
+
+def test_an_interrupted_ping_still_sums_up(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinged(monkeypatch, PingReply(1, 64, 2.0), PingReply(2, 64, 4.0), interrupt=True)
+    done = shell.run("ping", FAR)
+    assert done.code == 0
+    assert "2 sent, 2 received, 0 % lost" in done.out
+    assert "2.0/3.0/4.0 ms" in done.out
+
+
+def test_other_commands_end_at_once_when_interrupted(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinged(monkeypatch, interrupt=True)
+    assert shell.run("paths", "rebuild").code == ExitCode.INTERRUPTED
+
+
+def test_why_names_each_step_and_the_verdict(shell: Shell, node: FakeBackend) -> None:
+    done = shell.run("why", FAR, "--port", "80")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        "interface  ok          0 ms  phantom0 is up",
+        "record     ok         40 ms  found, port 80",
+        "It works.",
+    ]
+    done = shell.run("why", "250.9.9.9")
+    assert done.code == ExitCode.FAILED
+    assert done.out.splitlines()[1:] == [
+        "record     FAILED     40 ms  no record",
+        "path       -",
+        "Nobody owns this address.",
+        "What to do: Ask its owner for the right one.",
+    ]
+    assert done.err == ""
+    answer = shell.run("why", FAR, "--json").json
+    assert (answer["verdict"]["reachable"], len(answer["steps"])) == (True, 2)
+
+
+def test_netdb_get_shows_votes_and_dissent(shell: Shell, node: FakeBackend) -> None:
+    out = shell.run("netdb", "get", FAR).out.splitlines()
+    assert out[0] == "250.1.2.3: 4 nodes answered"
+    assert out[1] == "  ap_key: 3 votes, 1 gave another one, expires in 23 h 53 min"
+    assert "    sequence = 3" in out
+    assert shell.run("netdb", "get", NODE_IDS[0], "--json").json["records"][0]["table"] == "node"
+
+
+# --- exit codes and errors ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("peers",),
+        ("address", "list"),
+        ("expose", "80"),
+        ("unexpose", "80"),
+        ("expose", "--list"),
+        ("paths", "list"),
+        ("paths", "rebuild"),
+        ("tunnels", "list"),
+        ("ping", FAR),
+        ("why", FAR),
+        ("netdb", "get", FAR),
+        ("down",),
+    ],
+)
+def test_without_daemon_every_command_says_the_same(
+    shell: Shell, arguments: tuple[str, ...]
+) -> None:
+    done = shell.run(*arguments)
+    assert done.code == ExitCode.NO_DAEMON
+    assert done.err.startswith("phantom-tun: no phantom-tun daemon answers at ")
+    assert "phantom-tun up" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_no_permission_is_one_sentence(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    done = shell.run("status")
+    assert done.code == ExitCode.NO_PERMISSION
+    assert "use sudo" in done.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_another_user_is_denied(shell: Shell, node: FakeBackend) -> None:
+    shell.socket.chmod(0o666)
+    Path(shell.socket.parent).chmod(0o755)
+    code = f"""
+import os
+from pathlib import Path
+from phantom_tun.control.client import ControlClient
+from phantom_tun.control.schema import ControlError, GetStatus
+os.chdir({str(shell.socket.parent)!r})
+os.setresuid(65534, 65534, 65534)
+try:
+    ControlClient(Path("control.sock")).call(GetStatus())
+except ControlError as error:
+    print(error.code, error)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("denied uid 65534 may not control this node"), done
+
+
+def test_exit_codes_are_listed(shell: Shell) -> None:
+    lines = shell.bare("exit-codes").out.splitlines()
+    assert [int(line.split()[0]) for line in lines] == [int(code) for code in ExitCode]
+    assert shell.bare("exit-codes", "--json").json["3"].startswith("no daemon")
+
+
+def test_every_error_code_has_an_exit_code() -> None:
+    codes = {code: exits.exit_code(ControlError(code, "x")) for code in get_args(ErrorCode)}
+    assert codes["not_found"] == 5
+    assert ExitCode.OK not in codes.values()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), ExitCode.CONFIG),
+        (UsageError("x"), ExitCode.USAGE),
+        (DeadlineExpired("x"), ExitCode.TIMEOUT),
+        (PathUnavailable("x"), ExitCode.UNAVAILABLE),
+        (LinkBroken("x"), ExitCode.FAILED),
+        (CommandFailed(ExitCode.CONFLICT, "x"), ExitCode.CONFLICT),
+    ],
+)
+def test_every_error_has_an_exit_code(error: PhantomError, code: ExitCode) -> None:
+    assert exits.exit_code(error) == code
+
+
+def test_usage_errors_have_code_2(shell: Shell) -> None:
+    for arguments in (("statsu",), ("status", "--no"), ("ping",), ("ping", FAR, "-c", "0")):
+        done = shell.bare(*arguments)
+        assert done.code == ExitCode.USAGE
+        assert "Error: " in done.err
+
+
+def test_version(shell: Shell) -> None:
+    assert shell.bare("version").out == f"phantom-tun {phantom_tun.__version__}\n"
+    assert shell.bare("version", "--json").json == {"version": phantom_tun.__version__}
+
+
+# --- what commands cost ------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(phantom_tun.__file__).parents[1])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "too_heavy"),
+    [
+        (["--help"], ("scapy", "cryptography", "nacl", "trio", "structlog", "rich", "ssl")),
+        (["lab"], ()),
+        (["status"], ("scapy", "cryptography", "nacl", "trio", "structlog", "rich", "ssl")),
+        (["config", "default"], ("scapy", "cryptography", "trio", "structlog")),
+        (["network", "show"], ("scapy", "trio", "structlog")),
+    ],
+)
+def test_small_commands_import_little(arguments: list[str], too_heavy: tuple[str, ...]) -> None:
+    code = f"""
+import sys
+sys.argv = ["phantom-tun", "--socket", "/nonexistent/control.sock", *{arguments!r}]
+from phantom_tun.cli.main import main
+try:
+    main()
+except SystemExit:
+    print("LOADED", *[name for name in {too_heavy!r} if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "LOADED", done
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (42.4, "42 s"),
+        (59.6, "1 min"),
+        (3599.4, "59 min"),
+        (11_400, "3 h 10 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert text.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")]
+)
+def test_sizes(count: int, said: str) -> None:
+    assert text.size(count) == said
+
+
+def test_the_program_has_every_command() -> None:
+    expected = (
+        "up down run status address expose unexpose paths tunnels peers ping netdb why network "
+        "config lab version exit-codes"
+    )
+    group: Any = typer.main.get_command(main.app)
+    assert set(group.commands) == set(expected.split())
