@@ -24,7 +24,7 @@ from phantom_tun.net.peers import Peer
 from phantom_tun.net.rates import RateTable
 from phantom_tun.path.candidates import prefix
 from phantom_tun.path.hop import PathHop
-from phantom_tun.path.keys import PathKeys
+from phantom_tun.path.keys import PathKeys, PublishedPathKey
 from phantom_tun.path.member import Accepted, ArrayRefused, Member
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import ARRAY_LEN, Neighbour
@@ -104,17 +104,20 @@ class PathMember:
         *,
         on_hop: Callable[[PathHop], None],
         on_hop_lost: Callable[[PathHop], None],
+        on_new_key: Callable[[PublishedPathKey], None],
         clock: Clock,
         rng: Rng,
         limits: ArrayLimits | None = None,
     ) -> None:
         """``on_hop`` is told of each hop that a build leaves here, ``on_hop_lost`` of each that
-        ends before it expires because its successor is gone."""
+        ends before it expires because its successor is gone, ``on_new_key`` of the path-building
+        key to publish from now on, whenever ``keys`` rotates."""
         self._member = member
         self._keys = keys
         self._links = links
         self._on_hop = on_hop
         self._on_hop_lost = on_hop_lost
+        self._on_new_key = on_new_key
         self._clock = clock
         self._rng = rng
         self._limits = limits = limits or ArrayLimits()
@@ -127,13 +130,17 @@ class PathMember:
         self._counts: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the links of hops to their successors and forget what is over, until cancelled."""
+        """Keep the links of hops to their successors, rotate keys and forget what is over, until
+        cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
             while True:
                 await trio.sleep(self._limits.sweep_every)
-                self._member.sweep(self._clock.now())
+                now = self._clock.now()
+                self._member.sweep(now)
+                if self._keys.refresh(now):
+                    self._on_new_key(self._keys.published)
 
     def statistics(self) -> dict[str, int]:
         """Counters by name; every array that was dropped is in one of them."""

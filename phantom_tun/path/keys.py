@@ -54,11 +54,6 @@ class PathKeys:
         current = self._held[0]
         return PublishedPathKey(current.key.public, current.until)
 
-    @property
-    def next_change(self) -> float:
-        """When :meth:`refresh` will have something to do."""
-        return min(self._rotate_at, *(held.until for held in self._held))
-
     def refresh(self, now: float) -> bool:
         """Destroy what is over and rotate when it is time; true if another key is now published."""
         self._held[1:] = [held for held in self._held[1:] if held.until > now]

@@ -1,0 +1,168 @@
+"""Nodes that build paths through each other over links in memory, without netdb and tunnels."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from phantom_tun.clock import Clock
+from phantom_tun.errors import ProtocolViolation
+from phantom_tun.ids import NodeId
+from phantom_tun.net.bulk import Bulk
+from phantom_tun.net.path_builder import PathBuilder, Surroundings
+from phantom_tun.net.path_member import ArrayLimits, PathMember
+from phantom_tun.net.peers import Peer
+from phantom_tun.path.candidates import Candidate
+from phantom_tun.path.guards import GuardSet
+from phantom_tun.path.hop import PathHop
+from phantom_tun.path.keys import PathKeys, PublishedPathKey
+from phantom_tun.path.member import Member, MemberLimits
+from phantom_tun.testing.memory_links import MemoryNetwork
+from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
+from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.records import Capability, NodeRecord
+
+
+class TrioClock:
+    """Wall time that follows trio's clock, virtual time included."""
+
+    def __init__(self, start: float = NOW) -> None:
+        self._offset = start - trio.current_time()
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._offset + trio.current_time()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNode:
+    """A candidate as the netdb's cache has it."""
+
+    record: NodeRecord
+    path_key: bytes = field(repr=False)
+
+
+class PathNode:
+    """One node: member of others' builds and builder of its own paths."""
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        number: int,
+        *,
+        clock: Clock,
+        known: Sequence[Candidate],
+        dialable: bool = True,
+        trusted: frozenset[NodeId] = frozenset(),
+    ) -> None:
+        """``known`` is what its netdb knows; it may grow later."""
+        self.clock = clock
+        self.rng = random.Random(number)  # noqa: S311 - tests are repeatable
+        self.maker = NodeMaker(number, address=ipaddress.IPv4Address(f"11.{number}.0.1"))
+        self.keys = PathKeys(clock.now())
+        capabilities = Capability.RELAY | Capability.DIALABLE if dialable else Capability(0)
+        published = self.keys.published
+        self.record = self.maker.record(
+            clock.now(), path_key=published.public, capabilities=capabilities
+        )
+        self.known = known
+        self.hops: list[PathHop] = []
+        self.lost: list[PathHop] = []
+        self.new_keys: list[PublishedPathKey] = []
+        self.links = network.links(self.record.ref(), dialable=dialable)
+        self.guards = GuardSet(trusted)
+        network_id = NETWORK.network_id
+        self.member = Member(self.node_id, network_id, self.keys, MemberLimits())
+        self.paths = PathMember(
+            self.member,
+            self.keys,
+            self.links,
+            on_hop=self.hops.append,
+            on_hop_lost=self.lost.append,
+            on_new_key=self.new_keys.append,
+            clock=clock,
+            rng=self.rng,
+            limits=ArrayLimits(),
+        )
+        self.builder = PathBuilder(
+            self.links,
+            self.paths,
+            network_id,
+            self.guards,
+            Surroundings(
+                own_record=lambda: self.record,
+                candidates=lambda _now: self.known,
+                relatives=frozenset(),
+                save_guards=lambda _guards: None,
+            ),
+            clock=clock,
+            rng=self.rng,
+        )
+
+    @property
+    def node_id(self) -> NodeId:
+        """Its id."""
+        return self.record.node_id
+
+    @property
+    def ref(self) -> NodeRef:
+        """How others reach it."""
+        return self.record.ref()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.paths.run)
+            await nursery.start(self.links.run, [], self)
+            task_status.started()
+
+    # --- LinkHandlers ---------------------------------------------------------------------------
+
+    async def bulk_opened(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
+        """All that comes over bulk links here is setup arrays."""
+        await self.paths.handle_array(peer, opening, bulk)
+
+    def signalled(self, peer: Peer, payload: bytes) -> None:
+        """Nothing is signalled here."""
+        raise ProtocolViolation("no signals here")
+
+    async def called(self, peer: Peer, payload: bytes) -> bytes:
+        """Nothing is called here."""
+        raise ProtocolViolation("no calls here")
+
+
+class PathWorld:
+    """Some nodes that all know each other."""
+
+    def __init__(self, network: MemoryNetwork, nodes: list[PathNode]) -> None:
+        self.network = network
+        self.nodes = nodes
+        self._by_id = {node.node_id: node for node in nodes}
+
+    def __getitem__(self, node_id: NodeId) -> PathNode:
+        return self._by_id[node_id]
+
+
+@asynccontextmanager
+async def path_world(
+    count: int, *, latency: float = 0.0, undialable: Sequence[int] = ()
+) -> AsyncIterator[PathWorld]:
+    """``count`` running nodes; those numbered in ``undialable`` can't be dialed."""
+    clock = TrioClock()
+    network = MemoryNetwork(latency=latency)
+    known: list[Candidate] = []
+    nodes = [
+        PathNode(network, number, clock=clock, known=known, dialable=number not in undialable)
+        for number in range(count)
+    ]
+    known += [KnownNode(node.record, node.keys.published.public) for node in nodes]
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            await nursery.start(node.run)
+        yield PathWorld(network, nodes)
+        nursery.cancel_scope.cancel()
