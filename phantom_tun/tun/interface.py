@@ -195,8 +195,14 @@ class Interface:
                     task_status.started()
             finally:
                 self._running = None
+                # Flows of remote callers run in the overlay's tasks, which may go on.
+                for flow in running.shared.flows:
+                    flow.scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(FAREWELL)
+                running.pump.stop()
                 with trio.move_on_after(_TIDY_TIME, shield=True):
-                    await self._say_farewell(running)
+                    await self._host.close_firewall()
 
     async def _tick(self, running: _Running) -> None:
         while True:
@@ -205,14 +211,6 @@ class Interface:
             running.shared.nat.expire(running.shared.now())
             for bridge in list(running.shared.bridges):
                 bridge.end_if_dead()
-
-    async def _say_farewell(self, running: _Running) -> None:
-        # Flows of remote callers run in the overlay's tasks, which may go on.
-        for flow in running.shared.flows:
-            flow.scope.cancel()
-        await trio.sleep(FAREWELL)
-        running.pump.stop()
-        await self._host.close_firewall()
 
 
 def _reason(group: ExceptionGroup[Exception]) -> Exception:
