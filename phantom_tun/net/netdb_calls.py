@@ -153,7 +153,7 @@ class NodeCalls:
         return record
 
     def _circumstances(self) -> Circumstances[NodeRecord]:
-        return Circumstances(self.clock.now(), public=self._server.own.public)
+        return Circumstances(self.clock.now(), public=self._server.own.record.public)
 
 
 def _acceptable(record: NodeRecord, circumstances: Circumstances[NodeRecord]) -> bool:

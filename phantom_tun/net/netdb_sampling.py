@@ -24,17 +24,15 @@ from phantom_tun.wire.records import NodeRecord
 
 SAMPLES_WANTED = 1_024
 """Candidates that a node in a large network gathers; choosing from many hides which ones."""
-FEW = 128
-"""Below so many candidates it gathers fast."""
-FAST = 1.0
-MEDIUM = 15.0
-SLOW = 90.0
-"""Seconds between samples: while there are few, until there are enough, and to keep them fresh."""
+FASTEST = 2.0
+SLOWEST = 90.0
+"""Seconds between samples; at the slowest, 1,024 candidates are drawn anew within a day."""
 RENEW_BEFORE = HOUR
 """A path key that ends within this time is fetched anew."""
 RECENT_ANSWERERS = 256
 """Nodes that are not asked again as long as there are others."""
 _TRIES = 2
+_SPEEDUP = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,20 @@ class Sampler:
         self._counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Sample for ever, as long as the network is too large to know everybody anyway."""
+        """Sample for ever, as long as the network is too large to know everybody anyway: fast while
+        the samples bring unknown nodes, then slower and slower."""
+        pause = FASTEST
         while True:
-            await trio.sleep(self._pause() * self._rng.uniform(0.5, 1.5))
-            if not self._upkeep.small:
-                await self.sample()
+            await trio.sleep(pause * self._rng.uniform(0.5, 1.5))
+            if self._upkeep.small or not self._upkeep.settled:
+                continue
+            known = self._book.keyed
+            await self.sample()
+            enough = self._book.keyed >= SAMPLES_WANTED
+            if self._book.keyed > known and not enough:
+                pause = max(pause / _SPEEDUP, FASTEST)
+            else:
+                pause = min(pause * _SPEEDUP, SLOWEST)
 
     async def random_nodes(self, count: int) -> list[Candidate]:
         """Up to ``count`` different nodes, each drawn uniformly and named by another answerer."""
@@ -122,10 +129,3 @@ class Sampler:
         self._asked[node_id] = None
         if len(self._asked) > RECENT_ANSWERERS:
             del self._asked[next(iter(self._asked))]
-
-    def _pause(self) -> float:
-        now = self._calls.clock.now()
-        count = len(self._book.candidates(now))
-        if count < FEW:
-            return FAST
-        return MEDIUM if count < SAMPLES_WANTED else SLOW

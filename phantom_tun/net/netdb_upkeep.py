@@ -11,7 +11,6 @@ from phantom_tun.net.netdb_calls import NodeCalls
 from phantom_tun.net.netdb_introductions import Introductions
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.netdb.contact import Contact, position
-from phantom_tun.netdb.table import K
 
 GOSSIP_FAST = 0.2
 GOSSIP_SLOW = 5.0
@@ -21,8 +20,6 @@ QUIET_ROUNDS = 3
 """Rounds without news after which the view counts as settled."""
 RECHECK_EVERY = 0.5
 RECHECKS_AT_ONCE = 4
-SMALL_NETWORK = 2 * K
-"""Up to so many nodes everybody knows everybody, and nobody needs lookups."""
 REFRESH_EVERY = 60.0
 """Seconds between refreshing one distance class and the next, in a network that isn't small."""
 _SLOWDOWN = 1.5
@@ -54,8 +51,8 @@ class Upkeep:
 
     @property
     def small(self) -> bool:
-        """Whether few enough nodes are known that everybody can know everybody."""
-        return len(self._book.table) <= SMALL_NETWORK
+        """Whether the network seems so small that everybody can know everybody."""
+        return not self._book.table.crowded
 
     @property
     def complete(self) -> bool:

@@ -33,6 +33,8 @@ class _Way:
     known: set[NodeId] = field(default_factory=set)
     asking: set[NodeId] = field(default_factory=set)
     """Queries that count against :data:`ALPHA`."""
+    frontier: list[NodeRecord] | None = None
+    """The closest ones that may be alive; None if it has to be worked out again."""
 
 
 class Lookup:
@@ -110,6 +112,9 @@ class Lookup:
         """``asked`` didn't answer, or not sensibly."""
         self._failed.add(asked)
         self._done(asked)
+        for way in self._ways:
+            if asked in way.known:
+                way.frontier = None
 
     def slow(self, asked: NodeId) -> None:
         """``asked`` keeps us waiting: somebody else may be asked meanwhile."""
@@ -135,6 +140,7 @@ class Lookup:
         insort(way.heard, (self._position ^ position(node_id), record), key=_distance)
         if len(way.heard) > MAX_HEARD:
             way.heard.pop()
+        way.frontier = None
 
     def _done(self, node_id: NodeId) -> _Way:
         self._pending.discard(node_id)
@@ -145,9 +151,10 @@ class Lookup:
     def _unasked(self, way: _Way) -> list[NodeRecord]:
         """Of the closest ``count`` nodes this way heard of and that may still be alive, those that
         no way asked yet."""
-        alive = (entry for entry in way.heard if entry[1].node_id not in self._failed)
-        frontier = self._best(alive, self._count)
-        return [record for record in frontier if record.node_id not in self._way_of]
+        if way.frontier is None:
+            alive = (entry for entry in way.heard if entry[1].node_id not in self._failed)
+            way.frontier = self._best(alive, self._count)
+        return [record for record in way.frontier if record.node_id not in self._way_of]
 
     def _best(self, entries: Iterable[tuple[int, NodeRecord]], count: int) -> list[NodeRecord]:
         counter = PrefixCounter(self._limits)
@@ -155,8 +162,7 @@ class Lookup:
         for _, record in entries:
             if len(best) == count:
                 break
-            if counter.allows(record):
-                counter.add(record)
+            if counter.admit(record):
                 best.append(record)
         return best
 

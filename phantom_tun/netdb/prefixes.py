@@ -7,7 +7,6 @@ and /32).
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from phantom_tun.wire.records import NodeRecord
@@ -30,17 +29,21 @@ class PrefixCounter:
 
     def __init__(self, limits: PrefixLimits) -> None:
         self._limits = limits
-        self._narrow: Counter[bytes] = Counter()
-        self._wide: Counter[bytes] = Counter()
+        self._narrow: dict[bytes, int] = {}
+        self._wide: dict[bytes, int] = {}
 
-    def allows(self, record: NodeRecord) -> bool:
-        """Whether the set may take ``record`` too."""
+    def admit(self, record: NodeRecord) -> bool:
+        """Count a node in, if the set may take it too; returns whether it may."""
         networks = record.networks
-        return all(self._narrow[part] < self._limits.narrow for part in networks.narrow) and all(
-            self._wide[part] < self._limits.wide for part in networks.wide
-        )
-
-    def add(self, record: NodeRecord) -> None:
-        """Count a node that joined the set."""
-        self._narrow.update(record.networks.narrow)
-        self._wide.update(record.networks.wide)
+        narrow, wide = self._narrow, self._wide
+        for part in networks.narrow:
+            if narrow.get(part, 0) >= self._limits.narrow:
+                return False
+        for part in networks.wide:
+            if wide.get(part, 0) >= self._limits.wide:
+                return False
+        for part in networks.narrow:
+            narrow[part] = narrow.get(part, 0) + 1
+        for part in networks.wide:
+            wide[part] = wide.get(part, 0) + 1
+        return True

@@ -192,7 +192,7 @@ def _same_network(left: IpAddress, right: IpAddress) -> bool:
 
 def _reachable_from_here(record: NodeRecord, circumstances: Circumstances[NodeRecord]) -> bool:
     # Or strangers could have us dial whatever stands in the networks around us.
-    return not circumstances.public or any(ip.is_global for ip in record.ips)
+    return not circumstances.public or record.public
 
 
 def _has_its_path_key(record: NodeRecord, circumstances: Circumstances[NodeRecord]) -> bool:

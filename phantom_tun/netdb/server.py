@@ -60,11 +60,6 @@ class OwnNode:
         if not equal(path_key_digest(self.path_key), self.record.path_key_digest):
             raise ValueError("the path key isn't the one that the own record names")
 
-    @property
-    def public(self) -> bool:
-        """Whether it has an address that all of the Internet can reach."""
-        return any(ip.is_global for ip in self.record.ips)
-
 
 class Server:
     """Answers calls; holds no state of its own but limits and counts."""
@@ -142,7 +137,9 @@ class Server:
             record = self._verifier.node(call.record)
             REGISTRATION_TABLE.check_acceptance(
                 record,
-                Circumstances(now, caller=caller, path_key=call.path_key, public=self.own.public),
+                Circumstances(
+                    now, caller=caller, path_key=call.path_key, public=self.own.record.public
+                ),
             )
             nodes = self._closest(record.node_id, now)
             if record.dialable:

@@ -48,6 +48,12 @@ class RoutingTable:
         """The nearest distance class that holds anybody, 256 if none."""
         return min((index for index, bucket in self._buckets.items() if bucket), default=256)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether some distance class is full, so that there may be nodes that we had to leave
+        out."""
+        return any(len(bucket) >= K for bucket in self._buckets.values())
+
     def insert(self, contact: Contact) -> Contact | None:
         """Take ``contact`` in, if there is room; it must be dialable and have answered.
 
@@ -68,8 +74,8 @@ class RoutingTable:
         counter = PrefixCounter(self._limits)
         for member in bucket:
             if member is not loser:
-                counter.add(member.record)
-        if not counter.allows(contact.record):
+                counter.admit(member.record)
+        if not counter.admit(contact.record):
             return contact
         if loser is not None:
             self.remove(loser)

@@ -58,6 +58,8 @@ class Capability(enum.IntFlag):
 
 
 KNOWN_CAPABILITIES = Capability.RELAY | Capability.DIALABLE
+_RELAY = int(Capability.RELAY)
+_DIALABLE = int(Capability.DIALABLE)
 
 
 class NodeAddress(msgspec.Struct, frozen=True, array_like=True):
@@ -181,17 +183,22 @@ class NodeRecord(Record, frozen=True, array_like=True, dict=True):
     @property
     def dialable(self) -> bool:
         """Whether strangers can open links to it."""
-        return bool(self.capabilities & Capability.DIALABLE)
+        return bool(self.capabilities & _DIALABLE)
 
     @property
     def relays(self) -> bool:
         """Whether it takes part in paths of others."""
-        return bool(self.capabilities & Capability.RELAY)
+        return bool(self.capabilities & _RELAY)
 
     @cached_property
     def ips(self) -> tuple[IpAddress, ...]:
         """Its addresses without ports, in order of preference."""
         return tuple(address.ip for address in self.addresses)
+
+    @cached_property
+    def public(self) -> bool:
+        """Whether one of its addresses can be reached from all of the Internet."""
+        return any(ip.is_global for ip in self.ips)
 
     @cached_property
     def networks(self) -> Networks:
