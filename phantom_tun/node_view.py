@@ -82,6 +82,7 @@ class NodeView:
         neighbours = node.links.neighbours()
         users = node.connector.users()
         builds = node.paths.statistics()
+        netdb = node.netdb.statistics()
         profile = node.profile
         return Status(
             version=__version__,
@@ -104,7 +105,7 @@ class NodeView:
                 )
                 for identity in node.identities.all()
             ),
-            netdb=NetdbStatus(node.netdb.known_nodes, node.netdb.records),
+            netdb=NetdbStatus(netdb["known_nodes"], netdb["held_aps"]),
             links=LinkStatus(
                 signalling=sum(1 for found in neighbours if found.signalling),
                 bulk_idle=sum(found.bulk_idle for found in neighbours),

@@ -11,6 +11,7 @@ import trio
 
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, PeerError, WorldError
 from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.net.ap_database import Route
 from phantom_tun.net.entry_node import EntryDesk
 from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
 from phantom_tun.net.hub import TunnelHub
@@ -127,6 +128,17 @@ class Connector:
         """Paths that take no new tunnels but still carry old ones."""
         self._retired = [user for user in self._retired if user.active]
         return list(self._retired)
+
+    def routes(self, identity: str) -> list[Route]:
+        """The ways in that stand."""
+        return [
+            Route(self._entry_node(user.path), user.path.entry_id, user.path.retires)
+            for user in self._entries.get(identity, ())
+            if user.path.entry_id is not None
+        ]
+
+    def _entry_node(self, path: OwnedPath) -> NodeId:
+        return path.members[-1].node_id if path.members else self._hub.links.node_id
 
     def exit_count(self, identity: str) -> int:
         """Standing exit paths."""

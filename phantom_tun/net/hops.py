@@ -27,15 +27,18 @@ class HopHost:
         desk: EntryDesk,
         database: ExitDatabase,
         dialer: EntryDialer,
+        *,
         publish: Callable[[bytes], Awaitable[None]],
+        on_end: Callable[[PathHop], None],
     ) -> None:
         """``publish`` stores a signed APRoute; it may raise :class:`PeerError` or
-        :class:`WorldError`."""
+        :class:`WorldError`. ``on_end`` is told of every hop that is forgotten."""
         self._hub = hub
         self._desk = desk
         self._database = database
         self._dialer = dialer
         self._publish = publish
+        self._on_end = on_end
         self._hops: dict[int, InteriorHop | ExitHop | EntryHop] = {}
 
     async def run(self) -> None:
@@ -68,6 +71,7 @@ class HopHost:
         if host is None:
             return
         host.unplug()
+        self._on_end(hop)
         if hop.entry_id is not None:
             self._desk.forget(hop.entry_id)
 

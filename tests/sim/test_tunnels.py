@@ -68,7 +68,14 @@ class TestNode:
         self.hub = TunnelHub(self.links, self.board, PoolLimits(), SystemClock(), RNG)
         dialer = EntryDialer(self.hub, self.database)
         self.published = []
-        self.hops = HopHost(self.hub, self.desk, self.database, dialer, self.publish)
+        self.hops = HopHost(
+            self.hub,
+            self.desk,
+            self.database,
+            dialer,
+            publish=self.publish,
+            on_end=lambda _hop: None,
+        )
         self.connector = Connector(self.hub, self.desk, self.database, dialer, self)
         self.dead = []
         self.handler = echo

@@ -1,0 +1,482 @@
+"""One running node, put together (docs/design.md).
+
+This is the only place that knows all parts. :class:`Node` builds them from settings and keys, in
+the order of the layers; :meth:`Node.run` starts them, each under the nursery that ends it.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+import trio
+
+from phantom_tun.clock import MINUTE, SYSTEM_RNG, SystemClock
+from phantom_tun.config import Config
+from phantom_tun.control.model import NetdbAnswer, NodeState
+from phantom_tun.errors import ConfigError, PeerError, WorldError
+from phantom_tun.ids import ApAddress, NodeId
+from phantom_tun.net.bulk import Bulk
+from phantom_tun.net.connector import Connector
+from phantom_tun.net.directory import Directory
+from phantom_tun.net.entry_node import EntryDesk
+from phantom_tun.net.exit_node import EntryDialer
+from phantom_tun.net.expose import ExposeRules
+from phantom_tun.net.guard_file import GuardFile
+from phantom_tun.net.hops import HopHost
+from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.identities import ApIdentity, IdentityStore, LeaseState
+from phantom_tun.net.limits import LinkLimits
+from phantom_tun.net.links import Links
+from phantom_tun.net.netdb_service import NetdbService
+from phantom_tun.net.node_database import NodeDatabase
+from phantom_tun.net.own_record import NodeFacts, OwnRecord
+from phantom_tun.net.owned_entry import Accept
+from phantom_tun.net.path_builder import PathBuilder, Surroundings
+from phantom_tun.net.path_member import PathMember
+from phantom_tun.net.path_pool import Change, PathEvent
+from phantom_tun.net.path_pools import PathPools, PathWishes
+from phantom_tun.net.peers import Peer
+from phantom_tun.net.pins import Pins
+from phantom_tun.net.publishers import Publishers
+from phantom_tun.net.ready_pool import PoolLimits
+from phantom_tun.net.sessions import SessionService, SessionSettings
+from phantom_tun.net.switchboard import Switchboard
+from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.netdb_view import netdb_answer
+from phantom_tun.node_keys import create_node_keys
+from phantom_tun.node_view import NodeView
+from phantom_tun.path.hop import OwnedPath, PathHop
+from phantom_tun.path.keys import PathKeys
+from phantom_tun.path.member import Member, MemberLimits
+from phantom_tun.profile import Profile
+from phantom_tun.tun.interface import Interface
+from phantom_tun.wire.netdb import UpdateApRoutes
+from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.records import Capability
+
+CACHE_FILE = "nodes.cache"
+RULES_FILE = "expose.json"
+_RESERVED4, _RESERVED6 = 16, 64
+NAT4_PREFIX, NAT6_PREFIX = 17, 80
+"""The part of the reserved blocks that stands for callers without an address."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Node:
+    """A node of one network."""
+
+    def __init__(
+        self,
+        config: Config,
+        profile: Profile,
+        listeners: list[socket.socket],
+        interface: Interface | None,
+    ) -> None:
+        """
+        :param listeners: bound and listening; empty for a node that can't be dialed.
+        :param interface: the network interface, ``None`` for a node that only relays.
+        :raises ConfigError: a key or state file can't be used; says what to do.
+        """
+        self.config = config
+        self.profile = profile
+        self.clock = SystemClock()
+        self._rng = SYSTEM_RNG
+        self._listeners = listeners
+        self._interface = interface
+        self._state_dir = config.node.state_dir
+        self._started = self.clock.now()
+        self._phase: NodeState = "starting"
+        self._assigned: dict[str, ipaddress.IPv4Address] = {}
+        """AP4 addresses on the interface, by identity."""
+        self._progress = trio.Event()
+        """Set, and replaced, whenever a path or lease has changed."""
+
+        self.network = NetworkParams(profile.network_id, profile.pow_bits, profile.ap4, profile.ap6)
+        self.keys = create_node_keys(self._state_dir, self.network)
+        self._build_foundation()
+        self._build_relay()
+        self._build_owner()
+        self.backend = NodeView(self)
+
+    # --- building, in the order of the layers -----------------------------------------------------
+
+    def _build_foundation(self) -> None:
+        """Links, own record, netdb, tunnels."""
+        config, rng = self.config, self._rng
+        self.links = Links(
+            self.keys.signing,
+            self.keys.certificate,
+            self.network.network_id,
+            limits=LinkLimits(neighbours=min(2048, config.limits.links)),
+            clock=self.clock,
+            rng=rng,
+            web_page=_web_page(config.node.web_page),
+        )
+        self._path_keys = PathKeys(self.clock.now())
+        self._own_record = OwnRecord(
+            self.keys,
+            self.network.network_id,
+            self._path_keys,
+            self._facts(),
+            clock=self.clock,
+            rng=rng,
+        )
+        self.netdb = NetdbService(
+            self.network,
+            self._own_record.current,
+            self._own_record.path_key,
+            self.links.call,
+            clock=self.clock,
+            rng=rng,
+            cache_file=self._state_dir / CACHE_FILE,
+        )
+        addresses = config.node.advertised_addresses
+        version = 6 if addresses and all(found.version == 6 for found in addresses) else 4
+        self._database = NodeDatabase(self.netdb, version)
+        self.desk = EntryDesk(self.clock)
+        self.board = Switchboard(
+            self._array, self.desk.handle, self.netdb.handle_call, self._override
+        )
+        tunnels = config.tunnels
+        limits = PoolLimits(low=max(1, tunnels.ready_min), high=tunnels.ready_max)
+        self.hub = TunnelHub(self.links, self.board, limits, self.clock, rng)
+
+    def _build_relay(self) -> None:
+        """What this node does for others."""
+        self._dialer = EntryDialer(self.hub, self._database)
+        self.hops = HopHost(
+            self.hub,
+            self.desk,
+            self._database,
+            self._dialer,
+            publish=self._publish_route,
+            on_end=self._hop_ended,
+        )
+        limits = MemberLimits(hops=self.config.limits.relayed_paths)
+        member = Member(self.keys.node_id, self.network.network_id, self._path_keys, limits)
+        self.member = PathMember(
+            member,
+            self._path_keys,
+            self.links,
+            on_hop=self.hops.add,
+            on_hop_lost=self.hops.remove,
+            on_new_key=lambda _key: self._own_record.renew(self.netdb.set_own_record),
+            clock=self.clock,
+            rng=self._rng,
+        )
+
+    def _build_owner(self) -> None:
+        """What this node does for its own AP identities."""
+        config, rng = self.config, self._rng
+        guard_file = GuardFile(self._state_dir)
+        self._guards = guard_file.load(config.guards.trusted_ids)
+        self.builder = PathBuilder(
+            self.links,
+            self.member,
+            self.network.network_id,
+            self._guards,
+            Surroundings(
+                own_record=lambda: self._own_record.current,
+                candidates=lambda _now: self.netdb.candidates(),
+                relatives=config.node.family_ids,
+                save_guards=guard_file.save,
+            ),
+            clock=self.clock,
+            rng=rng,
+        )
+        self.identities = IdentityStore(self._state_dir, self.network, self.clock)
+        if self._interface is not None:
+            self.identities.load()
+        self.connector = Connector(self.hub, self.desk, self._database, self._dialer, self)
+        exit_hops, entry_hops = config.paths.exit_hops, config.paths.entry_hops
+        self.paths = PathPools(
+            self.builder,
+            self.connector,
+            self.identities,
+            PathWishes(
+                exit_hops=self.profile.exit_hops if exit_hops is None else exit_hops,
+                entry_hops=self.profile.entry_hops if entry_hops is None else entry_hops,
+                exit_paths=config.paths.exit_paths,
+                entry_paths=config.paths.entry_paths,
+                lifetime=config.paths.lifetime_minutes * MINUTE,
+            ),
+            on_event=self._path_event,
+            clock=self.clock,
+            rng=rng,
+        )
+        pins = Pins(self._state_dir, self.clock.now)
+        self.directory = Directory(self.connector, self.identities, pins, clock=self.clock, rng=rng)
+        self.publishers = Publishers(
+            self.identities,
+            self.connector,
+            self.connector.routes,
+            on_lease=self._lease_changed,
+            clock=self.clock,
+            rng=rng,
+        )
+        self.rules = ExposeRules(self._state_dir / RULES_FILE, (self.network.ap4, self.network.ap6))
+        self.rules.load()
+        self.sessions = SessionService(
+            network=self.network,
+            identities=self.identities,
+            directory=self.directory,
+            connector=self.connector,
+            rules=self.rules,
+            settings=SessionSettings(
+                nat4=_last_part4(self.network.ap4),
+                nat6=_last_part6(self.network.ap6),
+                answer_echo=config.interface.answer_echo,
+                ephemeral=frozenset(config.interface.ephemeral_callers),
+            ),
+            clock=self.clock,
+            rng=rng,
+        )
+
+    def _facts(self) -> NodeFacts:
+        node = self.config.node
+        capabilities = Capability(0)
+        if node.dialable:
+            capabilities = Capability.DIALABLE | Capability.RELAY
+        return NodeFacts(
+            node.advertised_addresses or (ipaddress.IPv4Address(0),),
+            node.port if node.dialable else 0,
+            capabilities,
+        )
+
+    # --- running --------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a node until cancelled. Started means that the netdb is joined and the interface is
+        up; paths follow.
+
+        :raises PhantomError: the interface can't be set up.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._start_relay(nursery)
+                if self._interface is not None:
+                    await self._start_owner(nursery, self._interface)
+                self._phase = "ready"
+                task_status.started()
+        finally:
+            self._phase = "stopping"
+
+    async def _start_relay(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self.hub.run)
+        await nursery.start(self.member.run)
+        nursery.start_soon(self.hops.run)
+        await nursery.start(self.links.run, self._listeners, self.board)
+        self._phase = "joining"
+        bootstrap = [
+            NodeRef(found.node_id, found.certificate_hash, found.address, found.port)
+            for found in self.profile.bootstrap
+        ]
+        await nursery.start(self.netdb.run, bootstrap)
+        nursery.start_soon(self._own_record.keep_fresh, self.netdb.set_own_record)
+
+    async def _start_owner(self, nursery: trio.Nursery, interface: Interface) -> None:
+        await nursery.start(self.paths.run)
+        await nursery.start(self.directory.run)
+        await nursery.start(self.publishers.run)
+        await nursery.start(self.sessions.run, interface)
+        await nursery.start(interface.run, self.sessions)
+        for number, identity in enumerate(self.identities.all()):
+            await self._bring_up(identity, hurry=number == 0)
+
+    async def _bring_up(self, identity: ApIdentity, *, hurry: bool) -> None:
+        if self._interface is not None:
+            await self._interface.add_address(identity.ap6)
+            await self._assign_ap4(identity)
+        self.paths.add(identity)
+        self.publishers.add(identity, hurry=hurry)
+
+    # --- identities -----------------------------------------------------------------------------
+
+    async def add_identity(self, name: str) -> ApIdentity:
+        """Make an AP identity and bring it up.
+
+        :raises UsageError: the name is taken or not a name.
+        """
+        identity = self.identities.create(name)
+        await self._bring_up(identity, hurry=True)
+        return identity
+
+    async def remove_identity(self, name: str) -> None:
+        """Delete an AP identity for good.
+
+        :raises UsageError: there is none of that name.
+        """
+        identity = self.identities.get(name)
+        self.publishers.remove(name)
+        self.paths.remove(name)
+        self.directory.forget_identity(name)
+        for rule in [found for found in self.rules.rules() if found.identity == name]:
+            self.rules.unexpose(name, rule.protocol, rule.port)
+        if self._interface is not None:
+            for address in (identity.ap6, self._assigned.pop(name, None)):
+                if address is not None:
+                    await self._interface.remove_address(address)
+        self.identities.remove(name)
+
+    async def wait_identity_ready(self, identity: ApIdentity) -> None:
+        """Wait until an identity has its addresses and paths both ways."""
+        while not self._identity_ready(identity):
+            await self._progress.wait()
+
+    def _identity_ready(self, identity: ApIdentity) -> bool:
+        return (
+            identity.ap4_state is LeaseState.HELD
+            and self.connector.exit_count(identity.name) > 0
+            and self.connector.entry_count(identity.name) > 0
+        )
+
+    def _lease_changed(self, identity: ApIdentity) -> None:
+        self._tell_progress()
+        self.hub.start(self._assign_ap4, identity)
+
+    async def _assign_ap4(self, identity: ApIdentity) -> None:
+        """Have the interface own the AP4 address that the identity holds now, and no former one."""
+        before, now = self._assigned.get(identity.name), identity.ap4
+        if self._interface is None or before == now:
+            return
+        if before is not None:
+            del self._assigned[identity.name]
+            await self._interface.remove_address(before)
+        if now is not None:
+            self._assigned[identity.name] = now
+            await self._interface.add_address(now)
+
+    # --- what the parts ask of each other ---------------------------------------------------------
+
+    async def handle_request(self, identity: str, sealed_request: bytes, accept: Accept) -> None:
+        """A request came over an entry path."""
+        await self.sessions.handle_request(identity, sealed_request, accept)
+
+    async def throwaway_exit(self, identity: str) -> OwnedPath:
+        """See :class:`~phantom_tun.net.connector.OwnerEvents`."""
+        return await self.paths.throwaway_exit(identity)
+
+    def path_died(self, path: OwnedPath) -> None:
+        """A standing path gives no tunnels any more."""
+        self.paths.died(path)
+
+    def _tell_progress(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
+
+    def _path_event(self, event: PathEvent) -> None:
+        self._tell_progress()
+        path = event.path
+        _log.info("path", change=event.change.name.lower(), kind=path.kind, hops=path.hops)
+        if path.kind == "entry":
+            self.publishers.routes_changed(path.identity)
+        if event.change is Change.UP and path.route is not None:
+            self.hub.start(self._publish_own_route, path.route)
+
+    async def _publish_own_route(self, route: bytes) -> None:
+        try:
+            await self._publish_route(route)
+        except (PeerError, WorldError):
+            self.hub.counts["route_publications_failed"] += 1
+
+    async def _publish_route(self, route: bytes) -> None:
+        await self._database.perform_for_entry(UpdateApRoutes((route,)).encode())
+
+    def _hop_ended(self, hop: PathHop) -> None:
+        self.member.hop_ended(hop)
+
+    async def _array(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
+        await self.member.handle_array(peer, opening, bulk)
+
+    def _override(self, peer: Peer, payload: bytes) -> None:
+        del peer, payload
+        self.hub.counts["drop_override_unsupported"] += 1
+
+    # --- what the owner sees (node_view) ----------------------------------------------------------
+
+    @property
+    def state(self) -> NodeState:
+        """How far the node is."""
+        if self._phase != "ready":
+            return self._phase
+        if all(self._identity_ready(identity) for identity in self.identities.all()):
+            return "ready"
+        return "building"
+
+    @property
+    def interface_name(self) -> str | None:
+        """Name of the network interface, if there is one."""
+        return None if self._interface is None else self.config.interface.name
+
+    @property
+    def dialable(self) -> bool | None:
+        """Whether other nodes reach us; ``None`` while nobody tried."""
+        if not self.config.node.dialable:
+            return False
+        return any(not found.dialed for found in self.links.neighbours()) or None
+
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return self.clock.now() - self._started
+
+    def guard_ids(self) -> frozenset[NodeId]:
+        """Who may stand next to us in paths."""
+        neighbours = (found.node_id for found in self.links.neighbours())
+        return frozenset(found for found in neighbours if found in self._guards)
+
+    def warnings(self) -> list[str]:
+        """Sentences about what is wrong or weaker than the owner may think."""
+        found = self.paths.problems() + self.publishers.warnings()
+        if not self.config.node.dialable:
+            found.append(
+                "nobody can dial this node, so its neighbours can tell that it owns the paths it "
+                "uses: prefer guards you trust (guards.trusted)"
+            )
+        return found
+
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """Every counter, by part."""
+        parts: dict[str, Callable[[], Mapping[str, int]]] = {
+            "links": self.links.statistics,
+            "netdb": self.netdb.statistics,
+            "builds": self.builder.statistics,
+            "member": self.member.statistics,
+            "hops": self.hops.statistics,
+            "entries": self.desk.statistics,
+            "switchboard": self.board.statistics,
+            "directory": self.directory.statistics,
+            "publisher": self.publishers.statistics,
+            "sessions": self.sessions.statistics,
+        }
+        if self._interface is not None:
+            parts["interface"] = self._interface.statistics
+        return {"tunnels": dict(self.hub.counts), **{name: part() for name, part in parts.items()}}
+
+    async def netdb_answer(self, key: ApAddress | NodeId) -> NetdbAnswer:
+        """What the network database holds about an address or node."""
+        return await netdb_answer(self, key)
+
+
+def _web_page(path: str) -> bytes:
+    if not path:
+        return importlib.resources.files("phantom_tun.net").joinpath("page.html").read_bytes()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"node.web_page: can't read {path}: {error.strerror}") from error
+
+
+def _last_part4(prefix: ipaddress.IPv4Network) -> ipaddress.IPv4Network:
+    block = ipaddress.IPv4Network((prefix.network_address, _RESERVED4))
+    return ipaddress.IPv4Network((block.broadcast_address, NAT4_PREFIX), strict=False)
+
+
+def _last_part6(prefix: ipaddress.IPv6Network) -> ipaddress.IPv6Network:
+    block = ipaddress.IPv6Network((prefix.network_address, _RESERVED6))
+    return ipaddress.IPv6Network((block.broadcast_address, NAT6_PREFIX), strict=False)
