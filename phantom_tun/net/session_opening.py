@@ -1,0 +1,296 @@
+"""The side that connects: from an address to an established channel (docs/spec/session.md,
+"Connecting").
+
+The routes of the target are tried in random order. One that says nothing for ``FALLBACK_AFTER``
+seconds gets company by the next; the first answer that authenticates counts, the other attempts are
+given up. When all routes fail, the target's record is looked up afresh, once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from phantom_tun.clock import Clock, Rng
+from phantom_tun.crypto.certificates import certificate_hash, make_certificate
+from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.endpoints import Endpoint
+from phantom_tun.errors import (
+    ConnectFailed,
+    Filtered,
+    PathUnavailable,
+    PeerError,
+    PhantomError,
+    Refused,
+    Unreachable,
+    WorldError,
+)
+from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.net.session_contexts import ContextCache
+from phantom_tun.net.session_ports import Connector, Directory, Identity, ResolvedAp
+from phantom_tun.net.session_tunnel import SecureTunnel, Spawn, release_unused
+from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
+from phantom_tun.tunnel.channel import CallerHandshake
+from phantom_tun.tunnel.request import request_time, seal_request
+from phantom_tun.wire.session import (
+    RANDOM_LEN,
+    SECRET_LEN,
+    SESSION_ID_LEN,
+    FrameKind,
+    Outcome,
+    Protocol,
+    Request,
+)
+
+OPEN_WITHIN = 20.0
+"""Seconds for everything from the lookup on."""
+FALLBACK_AFTER = 3.0
+MAX_ROUTES = 4
+"""Routes tried of one record."""
+
+_COMMON_NAME = "localhost"
+
+_FAILURES: dict[Outcome, tuple[type[ConnectFailed], str]] = {
+    Outcome.REFUSED: (Refused, "nothing listens there"),
+    Outcome.FILTERED: (Filtered, "the port isn't exposed to us"),
+    Outcome.UNREACHABLE: (Unreachable, "the far node can't serve it"),
+    Outcome.UNSUPPORTED: (Refused, "the far node doesn't support what we asked for"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _CallerRole:
+    """As whom a connection is made."""
+
+    signing: SigningKey
+    certificate: bytes
+    context: ssl.SSLContext
+    ap4: ipaddress.IPv4Address | None
+    source_port: int
+    is_ephemeral: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One connection attempt as a whole."""
+
+    identity: str
+    role: _CallerRole
+    resolved: ResolvedAp
+    protocol: Protocol
+    target: Endpoint
+
+
+class _Race:
+    """Attempts over several routes; the first result counts."""
+
+    __slots__ = ("decided", "errors", "failure", "winner")
+
+    def __init__(self) -> None:
+        self.decided = trio.Event()
+        self.winner: SecureTunnel | None = None
+        self.failure: ConnectFailed | None = None
+        """What the callee itself said."""
+        self.errors: list[PhantomError] = []
+        """Why routes failed."""
+
+    def connected(self, secure: SecureTunnel) -> None:
+        """An attempt succeeded."""
+        if self.decided.is_set():
+            secure.finish(FrameKind.RESET)
+        else:
+            self.winner = secure
+            self.decided.set()
+
+    def answered(self, outcome: Outcome) -> None:
+        """The callee said no."""
+        if not self.decided.is_set():
+            kind, reason = _FAILURES[outcome]
+            self.failure = kind(reason)
+            self.decided.set()
+
+    def result(self) -> SecureTunnel:
+        """
+        :raises ConnectFailed: what the callee said, or why no route worked.
+        :raises PathUnavailable: this node has no way out.
+        """
+        if self.winner is not None:
+            return self.winner
+        if self.failure is not None:
+            raise self.failure
+        if any(isinstance(error, Unreachable | PeerError) for error in self.errors):
+            raise Unreachable("none of the ways in to this AP address works")
+        if any(isinstance(error, PathUnavailable) for error in self.errors):
+            raise PathUnavailable("no exit path works at the moment")
+        raise Filtered("nobody answered")
+
+
+class SessionOpener:
+    """Makes connections."""
+
+    def __init__(
+        self,
+        *,
+        network: NetworkParams,
+        directory: Directory,
+        connector: Connector,
+        contexts: ContextCache,
+        spawn: Spawn,
+        clock: Clock,
+        rng: Rng,
+        counts: Counter[str],
+    ) -> None:
+        self._network_id = network.network_id
+        self._directory = directory
+        self._connector = connector
+        self._contexts = contexts
+        self._spawn = spawn
+        self._clock = clock
+        self._rng = rng
+        self._counts = counts
+
+    async def open(
+        self,
+        identity: Identity,
+        source_port: int,
+        target: Endpoint,
+        protocol: Protocol,
+        *,
+        is_ephemeral: bool,
+    ) -> SecureTunnel:
+        """Connect to ``target``.
+
+        :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
+        :raises WorldError: this node has no way out at the moment.
+        """
+        role = self._role(identity, source_port, is_ephemeral)
+        with trio.move_on_after(OPEN_WITHIN):
+            resolved = await self._directory.resolve(identity.name, target.address)
+            race = await self._race(_Call(identity.name, role, resolved, protocol, target))
+            if race.winner is None and race.failure is None:
+                self._counts["open_lookups_repeated"] += 1
+                resolved = await self._directory.resolve(identity.name, target.address, fresh=True)
+                race = await self._race(_Call(identity.name, role, resolved, protocol, target))
+            return race.result()
+        raise Filtered("nobody answered in time")
+
+    def _role(self, identity: Identity, source_port: int, is_ephemeral: bool) -> _CallerRole:
+        if not is_ephemeral:
+            return _CallerRole(
+                identity.signing,
+                identity.certificate.der,
+                self._contexts.caller(identity.certificate),
+                identity.ap4,
+                source_port,
+                is_ephemeral,
+            )
+        # Made for this one connection: two of them have nothing in common. Not even the port may
+        # tell that they come from one machine.
+        certificate = make_certificate(_COMMON_NAME, self._clock.now())
+        return _CallerRole(
+            SigningKey.generate(),
+            certificate.der,
+            ContextCache().caller(certificate),
+            None,
+            self._rng.randrange(1024, 65536) if source_port else 0,
+            is_ephemeral,
+        )
+
+    # --- routes ---------------------------------------------------------------------------------
+
+    async def _race(self, call: _Call) -> _Race:
+        race = _Race()
+        now = self._clock.now()
+        routes = [route[:2] for route in call.resolved.routes if route[2] > now]
+        routes = self._rng.sample(routes, min(len(routes), MAX_ROUTES))
+        if not routes:
+            race.errors.append(Unreachable("no way in to this AP address is published"))
+            return race
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._start_attempts, call, routes, race)
+                await race.decided.wait()
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            if race.winner is not None:
+                race.winner.finish(FrameKind.RESET)
+            raise
+        return race
+
+    async def _start_attempts(
+        self, call: _Call, routes: Sequence[tuple[NodeId, EntryId]], race: _Race
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            for entry_node, entry_id in routes:
+                failed = trio.Event()
+                nursery.start_soon(self._attempt, call, entry_node, entry_id, race, failed)
+                with trio.move_on_after(FALLBACK_AFTER):
+                    await failed.wait()
+        race.decided.set()
+
+    async def _attempt(
+        self, call: _Call, entry_node: NodeId, entry_id: EntryId, race: _Race, failed: trio.Event
+    ) -> None:
+        try:
+            await self._connect(call, entry_node, entry_id, race)
+        except (WorldError, PeerError) as error:
+            self._counts[f"open_route_failed_{type(error).__name__}"] += 1
+            race.errors.append(error)
+            failed.set()
+
+    async def _connect(
+        self, call: _Call, entry_node: NodeId, entry_id: EntryId, race: _Race
+    ) -> None:
+        handshake = CallerHandshake(call.role.context)
+        request = self._request(call, handshake.hello)
+        sealed = seal_request(
+            request,
+            call.role.signing,
+            call.resolved.public_key,
+            call.resolved.request_key,
+            self._network_id,
+        )
+        locked, tunnel = await self._connector.connect(call.identity, entry_node, entry_id, sealed)
+        try:
+            answer = unlock_answer(locked, request)
+            if answer.outcome is not Outcome.CONNECTED:
+                if not self._spawn(lambda: release_unused(tunnel)):
+                    tunnel.reset()
+                race.answered(answer.outcome)
+                return
+            pin = certificate_hash(call.resolved.certificate)
+            channel = handshake.finish(answer.flight, pin, caller_wrap(request, answer))
+        except PeerError:
+            tunnel.reset()
+            raise
+        secure = SecureTunnel(channel, tunnel, self._spawn)
+        try:
+            await secure.send_flight()
+        except BaseException:
+            secure.finish(FrameKind.RESET)
+            raise
+        race.connected(secure)
+
+    def _request(self, call: _Call, hello: bytes) -> Request:
+        role, draw = call.role, self._rng.randbytes
+        return Request(
+            protocol=call.protocol,
+            destination=call.target.address,
+            port=call.target.port,
+            caller=role.signing.public,
+            certificate=role.certificate,
+            client_hello=hello,
+            time=request_time(self._clock.now()),
+            nonce=draw(RANDOM_LEN),
+            secret=draw(SECRET_LEN),
+            session_id=draw(SESSION_ID_LEN),
+            source_ap4=role.ap4,
+            source_port=role.source_port,
+            ephemeral=role.is_ephemeral,
+        )

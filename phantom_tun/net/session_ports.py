@@ -1,0 +1,135 @@
+"""What the end-to-end layer needs from its neighbours in ``net``, and no more.
+
+Fakes of these are in :mod:`phantom_tun.testing.fake_tunnel`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from phantom_tun.crypto.certificates import Certificate
+from phantom_tun.crypto.sealing import SealingKey
+from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey
+from phantom_tun.net.buffers import Buffer
+
+
+class Tunnel(Protocol):
+    """One routing tunnel after set-up; see :class:`phantom_tun.net.tunnels.Tunnel`."""
+
+    async def wait_readable(self) -> None:
+        """Wait until :meth:`receive` has something to say."""
+        ...
+
+    async def receive(self, buffer: Buffer) -> bool:
+        """Fill ``buffer``; False once the other end sent FIN.
+
+        :raises StreamReset: the tunnel died.
+        """
+        ...
+
+    async def send(self, buffer: Buffer) -> None:
+        """Send the segments of ``buffer``, which are changed in place.
+
+        :raises StreamReset: the tunnel died.
+        """
+        ...
+
+    async def send_fin(self) -> None:
+        """No more bytes from this end.
+
+        :raises StreamReset: the tunnel died.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Tear the tunnel down now. Idempotent."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release it: for reuse if both ends sent FIN. Idempotent."""
+        ...
+
+
+Accept = Callable[[bytes], Awaitable[Tunnel]]
+"""Sends the answer to a request and hands over the tunnel that data follows on."""
+
+
+class Connector(Protocol):
+    """Takes sealed requests to the other end; see :class:`phantom_tun.net.connector.Connector`."""
+
+    async def connect(
+        self, identity: str, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, Tunnel]:
+        """The callee's answer and the tunnel.
+
+        :raises Unreachable: the entry node, or what is behind it, can't be reached.
+        :raises PathUnavailable: no exit path, or the one used failed.
+        :raises DeadlineExpired: no answer in time.
+        """
+        ...
+
+
+class Identity(Protocol):
+    """One of this node's AP identities."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def signing(self) -> SigningKey: ...
+    @property
+    def certificate(self) -> Certificate: ...
+    @property
+    def request_keys(self) -> Sequence[SealingKey]: ...
+    @property
+    def ap4(self) -> ipaddress.IPv4Address | None: ...
+    @property
+    def ap6(self) -> ipaddress.IPv6Address: ...
+
+
+class Identities(Protocol):
+    """All of this node's AP identities; see :class:`phantom_tun.net.identities.IdentityStore`."""
+
+    def get(self, name: str) -> Identity:
+        """The identity called ``name``.
+
+        :raises UsageError: there is none.
+        """
+        ...
+
+    def owner_of(self, address: ApAddress) -> Identity | None:
+        """The identity that has ``address``."""
+        ...
+
+
+class ResolvedAp(Protocol):
+    """What the network database says about an AP address."""
+
+    @property
+    def public_key(self) -> PublicKey: ...
+    @property
+    def certificate(self) -> bytes: ...
+    @property
+    def request_key(self) -> bytes: ...
+    @property
+    def routes(self) -> Sequence[tuple[NodeId, EntryId, float]]: ...
+
+
+class Directory(Protocol):
+    """Looks AP addresses up; see :class:`phantom_tun.net.directory.Directory`."""
+
+    async def resolve(
+        self, identity: str, address: ApAddress, *, fresh: bool = False
+    ) -> ResolvedAp:
+        """Who owns ``address``, asked as ``identity``; ``fresh`` asks again even if the answer is
+        known, because its routes failed.
+
+        :raises Unreachable: there is no such address, it has no way in, or nobody could be asked.
+        """
+        ...
+
+    async def confirm(self, identity: str, address: ApAddress, public_key: PublicKey) -> bool:
+        """Whether ``public_key`` owns ``address``, asked as ``identity``."""
+        ...

@@ -1,0 +1,239 @@
+"""Routing tunnels in memory: pairs of tunnels, and the network that makes them.
+
+:class:`FakeNetwork` is the :class:`~phantom_tun.net.session_ports.Connector` of any number of
+session services. Its tunnels cut what they carry into pieces at random places, hold a bounded
+number of bytes, and can be told to alter, cut off or end what passes at a given byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from phantom_tun.clock import Rng
+from phantom_tun.errors import DeadlineExpired, StreamReset, Unreachable
+from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.net.buffers import CHUNK, HEADER_LEN, Buffer, Segment
+from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
+
+CAPACITY = 262_144
+"""Bytes on their way in one direction before the sender has to wait."""
+
+SILENT_WAY = 10.0
+"""Seconds after which a way that doesn't answer is given up."""
+
+RequestHandler = Callable[[str, bytes, Callable[[bytes], Awaitable["FakeTunnel"]]], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One direction of a tunnel."""
+
+    capacity: int = CAPACITY
+    flip_at: int | None = None
+    """The byte with this number arrives with one bit flipped."""
+    cut_at: int | None = None
+    """The tunnel breaks after this many bytes."""
+    end_at: int | None = None
+    """A FIN arrives after this many bytes, and nothing else."""
+    carried: int = 0
+    writes: int = 0
+    most_waiting: int = 0
+    """Bytes on their way at the worst moment."""
+    waiting: bytearray = field(default_factory=bytearray)
+    fin: bool = False
+    broken: bool = False
+    changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    def put(self, data: bytes) -> None:
+        """Take in bytes and do to them what was asked for."""
+        for offset, change in ((self.cut_at, self._cut), (self.end_at, self._end)):
+            if offset is not None and self.carried + len(data) >= offset:
+                data = data[: max(0, offset - self.carried)]
+                self._append(data)
+                change()
+                return
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        if self.fin or self.broken:
+            return
+        if self.flip_at is not None and 0 <= self.flip_at - self.carried < len(data):
+            altered = bytearray(data)
+            altered[self.flip_at - self.carried] ^= 1
+            data = bytes(altered)
+        self.carried += len(data)
+        self.waiting += data
+        self.most_waiting = max(self.most_waiting, len(self.waiting))
+        self.changed.unpark_all()
+
+    def _cut(self) -> None:
+        self.broken = True
+        self.changed.unpark_all()
+
+    def _end(self) -> None:
+        self.fin = True
+        self.changed.unpark_all()
+
+
+class FakeTunnel:
+    """One end of a tunnel; implements :class:`~phantom_tun.net.session_ports.Tunnel`."""
+
+    def __init__(self, incoming: Lane, outgoing: Lane, rng: Rng) -> None:
+        self.incoming = incoming
+        self.outgoing = outgoing
+        self.is_released = False
+        """Given back after FIN both ways, so that its links could be used again."""
+        self.is_reset = False
+        self._rng = rng
+
+    async def wait_readable(self) -> None:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        lane = self.incoming
+        await trio.lowlevel.checkpoint()
+        while not (lane.waiting or lane.fin or lane.broken):
+            await lane.changed.park()
+
+    async def receive(self, buffer: Buffer) -> bool:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        await self.wait_readable()
+        lane = self.incoming
+        if not lane.waiting:
+            if lane.broken:
+                raise StreamReset("the tunnel ended")
+            buffer.segments = []
+            return False
+        start, end = HEADER_LEN, HEADER_LEN + CHUNK
+        buffer.segments = []
+        while lane.waiting and start < end and len(buffer.segments) < 4:
+            length = min(len(lane.waiting), end - start, self._rng.choice((1, 700, 20_000, CHUNK)))
+            buffer.view[start : start + length] = lane.waiting[:length]
+            del lane.waiting[:length]
+            buffer.segments.append(Segment(start, start + length))
+            start += length + HEADER_LEN
+        lane.changed.unpark_all()
+        return True
+
+    async def send(self, buffer: Buffer) -> None:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        lane = self.outgoing
+        await trio.lowlevel.checkpoint()
+        lane.writes += 1
+        for start, end in buffer.segments:
+            data = bytes(buffer.view[start:end])
+            while data:
+                if lane.broken:
+                    raise StreamReset("the tunnel ended")
+                if room := lane.capacity - len(lane.waiting):
+                    lane.put(data[:room])
+                    data = data[room:]
+                else:
+                    await lane.changed.park()
+
+    async def send_fin(self) -> None:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        await trio.lowlevel.checkpoint()
+        if self.outgoing.broken:
+            raise StreamReset("the tunnel ended")
+        self.outgoing.fin = True
+        self.outgoing.changed.unpark_all()
+
+    def reset(self) -> None:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        if self.is_released or self.is_reset:
+            return
+        self.is_reset = True
+        for lane in (self.incoming, self.outgoing):
+            lane.broken = True
+            lane.changed.unpark_all()
+        self.incoming.waiting.clear()
+
+    async def aclose(self) -> None:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        await trio.lowlevel.checkpoint()
+        if self.incoming.fin and self.outgoing.fin and not self.incoming.waiting:
+            self.is_released = True
+        else:
+            self.reset()
+
+
+def tunnel_pair(rng: Rng, capacity: int = CAPACITY) -> tuple[FakeTunnel, FakeTunnel]:
+    """The caller's and the callee's end of one tunnel."""
+    there, back = Lane(capacity), Lane(capacity)
+    return FakeTunnel(back, there, rng), FakeTunnel(there, back, rng)
+
+
+@dataclass(slots=True)
+class Way:
+    """What is behind an entry id."""
+
+    handler: RequestHandler
+    identity: str
+    is_silent: bool = False
+    """Requests get lost there."""
+    delay: float = 0.0
+    """Seconds until a request arrives."""
+    alter_request: Callable[[bytes], bytes] = bytes
+    alter_answer: Callable[[bytes], bytes] = bytes
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request that was carried, and what came of it."""
+
+    entry_id: EntryId
+    sealed_request: bytes
+    answer: bytes | None = None
+    caller_tunnel: FakeTunnel | None = None
+    callee_tunnel: FakeTunnel | None = None
+
+
+class FakeNetwork:
+    """Carries requests to where they are addressed and makes tunnels of accepted ones."""
+
+    def __init__(self, nursery: trio.Nursery, rng: Rng) -> None:
+        self.ways: dict[tuple[NodeId, EntryId], Way] = {}
+        self.exchanges: list[Exchange] = []
+        self.prepare: Callable[[FakeTunnel], None] = lambda _tunnel: None
+        """Called with the caller's end of each new tunnel, to give it a capacity or faults."""
+        self._nursery = nursery
+        self._rng = rng
+
+    async def connect(
+        self, identity: str, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, FakeTunnel]:
+        """See :class:`~phantom_tun.net.session_ports.Connector`."""
+        if len(sealed_request) != SEALED_REQUEST_LEN:
+            raise ValueError(f"{identity} sent a request of {len(sealed_request)} bytes")
+        exchange = Exchange(entry_id, sealed_request)
+        self.exchanges.append(exchange)
+        way = self.ways.get((entry_node, entry_id))
+        await trio.lowlevel.checkpoint()
+        if way is None:
+            raise Unreachable("unknown entry id")
+        if way.is_silent:
+            await trio.sleep(SILENT_WAY)
+            raise DeadlineExpired("no answer in time")
+        await trio.sleep(way.delay)
+        over = trio.Event()
+        self._nursery.start_soon(self._deliver, way, exchange, over)
+        await over.wait()
+        if exchange.answer is None or exchange.caller_tunnel is None:
+            raise Unreachable("no tunnel behind the entry id")
+        return way.alter_answer(exchange.answer), exchange.caller_tunnel
+
+    async def _deliver(self, way: Way, exchange: Exchange, over: trio.Event) -> None:
+        async def accept(answer: bytes) -> FakeTunnel:
+            if len(answer) != ANSWER_LEN:
+                raise ValueError(f"an answer of {len(answer)} bytes")
+            await trio.lowlevel.checkpoint()
+            exchange.answer = answer
+            exchange.caller_tunnel, exchange.callee_tunnel = tunnel_pair(self._rng)
+            self.prepare(exchange.caller_tunnel)
+            over.set()
+            return exchange.callee_tunnel
+
+        await way.handler(way.identity, way.alter_request(exchange.sealed_request), accept)
+        over.set()

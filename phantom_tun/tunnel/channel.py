@@ -1,0 +1,237 @@
+"""The secure channel of one connection, without I/O: TLS 1.3 with both AP certificates over memory,
+wrapped in a post-quantum keystream (docs/spec/session.md, "Channel").
+
+The ClientHello travels in the request, the server's flight in the answer; everything later goes
+through the tunnel, wrapped::
+
+    caller                                       callee
+    CallerHandshake(context).hello    ──────►    CalleeHandshake(context, hello)
+    .finish(flight, …) → Channel      ◄──────    .flight, .open(…) → Channel
+    Channel.flush                     ──────►    Channel.feed      (certificate, finished)
+    Channel.encode, feed, read        ◄─────►    Channel.encode, feed, read
+
+All methods work on regions of the caller's memory that have ``SLACK`` bytes behind them. TLS is fed
+and emptied record by record, so an idle connection keeps little memory inside the TLS library.
+
+Cost with 64 KiB frames, measured by ``scripts/bench_session``: see docs/spec/session.md, "Cost".
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+from phantom_tun.crypto.certificates import check_peer
+from phantom_tun.errors import CryptoError
+from phantom_tun.tunnel.answer import Wrap
+from phantom_tun.wire.session import (
+    FRAME_HEADER_LEN,
+    MAX_DATA,
+    MAX_FLIGHT,
+    FrameKind,
+    frame_header,
+)
+
+RECORD = 16_384
+"""Plaintext bytes of the longest TLS record."""
+
+WIRE_RECORD = RECORD + 22
+"""The same with header, content type and tag: what is fed to TLS at a time."""
+
+
+class CallerHandshake:
+    """The side that connects, until the answer is there."""
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "hello")
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        """``context``: from :func:`~phantom_tun.crypto.certificates.caller_context`."""
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing)
+        _shake(self._tls)
+        self.hello = self._outgoing.read()
+        """The ClientHello for the request."""
+
+    def finish(self, flight: bytes, callee_certificate: bytes, wrap: Wrap) -> Channel:
+        """Complete the handshake with the callee's flight; ``callee_certificate`` is the hash of
+        the certificate in its record. :meth:`Channel.flush` then has our second flight.
+
+        :raises CryptoError: it doesn't complete, or with another certificate.
+        """
+        self._incoming.write(flight)
+        if not _shake(self._tls):
+            raise CryptoError("the callee's TLS flight is incomplete")
+        check_peer(self._tls, callee_certificate)
+        return Channel(self._tls, self._incoming, self._outgoing, wrap, None)
+
+
+class CalleeHandshake:
+    """The side that is connected to, until the answer is on its way."""
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "flight")
+
+    def __init__(self, context: ssl.SSLContext, hello: bytes) -> None:
+        """``context``: from :func:`~phantom_tun.crypto.certificates.callee_context`.
+
+        :raises CryptoError: ``hello`` is not an acceptable ClientHello.
+        """
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._incoming.write(hello)
+        if _shake(self._tls) or self._incoming.pending:
+            raise CryptoError("not just a ClientHello")
+        self.flight = self._outgoing.read()
+        """The server's flight for the answer."""
+        if not 0 < len(self.flight) <= MAX_FLIGHT:
+            raise CryptoError("the ClientHello leads to no usable flight")
+
+    def open(self, caller_certificate: bytes, wrap: Wrap) -> Channel:
+        """The channel; it is established once the caller's flight was fed and read. Then the
+        caller's certificate is compared with the hash ``caller_certificate``."""
+        return Channel(self._tls, self._incoming, self._outgoing, wrap, caller_certificate)
+
+
+class Channel:
+    """Frames in, wrapped TLS bytes out, and back."""
+
+    __slots__ = ("_expected", "_incoming", "_outgoing", "_tls", "_unwrap", "_wrap", "is_closed")
+
+    def __init__(
+        self,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        wrap: Wrap,
+        expected_peer: bytes | None,
+    ) -> None:
+        self._tls = tls
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._wrap = wrap.outgoing.process
+        self._unwrap = wrap.incoming.process
+        self._expected = expected_peer
+        self.is_closed = False
+        """The peer has sent close_notify."""
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the handshake is complete at this end."""
+        return self._expected is None
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def encode(self, view: memoryview, start: int, kind: FrameKind, data: memoryview) -> int:
+        """Write one frame, ready for the tunnel, to ``view[start:]``; returns its end. ``data`` may
+        not overlap ``view``. Of more than ``MAX_DATA`` bytes only so many are written; the others
+        have to follow by :meth:`encode_rest`."""
+        first = min(len(data), RECORD - FRAME_HEADER_LEN)
+        body = start + FRAME_HEADER_LEN
+        view[start:body] = frame_header(kind, len(data))
+        view[body : body + first] = data[:first]
+        end = self._seal(view, start, view[start : body + first])
+        for offset in range(first, min(len(data), MAX_DATA), RECORD):
+            end = self._seal(view, end, data[offset : min(offset + RECORD, MAX_DATA)])
+        self._wrap(view, start, end)
+        return end
+
+    def encode_rest(self, view: memoryview, start: int, data: memoryview) -> int:
+        """Write what :meth:`encode` left of ``data``, less than one record, to ``view[start:]``;
+        returns the end."""
+        end = self._seal(view, start, data[MAX_DATA:])
+        self._wrap(view, start, end)
+        return end
+
+    def encode_messages(self, view: memoryview, start: int, messages: Iterable[bytes]) -> int:
+        """Write DATAGRAM frames, together at most ``RECORD`` bytes, as one TLS record to
+        ``view[start:]``; returns the end."""
+        end = start
+        for message in messages:
+            body = end + FRAME_HEADER_LEN
+            view[end:body] = frame_header(FrameKind.DATAGRAM, len(message))
+            end = body + len(message)
+            view[body:end] = message
+        end = self._seal(view, start, view[start:end])
+        self._wrap(view, start, end)
+        return end
+
+    def flush(self, view: memoryview, start: int) -> int:
+        """Write what TLS itself has to say to ``view[start:]``; returns the end."""
+        end = self._collect(view, start)
+        self._wrap(view, start, end)
+        return end
+
+    def encode_close(self, view: memoryview, start: int) -> int:
+        """Write close_notify to ``view[start:]``; returns the end. Nothing can follow it."""
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # the peer's own close_notify is still to come
+        except ssl.SSLError as error:
+            raise CryptoError("TLS can't be closed") from error
+        return self.flush(view, start)
+
+    def _seal(self, view: memoryview, end: int, plain: memoryview) -> int:
+        try:
+            self._tls.write(plain)
+        except ssl.SSLError as error:
+            raise CryptoError("TLS can't send") from error
+        return self._collect(view, end)
+
+    def _collect(self, view: memoryview, start: int) -> int:
+        sealed = self._outgoing.read()
+        end = start + len(sealed)
+        view[start:end] = sealed
+        return end
+
+    # --- in -------------------------------------------------------------------------------------
+
+    def feed(self, view: memoryview, start: int, end: int) -> None:
+        """Take in ``view[start:end]`` from the tunnel, at most ``WIRE_RECORD`` bytes at a time; it
+        is changed in place."""
+        self._unwrap(view, start, end)
+        self._incoming.write(view[start:end])
+
+    def read(self, view: memoryview, start: int, limit: int) -> int:
+        """Move plaintext of what was fed to ``view[start:limit]``; returns its end, which is
+        ``start`` if there is none yet.
+
+        :raises CryptoError: altered, truncated, or not from the expected peer.
+        """
+        try:
+            if self._expected is not None:
+                self._establish(self._expected)
+            # Most of the time a feed ends with a whole record: then asking TLS again would only
+            # raise (and handle) an exception.
+            while start < limit and (self._incoming.pending or self._tls.pending()):
+                # With a buffer, read returns a count; typeshed only knows the other form.
+                count: Any = self._tls.read(limit - start, view[start:limit])
+                if not count:
+                    self.is_closed = True
+                    break
+                start += count
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.is_closed = True
+        except ssl.SSLError as error:
+            raise CryptoError("the TLS stream does not authenticate") from error
+        return start
+
+    def _establish(self, expected: bytes) -> None:
+        self._tls.do_handshake()
+        check_peer(self._tls, expected)
+        self._expected = None
+
+
+def _shake(tls: ssl.SSLObject) -> bool:
+    """Go on with the handshake; whether it is complete."""
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLError as error:
+        raise CryptoError("the TLS handshake failed") from error
+    return True

@@ -1,0 +1,300 @@
+"""What the two ends of a connection say to each other (docs/spec/session.md).
+
+*Request body*, ``REQUEST_BODY_LEN`` bytes, followed by the caller's 64-byte signature:
+
+======= ============================================================================
+bytes   field
+======= ============================================================================
+1       version
+1       protocol: 6 TCP, 17 UDP, 1 ECHO
+1       ephemeral: 1 if the caller's key was made for this connection, else 0
+4       epoch
+16      session id
+8       time in seconds, a multiple of ``TIME_STEP``
+32      nonce, which is also the caller's random
+32      stream secret
+16, 2   destination AP address (IPv4 mapped), port
+4, 2    the AP4 the caller claims (0.0.0.0: none), source port
+32      the caller's AP public key
+2, 2    lengths of the next two
+…       certificate (DER), TLS ClientHello, zero bytes
+======= ============================================================================
+
+*Answer body*, ``ANSWER_BODY_LEN`` bytes: version u8 ‖ outcome u8 ‖ callee random (32) ‖
+flight length u16 ‖ TLS flight ‖ zero bytes.
+
+*Frames* inside TLS: kind u8 ‖ length u24 ‖ payload.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from phantom_tun.errors import WireError
+from phantom_tun.ids import ApAddress, PublicKey
+from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
+
+VERSION = 1
+
+RANDOM_LEN = 32
+SECRET_LEN = 32
+SESSION_ID_LEN = 16
+
+TIME_STEP = 15
+"""Times are rounded down to this many seconds: a request shall not show how the clock is off."""
+
+_SEAL_OVERHEAD = 1136
+_SIGNATURE_LEN = 64
+REQUEST_BODY_LEN = SEALED_REQUEST_LEN - _SEAL_OVERHEAD - _SIGNATURE_LEN
+_TAG_LEN = 16
+ANSWER_BODY_LEN = ANSWER_LEN - _TAG_LEN
+
+MAX_CERTIFICATE = 1024
+
+_REQUEST = struct.Struct(">BBBI16sQ32s32s16sH4sH32sHH")
+MAX_CLIENT_HELLO = REQUEST_BODY_LEN - _REQUEST.size - MAX_CERTIFICATE
+"""Room for the ClientHello beside the longest certificate; OpenSSL 3.5 with ML-KEM needs 1,500."""
+
+_ANSWER = struct.Struct(">BB32sH")
+MAX_FLIGHT = ANSWER_BODY_LEN - _ANSWER.size
+
+_NO_AP4 = ipaddress.IPv4Address(0)
+
+
+class Protocol(IntEnum):
+    """What is to be carried; IANA's numbers."""
+
+    ECHO = 1
+    TCP = 6
+    UDP = 17
+
+
+class Outcome(IntEnum):
+    """How a request ended at the callee."""
+
+    CONNECTED = 0
+    REFUSED = 1
+    """The port is exposed, but nothing listens there."""
+    FILTERED = 2
+    """The port is not exposed, or not to this caller."""
+    UNREACHABLE = 3
+    """The callee's machine can't serve it at the moment."""
+    UNSUPPORTED = 4
+    """A well-formed request for something this version can't do, such as resuming a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A connection request as the caller signs it."""
+
+    protocol: Protocol
+    destination: ApAddress
+    port: int
+    """0 for ECHO, else 1 to 65535."""
+    caller: PublicKey
+    certificate: bytes
+    """The caller's end-to-end certificate, DER."""
+    client_hello: bytes = field(repr=False)
+    time: int
+    """Seconds since the epoch, a multiple of :data:`TIME_STEP`."""
+    nonce: bytes
+    """32 bytes, never used again; also the caller's random of the key schedule."""
+    secret: bytes = field(repr=False)
+    """32 bytes: everything after the request is under keys derived from it."""
+    session_id: bytes
+    """16 bytes."""
+    epoch: int = 0
+    """0 for a new session; higher for each time it is resumed."""
+    source_ap4: ipaddress.IPv4Address | None = None
+    """The AP4 the caller says it leases. Its AP6 follows from its key."""
+    source_port: int = 0
+    """As :attr:`port`."""
+    ephemeral: bool = False
+    """The key was made for this connection: nobody can be reached under it."""
+
+    def pack(self) -> bytes:
+        """Always ``REQUEST_BODY_LEN`` bytes.
+
+        :raises WireError: the certificate or the ClientHello is too long.
+        """
+        if len(self.certificate) > MAX_CERTIFICATE or len(self.client_hello) > MAX_CLIENT_HELLO:
+            raise WireError("certificate or ClientHello is too long for a request")
+        head = _REQUEST.pack(
+            VERSION,
+            self.protocol,
+            self.ephemeral,
+            self.epoch,
+            self.session_id,
+            self.time,
+            self.nonce,
+            self.secret,
+            _mapped(self.destination),
+            self.port,
+            (self.source_ap4 or _NO_AP4).packed,
+            self.source_port,
+            self.caller,
+            len(self.certificate),
+            len(self.client_hello),
+        )
+        return (head + self.certificate + self.client_hello).ljust(REQUEST_BODY_LEN, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Request:
+        """Undo :meth:`pack`.
+
+        :raises WireError: not the one encoding of a valid request.
+        """
+        if len(data) != REQUEST_BODY_LEN:
+            raise WireError("a request has a fixed length")
+        (
+            version,
+            protocol,
+            ephemeral,
+            epoch,
+            session_id,
+            time,
+            nonce,
+            secret,
+            destination,
+            port,
+            source_ap4,
+            source_port,
+            caller,
+            certificate_len,
+            hello_len,
+        ) = _REQUEST.unpack_from(data)
+        if version != VERSION:
+            raise WireError("unknown version of a request")
+        if protocol not in Protocol.__members__.values() or ephemeral > 1 or time % TIME_STEP:
+            raise WireError("a request field has no valid value")
+        if {port == 0, source_port == 0} != {protocol == Protocol.ECHO}:
+            raise WireError("a port doesn't go with the protocol")
+        end = _REQUEST.size + certificate_len + hello_len
+        if certificate_len > MAX_CERTIFICATE or hello_len > MAX_CLIENT_HELLO or any(data[end:]):
+            raise WireError("lengths and padding of a request don't fit")
+        middle = _REQUEST.size + certificate_len
+        claimed = ipaddress.IPv4Address(source_ap4)
+        return cls(
+            protocol=Protocol(protocol),
+            destination=_unmapped(destination),
+            port=port,
+            caller=PublicKey(caller),
+            certificate=data[_REQUEST.size : middle],
+            client_hello=data[middle:end],
+            time=time,
+            nonce=nonce,
+            secret=secret,
+            session_id=session_id,
+            epoch=epoch,
+            source_ap4=None if claimed == _NO_AP4 else claimed,
+            source_port=source_port,
+            ephemeral=bool(ephemeral),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the callee says to a request."""
+
+    outcome: Outcome
+    callee_random: bytes
+    """32 bytes, random whatever the outcome."""
+    flight: bytes = field(default=b"", repr=False)
+    """The TLS server's first flight; empty unless connected."""
+
+    def pack(self) -> bytes:
+        """Always ``ANSWER_BODY_LEN`` bytes.
+
+        :raises WireError: the flight is too long.
+        """
+        if len(self.flight) > MAX_FLIGHT:
+            raise WireError("TLS flight is too long for an answer")
+        head = _ANSWER.pack(VERSION, self.outcome, self.callee_random, len(self.flight))
+        return (head + self.flight).ljust(ANSWER_BODY_LEN, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Answer:
+        """Undo :meth:`pack`.
+
+        :raises WireError: not the one encoding of a valid answer.
+        """
+        if len(data) != ANSWER_BODY_LEN:
+            raise WireError("an answer has a fixed length")
+        version, outcome, callee_random, flight_len = _ANSWER.unpack_from(data)
+        if version != VERSION:
+            raise WireError("unknown version of an answer")
+        if outcome not in Outcome.__members__.values():
+            raise WireError("unknown outcome")
+        end = _ANSWER.size + flight_len
+        if flight_len > MAX_FLIGHT or any(data[end:]):
+            raise WireError("flight and padding of an answer don't fit")
+        if bool(flight_len) != (outcome == Outcome.CONNECTED):
+            raise WireError("a flight doesn't go with the outcome")
+        return cls(Outcome(outcome), callee_random, data[_ANSWER.size : end])
+
+
+# --- frames inside TLS ---------------------------------------------------------------------------
+
+FRAME_HEADER_LEN = 4
+
+MAX_DATA = 65_436
+"""Payload bytes of the longest DATA frame that is sent: with its header in four TLS records it
+just fits into one frame of a link."""
+
+MAX_DATAGRAM = 65_507
+"""Bytes of the longest UDP payload over IPv4."""
+
+
+class FrameKind(IntEnum):
+    """Kinds of frames."""
+
+    DATA = 1
+    """Bytes of the stream, at least one."""
+    END = 2
+    """No more will be sent this way (TCP's FIN). Empty."""
+    RESET = 3
+    """The connection was aborted (TCP's RST). Empty; nothing follows."""
+    DATAGRAM = 4
+    """One whole UDP datagram or echo message, possibly empty."""
+
+
+_LONGEST = {
+    FrameKind.DATA: MAX_DATA,
+    FrameKind.END: 0,
+    FrameKind.RESET: 0,
+    FrameKind.DATAGRAM: MAX_DATAGRAM,
+}
+
+
+def frame_header(kind: FrameKind, length: int) -> bytes:
+    """The four bytes before a payload of ``length`` bytes."""
+    return (kind << 24 | length).to_bytes(4, "big")
+
+
+def parse_frame_header(header: bytes | memoryview) -> tuple[FrameKind, int]:
+    """Kind and payload length.
+
+    :raises WireError: unknown kind, or a length the kind can't have.
+    """
+    number, length = header[0], int.from_bytes(header[1:4], "big")
+    try:
+        kind = FrameKind(number)
+    except ValueError as error:
+        raise WireError("unknown kind of frame") from error
+    if length > _LONGEST[kind] or (kind is FrameKind.DATA and not length):
+        raise WireError("a frame has an impossible length")
+    return kind, length
+
+
+def _mapped(address: ApAddress) -> bytes:
+    if address.version == 4:
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed
+
+
+def _unmapped(packed: bytes) -> ApAddress:
+    address = ipaddress.IPv6Address(packed)
+    return address.ipv4_mapped or address

@@ -1,0 +1,451 @@
+"""Streams: bytes, ends, resets and backpressure, over tunnels that cut, break and lie."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+import trio
+from session_world import World, receive_all, receive_exactly, running_world
+from trio.testing import MockClock
+
+from phantom_tun.endpoints import ByteStream
+from phantom_tun.errors import StreamReset
+from phantom_tun.net.buffers import POOL, Buffer
+from phantom_tun.net.session_stream import SessionStream
+from phantom_tun.net.session_tunnel import CLOSE_WITHIN, LAST_WORD_WITHIN
+from phantom_tun.testing.fake_tunnel import CAPACITY, FakeTunnel
+from phantom_tun.wire.session import MAX_DATA, FrameKind
+
+
+class Pair:
+    """Both ends of one connection, and of the tunnel under it."""
+
+    def __init__(self, world: World, near: SessionStream, far: SessionStream) -> None:
+        (exchange,) = world.network.exchanges
+        assert exchange.caller_tunnel is not None
+        assert exchange.callee_tunnel is not None
+        self.world = world
+        self.near, self.far = near, far
+        self.near_tunnel, self.far_tunnel = exchange.caller_tunnel, exchange.callee_tunnel
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the links of the tunnel can be used again, at both ends."""
+        return self.near_tunnel.is_released and self.far_tunnel.is_released
+
+    async def wait_gone(self) -> None:
+        """Wait until neither node lists the connection any more."""
+        with trio.fail_after(30):
+            while self.world.alice.service.sessions() or self.world.bob.service.sessions():
+                await trio.sleep(0.1)
+
+
+async def connected(world: World) -> Pair:
+    """A connection whose far end is in the test's hands until it is closed there."""
+    far: list[SessionStream] = []
+
+    async def service(stream: ByteStream) -> None:
+        assert isinstance(stream, SessionStream)
+        far.append(stream)
+        await stream._secure.closed.wait()
+
+    world.bob.host.streams[80] = service
+    near = await world.connect()
+    await trio.sleep(0.1)
+    return Pair(world, near, far[0])
+
+
+def both_ways(pair: Pair) -> list[tuple[SessionStream, SessionStream]]:
+    return [(pair.near, pair.far), (pair.far, pair.near)]
+
+
+async def send_all(stream: SessionStream, data: bytes, rng: random.Random) -> None:
+    view, start = memoryview(data), 0
+    while start < len(data):
+        length = rng.choice((1, 100, 5_000, 65_536, 200_000))
+        await stream.send_all(view[start : start + length])
+        start += length
+    await stream.send_end()
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+async def test_ten_megabytes_arrive_unharmed_both_ways_at_once(autojump_clock: MockClock) -> None:
+    rng = random.Random(1)
+    there, back = rng.randbytes(5_000_000), rng.randbytes(5_000_000)
+    found: dict[str, bytes] = {}
+
+    async def collect(name: str, stream: SessionStream) -> None:
+        found[name] = await receive_all(stream)
+
+    async with running_world() as world:
+        pair = await connected(world)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, pair.near, there, random.Random(2))
+            nursery.start_soon(send_all, pair.far, back, random.Random(3))
+            nursery.start_soon(collect, "far", pair.far)
+            nursery.start_soon(collect, "near", pair.near)
+        assert found == {"far": there, "near": back}
+        assert pair.near.bytes_out == pair.far.bytes_in == 5_000_000
+        await pair.near.aclose()
+        await pair.far.aclose()
+        await pair.wait_gone()
+        assert pair.is_released
+
+
+async def test_large_pieces_are_cut_evenly(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        before = pair.near_tunnel.outgoing.writes
+        await pair.near.send_all(memoryview(bytes(65_536)))
+        assert pair.near_tunnel.outgoing.writes - before == 2
+        await pair.near.send_all(memoryview(bytes(MAX_DATA)))
+        assert pair.near_tunnel.outgoing.writes - before == 3
+        await pair.near.send_all(memoryview(b""))
+        assert pair.near_tunnel.outgoing.writes - before == 3
+        assert len(await receive_exactly(pair.far, 65_536 + MAX_DATA)) == 65_536 + MAX_DATA
+
+
+async def test_an_idle_connection_says_nothing_and_lives(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        sent = pair.near_tunnel.outgoing.carried, pair.far_tunnel.outgoing.carried
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_exactly, pair.near, 4)
+            await trio.sleep(3 * 3600)
+            assert sent == (pair.near_tunnel.outgoing.carried, pair.far_tunnel.outgoing.carried)
+            await pair.far.send_all(memoryview(b"late"))
+
+
+async def test_an_idle_connection_holds_no_buffer(autojump_clock: MockClock) -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Buffer) for thing in gc.get_objects()) - len(POOL._free)
+
+    async with running_world() as world:
+        pair = await connected(world)
+        before = held()
+        await pair.near.send_all(memoryview(bytes(100_000)))
+        await receive_exactly(pair.far, 100_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.far.receive)
+            nursery.start_soon(pair.near.receive)
+            await trio.sleep(1)
+            assert held() == before
+            pair.near.abort()
+            with pytest.raises(StreamReset):
+                await pair.near.send_all(memoryview(b"x"))
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_reader_that_stops_stops_the_sender(autojump_clock: MockClock) -> None:
+    data = random.Random(5).randbytes(3_000_000)
+
+    async with running_world() as world:
+        pair = await connected(world)
+        for sender, receiver in both_ways(pair):
+            done = trio.Event()
+
+            async def send(stream: SessionStream = sender, done: trio.Event = done) -> None:
+                await stream.send_all(memoryview(data))
+                done.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                await trio.sleep(60)
+                assert not done.is_set()
+                assert sender.bytes_out <= CAPACITY + 65_536
+                assert await receive_exactly(receiver, len(data)) == data
+        for tunnel in (pair.near_tunnel, pair.far_tunnel):
+            assert tunnel.outgoing.most_waiting <= CAPACITY
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_one_direction_can_end_before_the_other(
+    autojump_clock: MockClock, first: int
+) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        ending, other = both_ways(pair)[first]
+        await ending.send_all(memoryview(b"request"))
+        await ending.send_end()
+        assert await receive_all(other) == b"request"
+        assert len(await other.receive()) == 0, "it stays ended"
+        await trio.sleep(600)
+        await other.send_all(memoryview(b"response"))
+        await other.send_end()
+        assert await receive_all(ending) == b"response"
+        await ending.aclose()
+        await other.aclose()
+        await pair.wait_gone()
+        assert pair.is_released
+
+
+async def test_both_directions_can_end_at_once(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+
+        async def end(stream: SessionStream) -> None:
+            await stream.send_end()
+            assert await receive_all(stream) == b""
+            await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end, pair.near)
+            nursery.start_soon(end, pair.far)
+        await pair.wait_gone()
+        assert pair.is_released
+
+
+async def test_close_notify_follows_only_both_ends(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        await pair.near.send_end()
+        await receive_all(pair.far)
+        assert not pair.far._secure._channel.is_closed
+        await pair.far.send_end()
+        await receive_all(pair.near)
+        await pair.near.aclose()
+        await trio.sleep(0.1)
+        # What the drain throws away on its last way is TLS's own goodbye.
+        pair.far._secure._check()
+        with pytest.raises(StreamReset):
+            await pair.far._secure.receive()
+        assert pair.far._secure._channel.is_closed
+        await pair.far.aclose()
+        await pair.wait_gone()
+
+
+async def test_closing_without_an_end_is_a_reset(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        await pair.near.aclose()
+        with pytest.raises(StreamReset):
+            await pair.far.receive()
+        await pair.far.aclose()
+        await pair.wait_gone()
+
+
+# --- resets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_reset_arrives_and_costs_no_link(autojump_clock: MockClock, first: int) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        resetting, other = both_ways(pair)[first]
+        await resetting.send_all(memoryview(b"last"))
+        resetting.abort()
+        resetting.abort()
+        assert await receive_exactly(other, 4) == b"last"
+        with pytest.raises(StreamReset, match="far side"):
+            await other.receive()
+        for use in (other.receive, other.send_end):
+            with pytest.raises(StreamReset):
+                await use()
+        with pytest.raises(StreamReset):
+            await resetting.receive()
+        with pytest.raises(StreamReset):
+            await resetting.send_all(memoryview(b"x"))
+        other.abort()
+        await pair.wait_gone()
+        assert pair.is_released
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_reset_after_an_end_arrives(autojump_clock: MockClock, first: int) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        resetting, other = both_ways(pair)[first]
+        await other.send_end()
+        assert await receive_all(resetting) == b""
+        resetting.abort()
+        with pytest.raises(StreamReset):
+            await other.receive()
+        other.abort()
+        await pair.wait_gone()
+        assert pair.is_released
+
+
+async def test_both_ends_can_reset_at_once(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        pair.near.abort()
+        pair.far.abort()
+        await pair.wait_gone()
+        assert pair.is_released
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_reset_ends_a_receive_that_waits_at_the_same_end(
+    autojump_clock: MockClock, first: int
+) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        stream, _ = both_ways(pair)[first]
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(StreamReset):
+                    await stream.receive()
+
+            nursery.start_soon(receive)
+            await trio.sleep(1)
+            stream.abort()
+
+
+async def test_a_reset_does_not_wait_for_a_reader_that_stopped(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        started = trio.current_time()
+
+        async def send() -> None:
+            with pytest.raises(StreamReset):
+                await pair.near.send_all(memoryview(bytes(1_000_000)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.sleep(1)
+            pair.near.abort()
+        assert trio.current_time() - started <= 1 + LAST_WORD_WITHIN + 0.1
+        with pytest.raises(StreamReset):
+            await receive_all(pair.far)
+        pair.far.abort()
+        await pair.wait_gone()
+
+
+async def test_a_reset_reaches_a_sender_that_is_held_up(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+
+        async def send() -> None:
+            with pytest.raises(StreamReset):
+                while True:
+                    await pair.far.send_all(memoryview(bytes(100_000)))
+
+        async def receive() -> None:
+            with pytest.raises(StreamReset):
+                await pair.far.receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            nursery.start_soon(receive)
+            await trio.sleep(1)
+            pair.near.abort()
+            await trio.sleep(CLOSE_WITHIN / 2)
+            pair.far.abort()
+        await pair.wait_gone()
+        assert pair.is_released, "the resetting end took in what was on its way"
+
+
+async def test_a_far_end_that_says_nothing_is_not_waited_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        pair.near.abort()
+        await trio.sleep(CLOSE_WITHIN + 0.1)
+        assert pair.near_tunnel.is_reset
+        assert world.alice.service.sessions() == []
+        pair.far.abort()
+        await pair.wait_gone()
+
+
+async def test_a_send_that_is_cancelled_half_way_breaks_the_stream(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        with trio.move_on_after(1):
+            await pair.near.send_all(memoryview(bytes(1_000_000)))
+        with pytest.raises(StreamReset):
+            await pair.near.send_all(memoryview(b"x"))
+        with pytest.raises(StreamReset):
+            await pair.near.receive()
+        pair.near.abort()
+        await trio.sleep(0)
+        await trio.sleep(0.1)
+        assert pair.near_tunnel.is_reset, "a part of a TLS record is missing"
+        pair.far.abort()
+        await pair.wait_gone()
+
+
+# --- tunnels that break and lie ------------------------------------------------------------------
+
+
+def broken(attribute: str, at: int, *, outgoing: bool) -> object:
+    def prepare(tunnel: FakeTunnel) -> None:
+        lane = tunnel.outgoing if outgoing else tunnel.incoming
+        setattr(lane, attribute, at)
+
+    return prepare
+
+
+@pytest.mark.parametrize("outgoing", [True, False])
+@pytest.mark.parametrize("attribute", ["flip_at", "cut_at", "end_at"])
+@pytest.mark.parametrize("at", [0, 3, 20, 3_000, 30_000])
+async def test_whatever_happens_to_the_bytes_it_is_a_reset(
+    autojump_clock: MockClock, attribute: str, at: int, outgoing: bool
+) -> None:
+    """Never wrong bytes, never a clean end."""
+    data = random.Random(9).randbytes(60_000)
+    async with running_world() as world:
+        world.network.prepare = broken(attribute, at, outgoing=outgoing)  # type: ignore[assignment]
+        resets = 0
+        found = bytearray()
+        try:
+            stream = await world.connect()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, memoryview(data))
+                while len(found) < len(data):
+                    piece = await stream.receive()
+                    assert piece, "a clean end"
+                    found += piece
+        except* StreamReset:
+            resets += 1
+        assert resets == 1
+        assert data.startswith(found)
+        stream.abort()
+        await trio.sleep(60)
+        assert world.alice.service.sessions() == []
+        assert world.bob.service.sessions() == []
+
+
+async def test_frames_after_the_end_are_a_reset(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        await pair.near.send_end()
+        await pair.near._secure.send(FrameKind.DATA, memoryview(b"more"))
+        assert len(await pair.far.receive()) == 0
+        with pytest.raises(StreamReset):
+            await pair.far._secure.receive()
+        pair.far.abort()
+        pair.near.abort()
+        await pair.wait_gone()
+
+
+async def test_a_datagram_in_a_stream_is_a_reset(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        await pair.near._secure.send(FrameKind.DATAGRAM, memoryview(b"odd"))
+        with pytest.raises(StreamReset, match="datagram"):
+            await pair.far.receive()
+        pair.near.abort()
+        await pair.wait_gone()
+
+
+async def test_close_notify_without_an_end_is_a_reset(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        await pair.near._secure._write(pair.near._secure._channel.encode_close)
+        with pytest.raises(StreamReset, match="broke"):
+            await pair.far.receive()
+        pair.far.abort()
+        pair.near.abort()
+        await pair.wait_gone()

@@ -1,0 +1,249 @@
+"""Request and answer bodies, frame headers: one encoding each, fixed lengths, every refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantom_tun.crypto.certificates import MAX_CERTIFICATE_LEN
+from phantom_tun.crypto.packages import TAG_LEN
+from phantom_tun.crypto.sealing import SEAL_OVERHEAD
+from phantom_tun.crypto.signing import SIGNATURE_LEN
+from phantom_tun.errors import WireError
+from phantom_tun.ids import PublicKey
+from phantom_tun.wire.session import (
+    ANSWER_BODY_LEN,
+    MAX_CERTIFICATE,
+    MAX_CLIENT_HELLO,
+    MAX_DATA,
+    MAX_DATAGRAM,
+    MAX_FLIGHT,
+    REQUEST_BODY_LEN,
+    TIME_STEP,
+    Answer,
+    FrameKind,
+    Outcome,
+    Protocol,
+    Request,
+    frame_header,
+    parse_frame_header,
+)
+from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
+
+REQUEST = Request(
+    protocol=Protocol.TCP,
+    destination=ipaddress.IPv4Address("241.2.3.4"),
+    port=443,
+    caller=PublicKey(b"k" * 32),
+    certificate=b"certificate",
+    client_hello=b"hello",
+    time=1_800_000_000,
+    nonce=b"n" * 32,
+    secret=b"s" * 32,
+    session_id=b"i" * 16,
+    source_ap4=ipaddress.IPv4Address("250.0.0.1"),
+    source_port=50_000,
+)
+
+randoms = st.binary(min_size=32, max_size=32)
+ports = st.integers(1, 65_535)
+addresses = st.ip_addresses(v=4) | st.ip_addresses(v=6).filter(lambda a: a.ipv4_mapped is None)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    protocol = draw(st.sampled_from(Protocol))
+    is_echo = protocol is Protocol.ECHO
+    claimed = draw(st.none() | st.ip_addresses(v=4).filter(int))
+    return Request(
+        protocol=protocol,
+        destination=draw(addresses),
+        port=0 if is_echo else draw(ports),
+        caller=PublicKey(draw(randoms)),
+        certificate=draw(st.binary(max_size=MAX_CERTIFICATE)),
+        client_hello=draw(st.binary(max_size=MAX_CLIENT_HELLO)),
+        time=draw(st.integers(0, 2**60)) // TIME_STEP * TIME_STEP,
+        nonce=draw(randoms),
+        secret=draw(randoms),
+        session_id=draw(st.binary(min_size=16, max_size=16)),
+        epoch=draw(st.integers(0, 2**32 - 1)),
+        source_ap4=claimed,
+        source_port=0 if is_echo else draw(ports),
+        ephemeral=draw(st.booleans()),
+    )
+
+
+def test_the_sizes_fit_what_goes_around_them() -> None:
+    assert REQUEST_BODY_LEN + SIGNATURE_LEN + SEAL_OVERHEAD == SEALED_REQUEST_LEN
+    assert ANSWER_BODY_LEN + TAG_LEN == ANSWER_LEN
+    assert MAX_CERTIFICATE == MAX_CERTIFICATE_LEN
+    assert MAX_CLIENT_HELLO > 1600, "no room for a post-quantum key share"
+
+
+@given(requests())
+def test_a_request_has_one_length_and_survives(request_: Request) -> None:
+    packed = request_.pack()
+    assert len(packed) == REQUEST_BODY_LEN
+    assert Request.unpack(packed) == request_
+
+
+@given(requests(), st.integers(0, REQUEST_BODY_LEN - 1), st.integers(1, 255))
+def test_an_altered_request_is_another_one_or_refused(
+    request_: Request, position: int, change: int
+) -> None:
+    packed = bytearray(request_.pack())
+    packed[position] ^= change
+    try:
+        other = Request.unpack(bytes(packed))
+    except WireError:
+        return
+    assert other != request_
+    assert other.pack() == packed, "two encodings of one request"
+
+
+@given(st.binary(max_size=64) | st.binary(min_size=REQUEST_BODY_LEN, max_size=REQUEST_BODY_LEN))
+def test_noise_is_no_request(data: bytes) -> None:
+    try:
+        found = Request.unpack(data)
+    except WireError:
+        return
+    assert found.pack() == data
+
+
+@pytest.mark.parametrize("length", [0, REQUEST_BODY_LEN - 1, REQUEST_BODY_LEN + 1])
+def test_a_request_of_another_length_is_refused(length: int) -> None:
+    with pytest.raises(WireError, match="fixed length"):
+        Request.unpack(REQUEST.pack()[:length].ljust(length, b"\0"))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "complaint"),
+    [
+        (0, b"\2", "version"),
+        (1, b"\2", "no valid value"),
+        (2, b"\2", "no valid value"),
+        (30, b"\1", "no valid value"),
+        (111, b"\0\0", "port"),
+        (117, b"\0\0", "port"),
+        (151, struct.pack(">H", MAX_CERTIFICATE + 1), "padding"),
+        (153, struct.pack(">H", MAX_CLIENT_HELLO + 1), "padding"),
+        (153, b"\0\4", "padding"),
+        (REQUEST_BODY_LEN - 1, b"\1", "padding"),
+    ],
+)
+def test_every_field_of_a_request_is_checked(offset: int, value: bytes, complaint: str) -> None:
+    packed = bytearray(REQUEST.pack())
+    packed[offset : offset + len(value)] = value
+    with pytest.raises(WireError, match=complaint):
+        Request.unpack(bytes(packed))
+
+
+def test_a_ping_has_no_ports() -> None:
+    for changes in ({"port": 0}, {"source_port": 0}, {"protocol": Protocol.ECHO}):
+        with pytest.raises(WireError, match="port"):
+            Request.unpack(dataclasses.replace(REQUEST, **changes).pack())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"certificate": bytes(MAX_CERTIFICATE + 1)},
+        {"client_hello": bytes(MAX_CLIENT_HELLO + 1)},
+    ],
+)
+def test_a_request_that_is_too_long_is_not_packed(changes: dict[str, bytes]) -> None:
+    with pytest.raises(WireError, match="too long"):
+        dataclasses.replace(REQUEST, **changes).pack()  # type: ignore[arg-type]
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(REQUEST)
+    assert "s" * 32 not in shown
+    assert "secret" not in shown
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from(Outcome), randoms, st.binary(min_size=1, max_size=MAX_FLIGHT))
+def test_an_answer_has_one_length_and_survives(
+    outcome: Outcome, random: bytes, flight: bytes
+) -> None:
+    answer = Answer(outcome, random, flight if outcome is Outcome.CONNECTED else b"")
+    assert len(answer.pack()) == ANSWER_BODY_LEN
+    assert Answer.unpack(answer.pack()) == answer
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "complaint"),
+    [
+        (0, b"\2", "version"),
+        (1, b"\5", "outcome"),
+        (1, b"\1", "flight doesn't go"),
+        (34, b"\0\0", "padding"),
+        (34, struct.pack(">H", MAX_FLIGHT + 1), "padding"),
+        (ANSWER_BODY_LEN - 1, b"\1", "padding"),
+    ],
+)
+def test_every_field_of_an_answer_is_checked(offset: int, value: bytes, complaint: str) -> None:
+    packed = bytearray(Answer(Outcome.CONNECTED, b"r" * 32, b"flight").pack())
+    packed[offset : offset + len(value)] = value
+    with pytest.raises(WireError, match=complaint):
+        Answer.unpack(bytes(packed))
+
+
+def test_connected_needs_a_flight() -> None:
+    with pytest.raises(WireError, match="flight doesn't go"):
+        Answer.unpack(Answer(Outcome.CONNECTED, b"r" * 32).pack())
+
+
+def test_an_answer_that_is_too_long_is_not_packed() -> None:
+    with pytest.raises(WireError, match="too long"):
+        Answer(Outcome.CONNECTED, b"r" * 32, bytes(MAX_FLIGHT + 1)).pack()
+
+
+@pytest.mark.parametrize("length", [0, ANSWER_BODY_LEN - 1, ANSWER_BODY_LEN + 1])
+def test_an_answer_of_another_length_is_refused(length: int) -> None:
+    packed = Answer(Outcome.REFUSED, b"r" * 32).pack()
+    with pytest.raises(WireError, match="fixed length"):
+        Answer.unpack(packed[:length].ljust(length, b"\0"))
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [
+        (FrameKind.DATA, 1),
+        (FrameKind.DATA, MAX_DATA),
+        (FrameKind.END, 0),
+        (FrameKind.RESET, 0),
+        (FrameKind.DATAGRAM, 0),
+        (FrameKind.DATAGRAM, MAX_DATAGRAM),
+    ],
+)
+def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
+    assert parse_frame_header(frame_header(kind, length)) == (kind, length)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        bytes(4),
+        b"\5\0\0\0",
+        frame_header(FrameKind.DATA, 0),
+        frame_header(FrameKind.DATA, MAX_DATA + 1),
+        frame_header(FrameKind.END, 1),
+        frame_header(FrameKind.RESET, 1),
+        frame_header(FrameKind.DATAGRAM, MAX_DATAGRAM + 1),
+    ],
+)
+def test_impossible_frames_are_refused(header: bytes) -> None:
+    with pytest.raises(WireError):
+        parse_frame_header(header)
