@@ -336,7 +336,6 @@ async def test_a_lease_is_kept_for_days_and_keys_rotate(
 ) -> None:
     await world.start()
     await world.publisher.wait_claimed()
-    world.stand(1, life=10 * DAY)
     first = world.identity.request_keys[0].public
     published = set()
     for _ in range(3 * 24 + 2):
