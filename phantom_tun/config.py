@@ -26,6 +26,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _CONFIG_MAX_BYTES = 256 * 1024
 _NODE_ID = re.compile("[0-9a-fA-F]{64}")
+_Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
 _Hops = Annotated[int, Meta(ge=0, le=8)]
 
 
@@ -118,6 +119,10 @@ class InterfaceConfig(_Section, frozen=True):
         Meta(ge=1280, le=65535, description="Large is fast: packets never leave this machine."),
     ] = 65535
     answer_echo: Annotated[bool, Meta(description="Answer pings to your AP addresses.")] = True
+    ephemeral_callers: Annotated[
+        tuple[_Name, ...],
+        Meta(max_length=64, description="AP identities that call without showing who they are."),
+    ] = ()
     udp_idle_s: Annotated[
         int, Meta(ge=5, le=3600, description="Seconds until a silent UDP flow is closed.")
     ] = 60

@@ -171,6 +171,7 @@ def test_ids_and_addresses_have_typed_views() -> None:
         ('[guards]\ntrusted = ["zz"]', "guards.trusted: 'zz' is not a node id"),
         ('[interface]\nname = "a/b"', "interface.name: expected"),
         ('[interface]\nname = "sixteen-letters-"', "interface.name: expected"),
+        ('[interface]\nephemeral_callers = ["A"]', "interface.ephemeral_callers"),
         ("[interface]\nmtu = 1279", "interface.mtu: expected"),
         ("[interface]\nudp_idle_s = 4", "interface.udp_idle_s: expected"),
         ("[paths]\nexit_hops = 9", "paths.exit_hops: expected `int` <= 8"),

@@ -118,7 +118,8 @@ class Daemon:
 
     def said(self) -> Any:
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else pytest.fail(f"it ended: {self.ended()}")
 
     def ended(self) -> tuple[int, str]:
         _output, errors = self.process.communicate(timeout=30)
@@ -238,6 +239,25 @@ def test_the_ip_tool_works_without_root(place: Path) -> None:
     configure(place, user=str(UID), interface=True)
     with Daemon(place, "use_interface", prefix=UNSHARED) as daemon:
         assert daemon.said() == {"code": 0, "error": ""}
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
+)
+def test_a_daemon_that_never_was_root_gives_up_what_it_was_given(place: Path) -> None:
+    configure(place, port=443)
+    place.chmod(0o777)
+    # The last one is for a Python that is installed in root's home.
+    given = "+net_admin,+net_bind_service,+dac_read_search"
+    account = (f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
+    prefix = ("setpriv", *account, "--inh-caps", given, "--ambient-caps", given)
+    with Daemon(place, "inspect_privileges", prefix=prefix) as daemon:
+        found = daemon.said()
+        for status in (found["own"], found["child"]):
+            for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
+                assert int(status[name], 16) == 0, name
+        assert found["regained"] == []
+        assert found["memory_owner"] == 0
 
 
 def check_dropped(found: Any, *, capabilities: int) -> None:
