@@ -98,11 +98,13 @@ class BulkLink:
         unframer = self.unframer
         view = buffer.view
         while True:
-            start = unframer.lead_in(view)
-            count = await self.connection.read_some(view[start:REGION_LEN])
-            if not count:
-                raise LinkBroken("the neighbour closed the link")
-            buffer.segments = unframer.parse(view, start + count)
+            end = unframer.lead_in(view)
+            if not unframer.has_more:
+                count = await self.connection.read_some(view[end:REGION_LEN])
+                if not count:
+                    raise LinkBroken("the neighbour closed the link")
+                end += count
+            buffer.segments = unframer.parse(view, end)
             if buffer.segments or unframer.finished:
                 return
             self._check_reset()
@@ -114,19 +116,25 @@ class BulkLink:
             await self._next_header()
             if unframer.finished:
                 return 0
-        count = await self.connection.read_some(view[: unframer.remaining])
-        if not count:
-            raise LinkBroken("the neighbour closed the link")
+        most = min(len(view), unframer.remaining)
+        if unframer.kept:
+            count = min(most, len(unframer.kept))
+            view[:count], unframer.kept = unframer.kept[:count], unframer.kept[count:]
+        else:
+            count = await self.connection.read_some(view[:most])
+            if not count:
+                raise LinkBroken("the neighbour closed the link")
         unframer.remaining -= count
         return count
 
     async def _next_header(self) -> None:
         header = memoryview(bytearray(HEADER_LEN))
-        count = 0
-        while not self.unframer.parse_header(bytes(header[:count])):
-            count = await self.connection.read_some(header[len(self.unframer.kept) :])
+        unframer = self.unframer
+        while not unframer.parse_header():
+            count = await self.connection.read_some(header[len(unframer.kept) :])
             if not count:
                 raise LinkBroken("the neighbour closed the link")
+            unframer.kept += header[len(unframer.kept) :][:count]
         self._check_reset()
 
     def _check_reset(self) -> None:
@@ -157,7 +165,7 @@ class Bulk:
         :raises LinkBroken: the link was closed by this side meanwhile.
         """
         link = self._live()
-        if not (link.unframer.kept or link.unframer.finished):
+        if not (link.unframer.has_more or link.unframer.finished):
             await link.connection.wait_readable()
 
     async def receive(self, buffer: Buffer) -> bool:

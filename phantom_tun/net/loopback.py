@@ -24,9 +24,10 @@ class Pipe:
 
     def put(self, data: bytes) -> None:
         """Append ``data`` and wake whoever waits."""
-        self.chunks.append(data)
-        self.size += len(data)
-        self.notify()
+        if data:
+            self.chunks.append(data)
+            self.size += len(data)
+            self.notify()
 
     def take(self, view: memoryview) -> int:
         """Move what has arrived into ``view``; returns how much."""

@@ -294,7 +294,8 @@ class Neighbours:
         full = (
             len(neighbour.served) >= limits.bulk_per_neighbour or self._served >= limits.bulk_served
         )
-        self._counts["drop_bulk_limit"] += full
+        if full:
+            self._counts["drop_bulk_limit"] += 1
         return full
 
     async def _serve_use(self, link: BulkLink) -> bool:

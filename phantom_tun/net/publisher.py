@@ -125,8 +125,6 @@ class Publisher:
         self._start_delay = start_delay
         self._routes: dict[EntryId, _Published] = {}
         self._routes_changed = trio.Event()
-        self._published = trio.Event()
-        self._claimed = trio.Event()
         self._resumed = identity.lease.state is LeaseState.HELD
         """Whether the network may still have routes of an earlier run."""
         self._first_sequence = 0
@@ -147,14 +145,6 @@ class Publisher:
     def routes_changed(self) -> None:
         """An entry path came up or went: look at once."""
         self._routes_changed.set()
-
-    async def wait_published(self) -> None:
-        """Wait until the network holds the key record: the AP6 address can be found."""
-        await self._published.wait()
-
-    async def wait_claimed(self) -> None:
-        """Wait until the lease of an AP4 address is ours."""
-        await self._claimed.wait()
 
     def warnings(self) -> list[str]:
         """What the owner should know, as sentences."""
@@ -218,8 +208,6 @@ class Publisher:
         record = self._identities.make_key_record(identity, identity.lease.n)
         self._counts["reservations"] += 1
         report = check_write(await self._call(ReserveAp(record.encoded).encode()))
-        if report.stored:
-            self._published.set()
         if report.lease_holder not in {b"", identity.public_key}:
             return await self._contest(PublicKey(report.lease_holder))
         if report.stored and report.lease_holder:
@@ -247,7 +235,6 @@ class Publisher:
         if found.record.sequence < record.sequence:
             self._problem = "an entry node didn't pass an update on"
             return False
-        self._published.set()
         self._hold_until(record)
         return True
 
@@ -279,7 +266,6 @@ class Publisher:
     def _hold_until(self, record: APKeyRecord) -> None:
         lease = self._identity.lease
         self._set_lease(Lease(lease.n, LeaseState.HELD, record.expires))
-        self._claimed.set()
 
     def _set_lease(self, lease: Lease) -> None:
         before = self._identity.lease

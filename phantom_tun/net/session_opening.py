@@ -164,7 +164,7 @@ class SessionOpener:
         *,
         is_ephemeral: bool,
     ) -> SecureTunnel:
-        """Connect to ``target``.
+        """Connect to ``target``, from a random port if ``source_port`` is 0.
 
         :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
         :raises WorldError: this node has no way out at the moment.
@@ -187,7 +187,7 @@ class SessionOpener:
                 identity.certificate.der,
                 self._contexts.caller(identity.certificate),
                 identity.ap4,
-                source_port,
+                source_port or self._random_port(),
                 is_ephemeral,
             )
         # Made for this one connection: two of them have nothing in common. Not even the port may
@@ -198,9 +198,12 @@ class SessionOpener:
             certificate.der,
             ContextCache().caller(certificate),
             None,
-            self._rng.randrange(1024, 65536) if source_port else 0,
+            self._random_port(),
             is_ephemeral,
         )
+
+    def _random_port(self) -> int:
+        return self._rng.randrange(1024, 65536)
 
     # --- routes ---------------------------------------------------------------------------------
 
@@ -291,6 +294,6 @@ class SessionOpener:
             secret=draw(SECRET_LEN),
             session_id=draw(SESSION_ID_LEN),
             source_ap4=role.ap4,
-            source_port=role.source_port,
+            source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
             ephemeral=role.is_ephemeral,
         )

@@ -122,7 +122,7 @@ class Visitor:
         if self._http.their_state is not h11.IDLE:
             return False
         data, _ = self._http.trailing_data
-        line, found, _ = data.lstrip(b"\r\n").partition(b"\n")
+        line, found, _ = data.partition(b"\n")
         if found:
             return _REQUEST_LINE.fullmatch(line) is None
         return bool(line) and not line[:1].isupper()

@@ -154,7 +154,7 @@ class _MemoryPipe(Pipe):
             )
         if arriving is None:
             self.cut()
-        else:
+        elif arriving:
             self._in_flight.append((trio.current_time() + self._latency, arriving))
             self.size += len(arriving)
             self.notify()

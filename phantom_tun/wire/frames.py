@@ -134,10 +134,10 @@ def write_data_headers(view: memoryview, segments: list[Segment]) -> memoryview:
 class BulkUnframer:
     """Finds the payload of one bulk link's incoming frames where it lies in the read buffer.
 
-    Usage: ``start = lead_in(view)``, read into ``view[start:REGION_LEN]`` up to ``end``,
-    ``segments = parse(view, end)``. A frame needn't be complete: what is there of it is a
-    segment, the rest will be the first segment of a later read. After FIN, :attr:`finished` is
-    true and what followed is kept for the next use.
+    Usage: ``start = lead_in(view)``, read into ``view[start:REGION_LEN]`` up to ``end`` (needless
+    if :attr:`has_more`), ``segments = parse(view, end)``. A frame needn't be complete: what is
+    there of it is a segment, the rest will be the first segment of a later read. After FIN,
+    :attr:`finished` is true and what followed is kept for the next use.
     """
 
     __slots__ = ("broken", "finished", "kept", "remaining")
@@ -156,12 +156,17 @@ class BulkUnframer:
         """The next use of the link begins."""
         self.finished = False
 
+    @property
+    def has_more(self) -> bool:
+        """Whether kept bytes give something without another read."""
+        return len(self.kept) >= (1 if self.remaining else HEADER_LEN)
+
     def lead_in(self, view: memoryview) -> int:
         """Put kept bytes at the start of ``view``; returns where to read to."""
-        if self.remaining:
-            return HEADER_LEN
-        view[: len(self.kept)] = self.kept
-        return len(self.kept)
+        start = HEADER_LEN if self.remaining else 0
+        end = start + len(self.kept)
+        view[start:end] = self.kept
+        return end
 
     def parse(self, view: memoryview, end: int) -> list[Segment]:
         """Segments in ``view[:end]``, which :meth:`lead_in` prepared.
@@ -186,13 +191,11 @@ class BulkUnframer:
         self.remaining = remaining
         return segments
 
-    def parse_header(self, data: bytes) -> bool:
-        """Parse a header alone: the kept bytes and ``data``, which together are at most a header.
-        Returns false, and keeps them, if they are less.
+    def parse_header(self) -> bool:
+        """Parse one header from :attr:`kept`; false if that is too short.
 
         :raises WireError: as :meth:`parse`.
         """
-        self.kept += data
         if len(self.kept) < HEADER_LEN:
             return False
         header, self.kept = self.kept[:HEADER_LEN], self.kept[HEADER_LEN:]

@@ -1,0 +1,181 @@
+"""A relay's hot loop, in memory and over real TLS."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+from links_world import loopback_pair, receive_all, tls_pair
+from test_links_bulk import End
+
+from phantom_tun.crypto.streams import ChainedStream
+from phantom_tun.errors import LinkBroken
+from phantom_tun.net.buffers import POOL, Buffer
+from phantom_tun.net.splice import splice
+from phantom_tun.wire.frames import Frame, pack_frame
+
+SECRETS = b"a" * 64, b"b" * 64
+DATA = random.Random(5).randbytes(1_500_000)
+
+
+class Relay:
+    """near ↔ (a  relay  b) ↔ far, with the layers of one hop."""
+
+    def __init__(self, first, second) -> None:
+        self.near, self.a = (End(connection) for connection in first)
+        self.b, self.far = (End(connection) for connection in second)
+        self.sizes = []
+
+    async def run(self):
+        layers = [ChainedStream(secret, outer=False) for secret in SECRETS]
+        await splice(self.a.bulk, self.b.bulk, *layers, self.sizes.append)
+
+
+@pytest.fixture(params=[loopback_pair, tls_pair], ids=["memory", "tls"])
+async def relay(request, nursery):
+    async with request.param() as first, request.param() as second:
+        relay = Relay(first, second)
+        yield relay
+
+
+def expected(data, secret):
+    """What the layer makes of ``data``, whatever the chunks were."""
+    buffer = memoryview(bytearray(data + bytes(32)))
+    ChainedStream(secret, outer=False).process(buffer, 0, len(data))
+    return bytes(buffer[: len(data)])
+
+
+async def send(end, data, rng):
+    while data:
+        size = rng.choice([1, 100, 5000, 60_000])
+        await end.bulk.send_bytes(data[:size])
+        data = data[size:]
+    await end.bulk.send_fin()
+
+
+async def test_bytes_go_through_the_layers_both_ways_until_fin(relay):
+    found = {}
+
+    async def take(end):
+        found[end] = await receive_all(end.bulk)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.run)
+            for number, end in enumerate((relay.near, relay.far)):
+                nursery.start_soon(send, end, DATA[number:], random.Random(number))
+                nursery.start_soon(take, end)
+    assert found[relay.far] == expected(DATA, SECRETS[0])
+    assert found[relay.near] == expected(DATA[1:], SECRETS[1])
+    assert sum(relay.sizes) == 2 * len(DATA) - 1
+    for end in (relay.a, relay.b):
+        await end.bulk.aclose()
+        assert [ending.name for ending in end.endings] == ["CLEAN"]
+
+
+async def test_half_close_leaves_the_other_direction_open(relay, nursery):
+    nursery.start_soon(relay.run)
+    await relay.near.bulk.send_fin()
+    assert await receive_all(relay.far.bulk) == b""
+    await relay.far.bulk.send_bytes(b"still talking")
+    assert await relay.near.bulk.receive_exactly(13) == expected(b"still talking", SECRETS[1])
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_byte_is_passed_on_before_its_frame_is_complete(relay, nursery):
+    nursery.start_soon(relay.run)
+    await relay.near.link.connection.write_all(pack_frame(Frame.DATA, bytes(9000))[:5])
+    with trio.fail_after(5):
+        assert await relay.far.bulk.receive_exactly(1) == expected(b"\0", SECRETS[0])
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("way", ["reset", "end", "garbage"])
+async def test_whatever_ends_one_side_resets_the_other(relay, way):
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.run)
+            if way == "reset":
+                relay.near.bulk.reset()
+            elif way == "end":
+                relay.near.link.connection.close()
+            else:
+                await relay.near.link.connection.write_all(b"\xff" * 100)
+            with pytest.raises(LinkBroken):
+                await receive_all(relay.far.bulk)
+    assert [ending.name for ending in relay.a.endings + relay.b.endings] == ["BROKEN"] * 2
+
+
+async def test_both_sides_may_reset_at_once(relay):
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.run)
+            relay.near.bulk.reset()
+            relay.far.bulk.reset()
+
+
+async def test_a_stopped_reader_stops_the_sender_and_nothing_is_lost(relay, nursery):
+    nursery.start_soon(relay.run)
+    sent = 0
+
+    async def flood():
+        nonlocal sent
+        while True:
+            await relay.near.bulk.send_bytes(bytes(50_000))
+            sent += 50_000
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(flood)
+            before = -1
+            while sent != before:
+                before = sent
+                await trio.testing.wait_all_tasks_blocked(0.1)
+            scope.cancel()
+    assert sum(relay.sizes) <= sent
+    stuck = sum(relay.sizes)
+    buffer = Buffer()
+    read = 0
+    while read < stuck and await relay.far.bulk.receive(buffer):
+        read += buffer.payload_len()
+    assert read >= stuck
+    nursery.cancel_scope.cancel()
+
+
+async def test_idle_splices_hold_no_buffer(autojump_clock, nursery, monkeypatch):
+    taken = []
+    take, give_back = POOL.take, POOL.give_back
+    monkeypatch.setattr(type(POOL), "take", lambda _: taken.append(1) or take())
+    monkeypatch.setattr(type(POOL), "give_back", lambda _, used: taken.pop() and give_back(used))
+    async with loopback_pair() as first, loopback_pair() as second:
+        relay = Relay(first, second)
+        nursery.start_soon(relay.run)
+        await relay.near.bulk.send_bytes(b"x")
+        await relay.far.bulk.receive_exactly(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert taken == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_busy_tunnel_lets_others_go_on(nursery):
+    async with loopback_pair() as first, loopback_pair() as second:
+        relay = Relay(first, second)
+
+        async def flood():
+            while True:
+                await relay.near.bulk.send_bytes(bytes(1_000_000))
+
+        async def drain():
+            buffer = Buffer()
+            while await relay.far.bulk.receive(buffer):
+                pass
+
+        for task in (relay.run, flood, drain):
+            nursery.start_soon(task)
+        turns = 0
+        while sum(relay.sizes) < 20_000_000:
+            await trio.sleep(0)
+            turns += 1
+        assert turns >= 20_000_000 // 65_536
+        nursery.cancel_scope.cancel()
