@@ -80,6 +80,7 @@ class World:
     def __post_init__(self) -> None:
         self.netdb = FakeNetdb(NETWORK, TrioTime())
         self.paths = FakePaths(self.netdb, self.clock)
+        self.claimed = trio.Event()
         self.load()
 
     def load(self) -> None:
@@ -91,6 +92,8 @@ class World:
     def make(self, start_delay: float = 0.0) -> Publisher:
         def changed(identity: ApIdentity) -> None:
             self.changes.append((identity.lease.state, identity.lease.n))
+            if identity.lease.state is LeaseState.HELD:
+                self.claimed.set()
 
         return Publisher(
             self.identity,
@@ -156,8 +159,7 @@ async def test_a_new_identity_is_published_in_one_round_trip(
 ) -> None:
     before = trio.current_time()
     await world.start()
-    await world.publisher.wait_claimed()
-    await world.publisher.wait_published()
+    await world.claimed.wait()
     assert trio.current_time() - before == pytest.approx(world.paths.round_trip)
     (asked,) = world.paths.log
     assert isinstance(asked.call, ReserveAp)
@@ -175,7 +177,7 @@ async def test_a_new_identity_is_published_in_one_round_trip(
 async def test_identities_can_start_apart(autojump_clock: MockClock, world: World) -> None:
     world.publisher = world.make(start_delay=20.0)
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     assert trio.current_time() >= 20.0
 
 
@@ -186,9 +188,10 @@ async def test_an_address_that_another_holds_is_passed_over(
     rival.publish(world.netdb, START)
     taken = world.lease.n
     await world.start()
-    await world.publisher.wait_published()
+    await trio.sleep(1.5 * world.paths.round_trip)
     assert world.netdb.holding(world.identity.ap6).record is not None
-    await world.publisher.wait_claimed()
+    assert world.identity.ap4 is None
+    await world.claimed.wait()
     assert world.lease.n == (taken + 1) % 256
     assert world.changes == [
         (LeaseState.RESERVING, taken),
@@ -256,7 +259,7 @@ async def test_it_tries_again_until_the_network_answers(
     await trio.sleep(2)
     assert world.identity.ap4 is None
     assert str(error) in world.publisher.warnings()[0]
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     moments = [asked.at for asked in world.writes(ReserveAp)]
     gaps = [later - sooner for sooner, later in itertools.pairwise(moments)]
     assert len(gaps) == 6
@@ -295,7 +298,7 @@ async def test_a_path_that_swallows_the_question_is_given_up(
     await trio.sleep(CALL_WITHIN + 0.1)
     assert "in time" in world.publisher.warnings()[0]
     world.paths.round_trip = 0.1
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
 
 
 @pytest.mark.parametrize(("ahead", "says"), [(HOUR, "fast"), (-HOUR, "slow")])
@@ -313,7 +316,7 @@ async def test_a_disk_that_is_full_is_named_and_survived(
     autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     world.stand(1)
 
     def full(path: Path, data: bytes) -> None:
@@ -335,7 +338,7 @@ async def test_a_lease_is_kept_for_days_and_keys_rotate(
     autojump_clock: MockClock, world: World
 ) -> None:
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     first = world.identity.request_keys[0].public
     published = set()
     for _ in range(3 * 24 + 2):
@@ -361,7 +364,7 @@ async def test_lost_updates_are_noticed_and_go_another_way(
     autojump_clock: MockClock, world: World
 ) -> None:
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     world.paths.lose_updates = True
     until = world.lease.until
     await trio.sleep(REFRESH + PATIENCE * (ARRIVAL + 10))
@@ -375,7 +378,7 @@ async def test_without_entry_paths_it_goes_another_way(
     autojump_clock: MockClock, world: World
 ) -> None:
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     world.paths.entries = 0
     await trio.sleep(REFRESH + 10)
     assert len(world.writes(ReserveAp)) == 2
@@ -387,7 +390,7 @@ async def test_a_lost_lease_moves_to_the_next_address(
 ) -> None:
     rival = world.rival()
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     old = world.identity.ap4
 
     def merged(call: Call, answer: bytes) -> bytes:
@@ -407,7 +410,7 @@ async def test_a_lease_that_could_not_be_extended_lapses(
     autojump_clock: MockClock, world: World
 ) -> None:
     await world.start()
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     world.paths.entries = 0
     world.paths.failures = [LinkBroken("gone")] * 100_000
     await trio.sleep(KEY_RECORD_LIFE / 2)
@@ -429,7 +432,7 @@ async def test_after_a_restart_the_lease_is_resumed(
     async with trio.open_nursery() as first:
         world = World(state, first)
         await world.start()
-        await world.publisher.wait_claimed()
+        await world.claimed.wait()
         until = world.lease.until
         await trio.sleep(MINUTE)
         world.restart()
@@ -520,7 +523,7 @@ async def test_a_route_that_the_network_lost_is_published_again(
 ) -> None:
     await world.start()
     world.stand(1)
-    await world.publisher.wait_claimed()
+    await world.claimed.wait()
     await trio.sleep(REFRESH / 2)
     before = len(world.writes(UpdateApRoutes))
 
@@ -549,7 +552,7 @@ async def test_routes_of_the_run_before_are_withdrawn(
     async with trio.open_nursery() as first:
         world = World(state, first)
         await world.start()
-        await world.publisher.wait_claimed()
+        await world.claimed.wait()
         world.stand(1)
         await trio.sleep(10)
         world.restart()
