@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -54,6 +55,7 @@ _PATIENCE = 2.0
 """A repetition may be this many seconds late."""
 _TEMPORARY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _TEMPORARY_PAUSE = 0.1
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 class _Held:
@@ -163,18 +165,19 @@ class Outbound:
     def _listen(self, version: int) -> socket.socket | None:
         address = self._shared.plan.roles[version].listener
         family = socket.AF_INET if version == 4 else socket.AF_INET6
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self._device.confine(sock)
-            prepare(sock, self._shared.limits.socket_buffer)
-            sock.bind((str(address), 0))
-            sock.listen(BACKLOG)
-        except OSError as error:
-            sock.close()
-            if version == 6:
-                # A machine without IPv6; host.py has said so.
-                return None
-            raise WorldError(f"can't listen on {address}: {error.strerror}") from error
+        with ExitStack() as undo:
+            try:
+                sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                self._device.confine(sock)
+                prepare(sock, self._shared.limits.socket_buffer)
+                sock.bind((str(address), 0))
+                sock.listen(BACKLOG)
+            except OSError as error:
+                if version == 6 and error.errno in _NO_IPV6:
+                    # The host has said so already; no IPv6 packet will come.
+                    return None
+                raise WorldError(f"can't listen on {address}: {error.strerror}") from error
+            undo.pop_all()
         self._listeners[version] = Endpoint(address, sock.getsockname()[1])
         return sock
 

@@ -47,6 +47,7 @@ AP_B = {4: "242.2.0.2", 6: "2001:2f:2::2"}
 UNKNOWN = {4: "243.3.0.3", 6: "2001:2f:3::3"}
 FILTERED_PORT = 7777
 CLOSED_PORT = 7778
+REJECTED_PORT = 7779
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PATIENCE = 20
@@ -279,6 +280,20 @@ def test_refused_at_once(nodes: tuple[Node, Node], version: int) -> None:
     started = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         nodes[0].dial(version, AP_B[version], CLOSED_PORT)
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs the nft tool")
+@versions
+def test_a_port_that_the_servers_firewall_rejects_is_refused(
+    nodes: tuple[Node, Node], version: int
+) -> None:
+    a, b = nodes
+    rule = f"inet host input tcp dport {REJECTED_PORT} reject with icmpx port-unreachable"
+    assert not b.run("nft", "insert", "rule", *rule.split()).returncode
+    started = time.monotonic()
+    with pytest.raises(ConnectionRefusedError):
+        a.dial(version, AP_B[version], REJECTED_PORT)
     assert time.monotonic() - started < 1
 
 
@@ -613,6 +628,21 @@ def test_only_one_interface_of_a_name(nodes: tuple[Node, Node]) -> None:
         nodes[0].inside(lambda: open_tun("phantom0"))
     with pytest.raises(UsageError, match="interface under already"):
         nodes[0].inside(lambda: open_tun("under"))
+
+
+def test_where_ipv6_is_switched_off_the_interface_has_it_all_the_same() -> None:
+    with Pair("s") as pair, contextlib.ExitStack() as stack:
+        for which in ("all", "default"):
+            switch = f"net.ipv6.conf.{which}.disable_ipv6=1"
+            for name in pair.names.values():
+                command = ["ip", "netns", "exec", name, "sysctl", "-qw", switch]
+                subprocess.run(command, check=True)
+        a, b = pair.start("a"), pair.start("b")
+        stack.callback(a.kill)
+        stack.callback(b.kill)
+        for sock in connected(a, b, 6):
+            sock.close()
+        assert "inet6" not in a.run("ip", "addr", "show", "dev", "under").stdout
 
 
 @pytest.mark.parametrize("ending", ["stop", "kill"])
