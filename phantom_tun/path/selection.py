@@ -23,7 +23,12 @@ GUARD_PLACES = 3
 """Near Y-node, first X-node and last far Y-node."""
 
 GUARD_ELSEWHERE = 0.02
-"""Weight of a guard for a place that is no guard's: taken only if others are few or suspect."""
+"""Weight of a guard for a place that is no guard's, relative to another node."""
+PLENTY = 2
+"""With this many times as many other nodes as places, guards are kept out of them."""
+
+MANY = 256
+"""Prefixes looked at in one draw; chosen by chance when more are known, to bound the work."""
 
 ATTEMPTS = 8
 """Draws before it is taken for granted that there are too few fitting nodes."""
@@ -68,27 +73,58 @@ class _Drawing:
         self._own = traits(draw.own, draw.relatives)
         self._fitting: dict[NodeId, Candidate] = {}
         self._traits: dict[NodeId, Traits] = {}
-        for candidate in draw.candidates:
+        for candidate in self._sample():
             if serves(candidate, version, draw.now):
                 node = candidate.record.node_id
                 self._traits[node] = traits(candidate.record)
                 if not self._traits[node].clashes(self._own):
                     self._fitting[node] = candidate
+        self._needed = member_count(hops)
+        others = sum(node not in draw.guards for node in self._fitting)
+        plenty = others >= PLENTY * (self._needed - GUARD_PLACES)
+        self._guard_elsewhere = GUARD_ELSEWHERE if plenty else 1.0
+
+    def _sample(self) -> list[Candidate]:
+        """All candidates of as many prefixes as are looked at, guards and trusted nodes always."""
+        draw = self._draw
+        by_prefix: dict[bytes, list[Candidate]] = {}
+        for candidate in draw.candidates:
+            by_prefix.setdefault(prefix(candidate.record.ips[0]), []).append(candidate)
+        if len(by_prefix) <= MANY:
+            return list(draw.candidates)
+        chosen = set(draw.rng.sample(list(by_prefix), MANY))
+        return [
+            candidate
+            for place, candidates in by_prefix.items()
+            for candidate in candidates
+            if place in chosen
+            or candidate.record.node_id in draw.guards
+            or draw.guards.is_trusted(candidate.record.node_id)
+        ]
 
     def ring(self) -> Ring[Candidate]:
         draw = self._draw
         draw.guards.refresh(self._fitting, draw.now)
-        needed = member_count(self._hops)
-        most = 0
+        most = self._most_members()
+        if most < self._needed:
+            raise PathUnavailable(self._shortage(most))
         for _ in range(ATTEMPTS):
             guards = self._draw_guards()
-            members = self._fill(guards, needed)
-            most = max(most, len(members))
-            if len(members) == needed and len(guards) == GUARD_PLACES:
+            members = self._fill(guards)
+            if len(members) == self._needed and len(guards) == GUARD_PLACES:
                 return self._arrange(members)
-        raise PathUnavailable(self._shortage(needed, most))
+        raise PathUnavailable(self._shortage(most))
 
-    def _shortage(self, needed: int, most: int) -> str:
+    def _most_members(self) -> int:
+        most = 0
+        for _ in range(ATTEMPTS):
+            most = max(most, len(self._fill([])))
+            if most == self._needed:
+                break
+        return most
+
+    def _shortage(self, most: int) -> str:
+        needed = self._needed
         hops = f"{self._hops} hop{'s' if self._hops > 1 else ''}"
         if most < needed:
             return (
@@ -107,8 +143,7 @@ class _Drawing:
         self._fill_guard_set()
         found = self._compatible(self._guard_order(), GUARD_PLACES)
         while len(found) < GUARD_PLACES and not guards.full:
-            known = [node for node in self._shuffled(self._fitting) if node not in guards]
-            more = self._compatible(known, len(found) + 1, found)[len(found) :]
+            more = self._compatible(self._no_guards_yet(), len(found) + 1, found)[len(found) :]
             if not more:
                 break
             guards.add(more[0], self._draw.now, self._draw.rng)
@@ -117,16 +152,17 @@ class _Drawing:
 
     def _fill_guard_set(self) -> None:
         draw = self._draw
-        known = self._shuffled(node for node in self._fitting if node not in draw.guards)
-        trusted = [node for node in known if draw.guards.is_trusted(node)]
-        others = [node for node in known if not draw.guards.is_trusted(node)]
-        present = [node for node in self._fitting if node in draw.guards]
-        wanted = self._compatible([*trusted, *others], SET_SIZE, present)[len(present) :]
-        for node in wanted:
-            if not draw.guards.full and (
-                len(draw.guards) < SET_SIZE or draw.guards.is_trusted(node)
-            ):
+        for node in self._fitting:
+            if draw.guards.is_trusted(node) and node not in draw.guards and not draw.guards.full:
                 draw.guards.add(node, draw.now, draw.rng)
+        present = [node for node in self._fitting if node in draw.guards]
+        room = SET_SIZE - len(draw.guards)
+        known = self._no_guards_yet()
+        for node in self._compatible(known, len(present) + room, present)[len(present) :]:
+            draw.guards.add(node, draw.now, draw.rng)
+
+    def _no_guards_yet(self) -> list[NodeId]:
+        return [node for node in self._one_per_prefix() if node not in self._draw.guards]
 
     def _guard_order(self) -> list[NodeId]:
         draw = self._draw
@@ -137,12 +173,14 @@ class _Drawing:
 
     # --- drawing --------------------------------------------------------------------------------
 
-    def _fill(self, guards: list[NodeId], needed: int) -> list[NodeId]:
+    def _fill(self, guards: list[NodeId]) -> list[NodeId]:
+        return self._compatible(self._one_per_prefix(), self._needed, guards)
+
+    def _one_per_prefix(self) -> list[NodeId]:
         by_prefix: dict[bytes, list[NodeId]] = {}
         for node, candidate in self._fitting.items():
             by_prefix.setdefault(prefix(candidate.record.ips[0]), []).append(node)
-        one_each = [self._shuffled(nodes)[0] for nodes in by_prefix.values()]
-        return self._compatible(self._shuffled(one_each), needed, guards)
+        return self._shuffled(self._shuffled(nodes)[0] for nodes in by_prefix.values())
 
     def _shuffled(self, nodes: Iterable[NodeId]) -> list[NodeId]:
         """In random order, those of great weight rather at the front."""
@@ -151,7 +189,7 @@ class _Drawing:
 
     def _weight(self, node: NodeId) -> float:
         weight = self._draw.suspicion.weight(node, self._draw.now)
-        return weight * GUARD_ELSEWHERE if node in self._draw.guards else weight
+        return weight * self._guard_elsewhere if node in self._draw.guards else weight
 
     def _compatible(
         self, nodes: Iterable[NodeId], count: int, chosen: Sequence[NodeId] = ()

@@ -15,7 +15,7 @@ UNMEASURED = 0.15
 """Seconds per member before anything was measured."""
 _WEIGHT = 0.25
 _STRETCH = 1.5
-_LONGEST_STRETCH = 4.0
+_LONGEST_STRETCH = 2.0
 
 
 class RoundTimer:

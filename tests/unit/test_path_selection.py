@@ -1,0 +1,439 @@
+"""Who is drawn for a path: diversity, guards, suspects, and what is said when nodes are missing."""
+
+import ipaddress
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from phantom_tun.clock import HOUR
+from phantom_tun.errors import PathUnavailable
+from phantom_tun.ids import NodeId
+from phantom_tun.path.candidates import KEY_MARGIN, prefix, serves, traits
+from phantom_tun.path.guards import GRACE, MAX_SIZE, SET_SIZE, GuardSet
+from phantom_tun.path.ring import member_count
+from phantom_tun.path.selection import GUARD_PLACES, MANY, Draw, draw_ring
+from phantom_tun.path.suspicion import Suspicion
+from phantom_tun.wire.records import Capability, NodeAddress, NodeRecord
+
+NOW = 1_800_000_000.0
+BOTH = Capability.RELAY | Capability.DIALABLE
+
+
+@dataclass(frozen=True)
+class Known:
+    record: NodeRecord
+    path_key: bytes = b"key"
+
+
+def record(
+    number,
+    *addresses,
+    capabilities=BOTH,
+    families=(),
+    key_until=NOW + HOUR,
+    expires=NOW + HOUR,
+):
+    """Unsigned: whether it is genuine was decided before."""
+    addresses = addresses or (f"11.{number}.0.1",)
+    return NodeRecord(
+        identity=number.to_bytes(32, "big"),
+        cert_hash=bytes(32),
+        addresses=tuple(NodeAddress.of(ipaddress.ip_address(one), 443) for one in addresses),
+        path_key_digest=bytes(32),
+        path_key_until=int(key_until),
+        capabilities=int(capabilities),
+        families=families,
+        created=int(NOW),
+        expires=int(expires),
+        pow=0,
+        signature=bytes(64),
+    )
+
+
+OWN = record(255)
+
+
+def nodes(count, first=1):
+    return [Known(record(number)) for number in range(first, first + count)]
+
+
+def draw_of(candidates, **changes):
+    settings = {
+        "own": OWN,
+        "relatives": frozenset(),
+        "candidates": candidates,
+        "guards": GuardSet(frozenset()),
+        "suspicion": Suspicion(),
+        "now": NOW,
+        "rng": random.Random(1),
+    }
+    return Draw(**{**settings, **changes})
+
+
+def drawn(hops, candidates, **changes):
+    ring, _ = draw_ring(hops, draw_of(candidates, **changes))
+    return ring
+
+
+def ids(members):
+    return [member.record.node_id for member in members]
+
+
+def at_guard_places(ring):
+    return [ring.x_nodes[0], ring.near, ring.far[-1]]
+
+
+# --- diversity -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hops", range(1, 9))
+def test_members_are_as_many_as_needed_and_all_different(hops):
+    ring = drawn(hops, nodes(40))
+    members = ring.outward()
+    assert len(members) == member_count(hops)
+    assert len(set(ids(members))) == len(members)
+    assert len({prefix(member.record.ips[0]) for member in members}) == len(members)
+
+
+@pytest.mark.parametrize("hops", range(1, 9))
+def test_exactly_enough_nodes_are_enough(hops):
+    drawn(hops, nodes(member_count(hops)))
+
+
+@pytest.mark.parametrize(
+    ("hops", "sentence"),
+    [
+        (8, "8 hops need 23 members in different /16; 14 known"),
+        (1, "1 hop needs 3 members in different /16; 2 known"),
+    ],
+)
+def test_too_few_nodes_are_told_in_one_sentence(hops, sentence):
+    known = nodes(14 if hops == 8 else 2)
+    with pytest.raises(PathUnavailable) as raised:
+        drawn(hops, known)
+    assert str(raised.value) == sentence
+
+
+def test_nodes_of_one_prefix_count_as_one():
+    crowd = [Known(record(100 + number, f"12.1.{number}.1")) for number in range(50)]
+    with pytest.raises(PathUnavailable, match="; 2 known"):
+        drawn(1, [*nodes(1), *crowd])
+    drawn(1, [*nodes(2), *crowd])
+
+
+def test_a_crowded_prefix_is_drawn_no_more_often_than_another():
+    crowd = [Known(record(100 + number, f"12.1.{number}.1")) for number in range(100)]
+    known = [*nodes(19), *crowd]
+    count = sum(
+        any(member.record.ips[0].packed[0] == 12 for member in drawn(1, known, rng=rng).outward())
+        for rng in map(random.Random, range(400))
+    )
+    assert 3 / 20 * 400 * 0.6 < count < 3 / 20 * 400 * 1.5
+
+
+def test_every_address_of_a_node_counts():
+    one = Known(record(1, "12.1.0.1", "2001:db8::1"))
+    other = Known(record(2, "12.2.0.1", "2001:db8:ffff::1"))
+    with pytest.raises(PathUnavailable, match="; 2 known"):
+        drawn(1, [one, other, *nodes(1, 3)])
+    apart = Known(record(2, "12.2.0.1", "2001:db9::1"))
+    drawn(1, [one, apart, *nodes(1, 3)])
+
+
+def test_ipv6_prefixes_are_32_bits_long():
+    assert prefix(ipaddress.ip_address("2001:db8:1::1")) == prefix(
+        ipaddress.ip_address("2001:db8:2::1")
+    )
+    assert prefix(ipaddress.ip_address("2001:db8::1")) != prefix(
+        ipaddress.ip_address("2001:db9::1")
+    )
+    assert prefix(ipaddress.ip_address("10.1.0.1")) != prefix(ipaddress.ip_address("10.2.0.1"))
+
+
+def test_nodes_of_one_family_never_meet():
+    family = (b"f" * 16,)
+    siblings = [Known(record(number, families=family)) for number in (1, 2)]
+    with pytest.raises(PathUnavailable, match="; 2 known"):
+        drawn(1, [*siblings, *nodes(1, 3)])
+    for seed in range(30):
+        ring = drawn(1, [*siblings, *nodes(4, 3)], rng=random.Random(seed))
+        assert sum(bool(member.record.families) for member in ring.outward()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("unfit", "changes"),
+    [
+        (record(255, "13.1.0.1"), {}),
+        (record(1, "11.255.9.9"), {}),
+        (record(1, families=(b"o" * 16,)), {"own": record(255, families=(b"o" * 16,))}),
+        (record(1), {"relatives": frozenset({record(1).node_id})}),
+        (record(1, capabilities=Capability.RELAY), {}),
+        (record(1, capabilities=Capability.DIALABLE), {}),
+        (record(1, expires=NOW), {}),
+        (record(1, key_until=NOW + KEY_MARGIN - 1), {}),
+        (record(1, "2001:db8::1"), {}),
+    ],
+    ids=[
+        "ourselves",
+        "own prefix",
+        "own family",
+        "own other node",
+        "not dialable",
+        "no relay",
+        "record expired",
+        "key ends too soon",
+        "other IP version",
+    ],
+)
+def test_unfit_nodes_are_never_members(unfit, changes):
+    with pytest.raises(PathUnavailable, match="; 2 known"):
+        drawn(1, [Known(unfit), *nodes(2, 20)], **changes)
+    fit = Known(record(2))
+    drawn(1, [fit, *nodes(2, 20)], **changes)
+
+
+def test_the_last_moment_of_a_key_is_exact():
+    known = Known(record(1, key_until=NOW + KEY_MARGIN))
+    assert serves(known, 4, NOW)
+    assert not serves(known, 4, NOW + 1)
+    assert not serves(known, 6, NOW)
+
+
+def test_a_path_runs_over_the_one_ip_version_that_all_members_have():
+    six = [Known(record(number, f"2001:{number:x}::1")) for number in range(1, 4)]
+    own = record(255, "11.255.0.1", "2001:ff::1")
+    ring, version = draw_ring(1, draw_of([*six, *nodes(2, 20)], own=own))
+    assert version == 6
+    assert set(ids(ring.outward())) == set(ids(six))
+    _, version = draw_ring(1, draw_of([*six, *nodes(3, 20)], own=own))
+    assert version == 4
+
+
+def test_traits_clash_in_anything_they_share():
+    one = traits(record(1, families=(b"f" * 16,)), frozenset({NodeId(b"r" * 32)}))
+    for other, clash in (
+        (record(1, "99.1.0.1"), True),
+        (record(2, "11.1.99.99"), True),
+        (record(2, families=(b"f" * 16,)), True),
+        (record(2), False),
+    ):
+        assert one.clashes(traits(other)) is clash
+        assert one.joined(traits(record(3))).clashes(traits(other)) is clash
+
+
+# --- direction -----------------------------------------------------------------------------------
+
+
+def test_the_direction_is_a_toss_of_a_coin():
+    tosses = Counter(drawn(1, nodes(9), rng=random.Random(seed)).forward for seed in range(200))
+    assert 70 < tosses[True] < 130
+
+
+def test_a_node_that_cant_be_dialed_always_begins_at_its_own_side():
+    own = record(255, capabilities=Capability.RELAY)
+    assert all(drawn(1, nodes(9), own=own, rng=random.Random(seed)).forward for seed in range(50))
+
+
+# --- guards --------------------------------------------------------------------------------------
+
+
+def test_guards_stand_next_to_the_owner_in_every_path():
+    guards = GuardSet(frozenset())
+    rng = random.Random(3)
+    neighbours = set()
+    for hops in (1, 3, 8) * 20:
+        ring = drawn(hops, nodes(60), guards=guards, rng=rng)
+        neighbours.update(ids(at_guard_places(ring)))
+    assert len(guards) == SET_SIZE
+    assert neighbours == {node for node in ids(nodes(60)) if node in guards}
+
+
+def test_guards_keep_out_of_other_places_where_there_are_plenty():
+    guards = GuardSet(frozenset())
+    rng = random.Random(3)
+    elsewhere = 0
+    for _ in range(100):
+        ring = drawn(3, nodes(60), guards=guards, rng=rng)
+        others = set(ids(ring.outward())) - set(ids(at_guard_places(ring)))
+        elsewhere += sum(node in guards for node in others)
+    assert elsewhere <= 10
+
+
+def test_a_guard_that_cant_be_reached_is_left_alone():
+    guards = GuardSet(frozenset())
+    known = nodes(12)
+    ring = drawn(3, known, guards=guards)
+    gone = ring.near.record.node_id
+    guards.unreachable(gone, NOW)
+    for seed in range(30):
+        ring = drawn(3, known, guards=guards, rng=random.Random(seed))
+        assert gone not in ids(at_guard_places(ring))
+    assert len(guards) == SET_SIZE
+
+
+def test_further_guards_are_taken_when_too_few_can_be_reached_but_not_for_ever():
+    guards = GuardSet(frozenset())
+    known = nodes(60)
+    sizes = []
+    with pytest.raises(PathUnavailable, match="3 guards that can be reached"):
+        for seed in range(50):
+            ring = drawn(3, known, guards=guards, rng=random.Random(seed))
+            for guard in ids(at_guard_places(ring)):
+                guards.unreachable(guard, NOW)
+            sizes.append(len(guards))
+    assert sizes == sorted(sizes)
+    assert sizes[0] == SET_SIZE
+    assert len(guards) == MAX_SIZE
+
+
+def test_the_pause_of_a_guard_grows_and_ends_when_it_is_reached():
+    guards = GuardSet(frozenset())
+    node = record(1).node_id
+    guards.add(node, NOW, random.Random(1))
+    for pause in (60, 120, 240):
+        guards.unreachable(node, NOW)
+        assert guards.usable(NOW + pause - 1) == []
+        assert guards.usable(NOW + pause) == [node]
+    guards.reached(node)
+    assert guards.usable(NOW) == [node]
+    guards.unreachable(node, NOW)
+    assert guards.usable(NOW + 60) == [node]
+
+
+def test_a_node_that_is_no_guard_has_no_pause():
+    guards = GuardSet(frozenset())
+    guards.unreachable(record(1).node_id, NOW)
+    guards.add(record(1).node_id, NOW, random.Random(1))
+    assert guards.usable(NOW) == [record(1).node_id]
+
+
+def test_a_guard_that_is_gone_is_kept_for_a_while():
+    guards = GuardSet(frozenset())
+    known = nodes(20)
+    drawn(1, known, guards=guards)
+    gone = next(one for one in known if one.record.node_id in guards)
+    rest = [one for one in known if one is not gone]
+    guards.refresh(ids(rest), NOW + GRACE)
+    assert gone.record.node_id in guards
+    guards.refresh(ids(rest), NOW + GRACE + 1)
+    assert gone.record.node_id not in guards
+
+
+def test_a_guard_that_is_there_stays_until_its_term_ends():
+    guards = GuardSet(frozenset())
+    node = record(1).node_id
+    guards.add(node, NOW, random.Random(1))
+    day = 86_400
+    for days in range(30):
+        guards.refresh([node], NOW + days * day)
+        assert node in guards
+    guards.refresh([node], NOW + 90 * day)
+    assert node not in guards
+
+
+def test_trusted_nodes_come_first_and_have_no_term():
+    known = nodes(40)
+    trusted = frozenset(ids(known[:2]))
+    guards = GuardSet(trusted)
+    for seed in range(20):
+        ring = drawn(3, known, guards=guards, rng=random.Random(seed))
+        assert ring.x_nodes[0].record.node_id in trusted
+        assert trusted <= set(ids(at_guard_places(ring)))
+    guards.refresh(ids(known), NOW + 365 * 86_400)
+    assert all(node in guards for node in trusted)
+
+
+def test_trusted_nodes_that_appear_later_are_taken_too():
+    known = nodes(40)
+    late = known.pop()
+    guards = GuardSet(frozenset({late.record.node_id}))
+    drawn(1, known, guards=guards)
+    assert late.record.node_id not in guards
+    ring = drawn(1, [*known, late], guards=guards)
+    assert ring.x_nodes[0] is late
+
+
+def test_guards_of_one_prefix_are_not_taken_together():
+    crowd = [Known(record(100 + number, f"12.1.{number}.1")) for number in range(50)]
+    guards = GuardSet(frozenset())
+    for seed in range(20):
+        drawn(1, [*nodes(20), *crowd], guards=guards, rng=random.Random(seed))
+    assert sum(one.record.node_id in guards for one in crowd) <= 1
+
+
+def test_no_guards_are_drawn_for_a_path_that_cant_be_built_anyway():
+    guards = GuardSet(frozenset())
+    with pytest.raises(PathUnavailable):
+        drawn(8, nodes(10), guards=guards)
+    assert len(guards) == 0
+
+
+def test_guards_survive_on_disk():
+    guards = GuardSet(frozenset())
+    assert not guards.changed
+    drawn(1, nodes(20), guards=guards)
+    assert guards.changed
+    again = GuardSet(frozenset(), GuardSet.decode(guards.encode()))
+    assert again.usable(NOW) == guards.usable(NOW)
+    assert not again.changed
+    again.refresh(ids(nodes(20)), NOW + HOUR)
+    assert not again.changed, "nothing worth a write"
+    again.refresh(ids(nodes(20)), NOW + HOUR + 1)
+    assert again.changed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"guards": [{"node": "xy", "until": 1, "seen": 1}]}',
+        b'{"guards": [{"node": "00", "until": 1, "seen": 1}]}',
+        b'{"guards": [{"node": "%s", "until": 1}]}' % (b"00" * 32),
+        b'{"guards": [%s]}'
+        % b",".join(
+            b'{"node": "%s", "until": 1, "seen": 1}' % (b"%02x" % number * 32)
+            for number in range(MAX_SIZE + 1)
+        ),
+    ],
+)
+def test_a_damaged_list_of_guards_is_refused(data):
+    with pytest.raises(Exception, match="not a list of guards"):
+        GuardSet.decode(data)
+
+
+# --- suspects ------------------------------------------------------------------------------------
+
+
+def test_suspects_are_avoided_but_taken_when_there_is_nobody_else():
+    suspicion = Suspicion()
+    known = nodes(20)
+    gone = known[0].record.node_id
+    suspicion.unreachable(gone, NOW)
+    drawn_times = sum(
+        gone in ids(drawn(3, known, suspicion=suspicion, rng=random.Random(seed)).outward())
+        for seed in range(100)
+    )
+    assert drawn_times < 10
+    few = known[:8]
+    assert gone in ids(drawn(3, few, suspicion=suspicion).outward())
+
+
+def test_of_very_many_nodes_all_are_drawn_and_guards_are_never_overlooked():
+    known = [Known(record(i, f"{20 + i // 250}.{i % 250}.0.1")) for i in range(1, 3 * MANY)]
+    trusted = known[-1].record.node_id
+    guards = GuardSet(frozenset({trusted}))
+    seen = set()
+    for seed in range(30):
+        ring = drawn(8, known, guards=guards, rng=random.Random(seed))
+        assert trusted in ids(at_guard_places(ring))
+        assert all(node in guards for node in ids(at_guard_places(ring)))
+        seen.update(ids(ring.outward()))
+    assert len(guards) == SET_SIZE
+    assert len(seen) > 350
+
+
+def test_the_guard_places_are_three():
+    assert GUARD_PLACES == 3 == member_count(1)
