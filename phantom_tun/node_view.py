@@ -49,6 +49,7 @@ from phantom_tun.errors import (
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net import expose, identities
 from phantom_tun.path.hop import OwnedPath
+from phantom_tun.profile import Bootstrap
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
@@ -118,7 +119,16 @@ class NodeView:
             ),
             builds=BuildStatus(builds.tried, builds.succeeded, builds.median_s),
             drops=self._drops(),
+            bootstrap=self._bootstrap(),
             warnings=tuple(node.warnings()),
+        )
+
+    def _bootstrap(self) -> tuple[str, ...]:
+        keys, settings = self._node.keys, self._node.config.node
+        addresses = settings.advertised_addresses if settings.dialable else ()
+        return tuple(
+            str(Bootstrap(keys.node_id, address, settings.port, keys.cert_hash))
+            for address in addresses
         )
 
     async def statistics(self) -> Statistics:

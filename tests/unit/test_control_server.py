@@ -106,6 +106,7 @@ async def test_each_request_gets_its_typed_answer(tmp_path: Path) -> None:
         assert node.stopped == 0
         await node.call(schema.Shutdown())
         assert node.stopped == 1
+        await wait_until(lambda: node.server.statistics()["clients"] == 0)
         assert node.server.statistics() == {
             "answered": 18,
             "refused": 0,
