@@ -170,8 +170,12 @@ class Interface:
                 raise UsageError(f"{address} is no AP address of this network")
         gone = self._plan.own - set(addresses)
         self._plan.own -= gone
-        for flow in [flow for flow in running.shared.flows if any(map(flow.is_of, gone))]:
+        flows = [flow for flow in running.shared.flows if any(map(flow.is_of, gone))]
+        for flow in flows:
             flow.scope.cancel()
+        if flows:
+            # Their programs can hear of it only while the address is there.
+            await trio.sleep(FAREWELL)
         await self._host.set_addresses(addresses)
         self._plan.own = frozenset(addresses)
         self._addresses = tuple(addresses)

@@ -214,7 +214,9 @@ async def test_addresses_come_and_go(mock_clock: Any) -> None:
         assert w.host.addresses == (*CONFIG.addresses, extra)
         await w.send(packet)
         call = await w.overlay.wait_call()
+        mock_clock.rate = 1000
         await w.interface.remove_address(extra)
+        mock_clock.rate = 0
         await w.interface.remove_address(extra)
         await trio.testing.wait_all_tasks_blocked()
         assert call.is_cancelled
