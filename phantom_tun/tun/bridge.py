@@ -105,6 +105,7 @@ class Bridge:
                 await self._stream.aclose()
                 is_clean = await self._delivered()
         finally:
+            self._is_unwatched = False
             if is_clean:
                 self._sock.close()
             else:
