@@ -348,15 +348,17 @@ async def test_an_older_record_is_not_believed_again(
 # --- AP4: several paths and pins -----------------------------------------------------------------
 
 
-async def test_conflicting_answers_over_two_paths_are_refused(
-    autojump_clock: MockClock, world: World
+@pytest.mark.parametrize(("exits", "liars"), [(2, (1,)), (4, (0, 3))])
+async def test_conflicting_answers_without_a_majority_are_refused(
+    autojump_clock: MockClock, world: World, exits: int, liars: tuple[int, ...]
 ) -> None:
     owner = FakeOwner()
     rival = owner.rival()
     owner.publish(world.netdb, world.now())
     assert rival.ap4 == owner.ap4
-    world.paths.exits = 2
-    world.paths.liars[1] = says(rival.record(world.now()), rival.route(world.now()).encoded)
+    world.paths.exits = exits
+    lie = says(rival.record(world.now()), rival.route(world.now()).encoded)
+    world.paths.liars = dict.fromkeys(liars, lie)
     with pytest.raises(Unreachable, match="don't agree"):
         await world.directory.resolve(ME, owner.ap4)
     assert world.directory.statistics()["conflicting_answers"] == 1
@@ -535,6 +537,8 @@ async def test_a_failed_renewal_leaves_the_old_answer(
 
 async def test_an_expired_answer_is_not_used(autojump_clock: MockClock, world: World) -> None:
     owner = world.published(life=10 * MINUTE)
+    longer = owner.route(world.now() + 1, life=HOUR)
+    world.netdb.perform(UpdateApRoutes((longer.encoded,)))
     await world.directory.resolve(ME, owner.ap6)
     await trio.sleep(10 * MINUTE - MARGIN)
     world.paths.liars = dict.fromkeys((0, 1, 2), nothing)

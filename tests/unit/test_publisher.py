@@ -568,6 +568,44 @@ async def test_routes_of_the_run_before_are_withdrawn(
         second.cancel_scope.cancel()
 
 
+async def test_a_route_of_this_run_that_came_just_now_is_not_withdrawn(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """An entry node publishes a route a moment before the path counts as standing."""
+    await world.start()
+    await world.claimed.wait()
+    await trio.sleep(REFRESH * 0.7)
+    coming = world.stand(1)
+    world.standing.clear()
+    await trio.sleep(REFRESH * 0.3 + MINUTE)
+    assert len(world.writes(ExtendApLease)) == 1
+    assert world.held_routes() == {coming.entry_id}
+
+
+async def test_nothing_is_signed_for_routes_of_others(
+    autojump_clock: MockClock, world: World
+) -> None:
+    rival = world.rival()
+    held = Lease(world.lease.n, LeaseState.HELD, world.clock.now() + HOUR)
+    world.identities.set_lease(world.identity, held)
+    world.publisher = world.make()
+    theirs = rival.route(world.clock.now(), 77)
+
+    def lie(call: Call, answer: bytes) -> bytes:
+        if not isinstance(call, ResolveAp):
+            return answer
+        record = rival.record(world.clock.now())
+        return Resolution(record.encoded, (theirs.encoded,), 20, 20, ()).encode()
+
+    world.paths.liars[None] = lie
+    world.paths.entries = 0
+    await world.start()
+    await trio.sleep(MINUTE)
+    assert len(world.writes(ReserveAp)) == 1
+    assert len(world.writes(ResolveAp)) == 1
+    assert world.publisher.statistics()["routes"] == 0
+
+
 async def test_routes_are_signed_for_their_path(autojump_clock: MockClock, world: World) -> None:
     await world.start()
     standing = world.stand(1)
