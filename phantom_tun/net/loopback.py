@@ -104,8 +104,10 @@ class LoopbackConnection:
             await self._out.wait_change()
         if not self._alive():
             raise LinkBroken("the link was closed")
-        self._torn = False
         self._out.put(bytes(data))
+        if not self._alive():
+            raise LinkBroken("the link broke")
+        self._torn = False
 
     def write_now(self, data: bytes) -> None:
         """Put ``data`` in if there is room and no write under way."""

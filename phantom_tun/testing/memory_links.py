@@ -86,6 +86,8 @@ class MemoryNetwork:
         thawed = self._frozen.pop(node_id, None)
         if thawed is not None:
             thawed.set()
+            for pipe in self._pipes:
+                pipe.notify()
 
     def between(self, one: NodeId, other: NodeId) -> list[Recorded]:
         """All that went between two nodes, either way."""
@@ -102,9 +104,14 @@ class MemoryNetwork:
         self.recorded.append(recorded)
         return self.on_transfer(recorded)
 
-    def frozen(self, node_id: NodeId) -> trio.Event | None:
-        """What to wait for if :meth:`freeze` is in force."""
-        return self._frozen.get(node_id)
+    def frozen(self, node_id: NodeId) -> bool:
+        """Whether :meth:`freeze` is in force."""
+        return node_id in self._frozen
+
+    async def wait_thawed(self, node_id: NodeId) -> None:
+        """Return when :meth:`freeze` isn't in force."""
+        while node_id in self._frozen:
+            await self._frozen[node_id].wait()
 
     def reach(self, sender: NodeId, ref: NodeRef) -> MemoryLinks:
         """The node that ``sender`` dials with ``ref``.
@@ -163,12 +170,15 @@ class _MemoryPipe(Pipe):
         """Whether a read gives something now."""
         while self._in_flight and self._in_flight[0][0] <= trio.current_time():
             self.chunks.append(self._in_flight.popleft()[1])
-        return bool(self.chunks) and self._network.frozen(self.receiver) is None
+        return bool(self.chunks) and not self._is_held()
 
     def has_ended(self) -> bool:
         """Whether the end has been reached."""
-        frozen = self._network.frozen(self.receiver) is not None
-        return super().has_ended() and not self._in_flight and not frozen
+        return super().has_ended() and not self._in_flight and not self._is_held()
+
+    def _is_held(self) -> bool:
+        """Whether either end is frozen."""
+        return any(self._network.frozen(end) for end in (self.sender, self.receiver))
 
     def cut(self) -> None:
         """Break: what is in flight is lost."""
@@ -178,10 +188,7 @@ class _MemoryPipe(Pipe):
 
     async def wait_change(self) -> None:
         """Return when it is worth looking again."""
-        thawed = self._network.frozen(self.receiver)
-        if thawed is not None:
-            await thawed.wait()
-        elif self._in_flight:
+        if self._in_flight and not self._is_held():
             with trio.move_on_at(self._in_flight[0][0]):
                 await super().wait_change()
         else:
@@ -219,8 +226,7 @@ class MemoryLinks(Neighbours):
         with trio.move_on_after(self._deadlines.dial_deadline):
             await trio.sleep(2 * self._network.dial_round_trips * self._network.latency)
             node = self._network.reach(self.node_id, ref)
-            while (thawed := self._network.frozen(ref.node_id)) is not None:
-                await thawed.wait()
+            await self._network.wait_thawed(ref.node_id)
             near, far = self._network.connect(self.node_id, ref.node_id, kind)
             node.spawn_accept(far, Peer(self.node_id, self.ref.address), kind)
             return near
