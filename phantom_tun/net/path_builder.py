@@ -31,11 +31,15 @@ from phantom_tun.path.ring import MAX_HOPS
 from phantom_tun.path.selection import Draw, draw_ring
 from phantom_tun.path.suspicion import Suspicion
 from phantom_tun.path.timing import RoundTimer
+from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.records import NodeRecord
 from phantom_tun.wire.setup import CONNECTION_ID_LEN, ENTRY_ID_LEN
 
 MAX_BUILDS = 8
 """Builds that one node has on their way at one time."""
+
+GUARD_DEADLINE = 3.0
+"""Seconds for a guard to be reached before it is taken for gone."""
 
 _REMEMBERED_TIMES = 100
 
@@ -126,7 +130,11 @@ class PathBuilder:
             started = trio.current_time()
             terms = Terms(kind, Ends(self._clock.now() + lifetime), route_factory)
             build, guards = self._prepare(hops, terms)
-            await self._go_round(build, guards)
+            try:
+                await self._go_round(build)
+            except WorldError:
+                await self._check_guards()
+                raise
             seconds = trio.current_time() - started
         self._succeeded(build, guards, seconds)
         return OwnedPath(
@@ -236,7 +244,7 @@ class PathBuilder:
             raise PathUnavailable("a member published a path-building key that is none") from error
         return build, guards
 
-    async def _go_round(self, build: Build, guards: list[NodeId]) -> None:
+    async def _go_round(self, build: Build) -> None:
         if not self._around.own_record().dialable:
             await self._reach_last(build)
         await self._round(build, 1, Stage.ROUND1, Stage.ROUND1_ALTERED)
@@ -276,6 +284,28 @@ class PathBuilder:
             self._failed(altered)
             raise PathUnavailable(f"setup array {number} came back altered") from error
         self._timer.took(len(members), trio.current_time() - started)
+
+    async def _check_guards(self) -> None:
+        """After a failure, tell guards that are gone from those that are not. They are our
+        neighbours whatever we build, so that dialing them, unlike other members, shows nothing
+        new; where a link stands nothing is sent."""
+        version = min(address.version for address in self._around.own_record().ips)
+        async with trio.open_nursery() as nursery:
+            for candidate in self._around.candidates(self._clock.now()):
+                if candidate.record.node_id in self._guards:
+                    nursery.start_soon(self._check_guard, candidate.record.ref(version))
+
+    async def _check_guard(self, guard: NodeRef) -> None:
+        node = guard.node_id
+        try:
+            with trio.fail_after(GUARD_DEADLINE):
+                await self._links.ensure(guard)
+        except (WorldError, trio.TooSlowError):
+            self._guards.unreachable(node, self._clock.now())
+            self._suspicion.unreachable(node, self._clock.now())
+        else:
+            self._guards.reached(node)
+            self._suspicion.worked([node], self._clock.now())
 
     # --- bookkeeping ----------------------------------------------------------------------------
 
