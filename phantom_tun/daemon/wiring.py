@@ -10,7 +10,6 @@ import trio
 
 from phantom_tun.config import Config
 from phantom_tun.control.backend import ControlBackend
-from phantom_tun.packet.layers import load_layers
 from phantom_tun.profile import Profile
 from phantom_tun.tun.device import open_tun
 from phantom_tun.tun.interface import Interface
@@ -47,8 +46,6 @@ def open_interface(config: Config, profile: Profile) -> Interface:
         ap6=profile.ap6,
         timeouts=Timeouts(udp_idle=config.interface.udp_idle_s),
     )
-    # Loaded while its files can be read for sure.
-    load_layers()
     return Interface(settings, open_tun(settings.name))
 
 

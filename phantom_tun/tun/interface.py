@@ -31,6 +31,8 @@ TICK = 1.0
 """Seconds between looks at what has to be forgotten."""
 FAREWELL = 0.2
 """Seconds the pump goes on after the flows were reset, so that their programs hear of it."""
+PRELOAD_AFTER = 5.0
+"""Seconds until what a first connection needs is loaded, unless one came earlier."""
 _TIDY_TIME = 10.0
 
 
@@ -80,8 +82,6 @@ class Interface:
         try:
             await self._host.guard()
             await self._host.bring_up()
-            # Half a second that the first connection need not wait for.
-            await trio.to_thread.run_sync(load_layers)
             await self._be_up(self._build(overlay), task_status)
         except ExceptionGroup as group:
             raise _reason(group) from group
@@ -193,6 +193,7 @@ class Interface:
                     await nursery.start(running.outbound.run)
                     await nursery.start(running.datagrams.run)
                     nursery.start_soon(self._tick, running)
+                    nursery.start_soon(_preload)
                     await self._host.open_firewall()
                     self._running = running
                     await self._change(self._config.addresses)
@@ -215,6 +216,12 @@ class Interface:
             running.shared.nat.expire(running.shared.now())
             for bridge in list(running.shared.bridges):
                 bridge.end_if_dead()
+
+
+async def _preload() -> None:
+    """Load scapy when the start is over, so that the first connection need not wait for it."""
+    await trio.sleep(PRELOAD_AFTER)
+    await trio.to_thread.run_sync(load_layers)
 
 
 def _reason(group: ExceptionGroup[Exception]) -> Exception:
