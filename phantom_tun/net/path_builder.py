@@ -28,7 +28,7 @@ from phantom_tun.path.guards import GuardSet
 from phantom_tun.path.hop import OwnedPath, PathKind
 from phantom_tun.path.lifetimes import LONGEST, SHORTEST, Ends
 from phantom_tun.path.ring import MAX_HOPS
-from phantom_tun.path.selection import Draw, draw_ring
+from phantom_tun.path.selection import Draw, TooFewNodes, draw_ring
 from phantom_tun.path.suspicion import Suspicion
 from phantom_tun.path.timing import RoundTimer
 from phantom_tun.wire.nodes import NodeRef
@@ -115,7 +115,8 @@ class PathBuilder:
         With 0 hops nothing is built: this node is the exit or entry node itself.
 
         :param route_factory: makes the signed APRoute; needed for entry paths.
-        :raises PathUnavailable: too few nodes, a link that can't be opened, or an altered array.
+        :raises TooFewNodes: too few fitting nodes are known.
+        :raises PathUnavailable: a link that can't be opened, or an altered array.
         :raises DeadlineExpired: an array did not come round in time.
         :raises UsageError: impossible hops or lifetime, or an entry path without a route.
         """
@@ -222,7 +223,7 @@ class PathBuilder:
         )
         try:
             ring, version = draw_ring(hops, draw)
-        except PathUnavailable:
+        except TooFewNodes:
             self._failed(Stage.MEMBERS)
             raise
         finally:

@@ -32,7 +32,7 @@ from phantom_tun.wire.tunnel import Opening, opening_id, pack_opening
 
 _log = structlog.get_logger(__name__)
 
-DIAL_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+DIAL_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds between a hop's attempts to reach its successor; the last one repeats."""
 
 

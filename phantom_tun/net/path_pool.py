@@ -21,12 +21,17 @@ from phantom_tun.errors import DeadlineExpired, PathUnavailable, UsageError, Wor
 from phantom_tun.path.build import RouteFactory
 from phantom_tun.path.hop import OwnedPath, PathKind
 from phantom_tun.path.lifetimes import draw_lead, draw_lifetime
+from phantom_tun.path.selection import TooFewNodes
 
 _log = structlog.get_logger(__name__)
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 """Seconds between failed builds of one lane: the first, doubled with each failure, at most."""
+
+SHORTAGE_PAUSE = 1.0
+"""Seconds between builds while too few nodes are known: as soon as there are enough, paths are
+wanted, and looking costs nothing."""
 
 EARLY_DEATH = 30.0
 """A path that dies sooner than this counts as a failed build, so that a lane doesn't spin."""
@@ -221,15 +226,23 @@ class PathPool:
     async def _build_until_up(self, failures: int, *, first: bool) -> _Standing:
         while True:
             if failures:
-                pause = min(FIRST_PAUSE * 2.0 ** (failures - 1), LONGEST_PAUSE)
-                await trio.sleep(pause * self._rng.uniform(0.75, 1.25))
+                await self._pause(min(FIRST_PAUSE * 2.0 ** (failures - 1), LONGEST_PAUSE))
             try:
                 return await self._build(first=first)
+            except TooFewNodes as error:
+                self._note(error)
+                await self._pause(SHORTAGE_PAUSE)
             except WorldError as error:
+                self._note(error)
                 failures += 1
-                self._counts["builds_failed"] += 1
-                self.problem = str(error)
-                _log.debug("path build failed", kind=self.goal.kind, reason=str(error))
+
+    async def _pause(self, seconds: float) -> None:
+        await trio.sleep(seconds * self._rng.uniform(0.75, 1.25))
+
+    def _note(self, error: WorldError) -> None:
+        self._counts["builds_failed"] += 1
+        self.problem = str(error)
+        _log.debug("path build failed", kind=self.goal.kind, reason=self.problem)
 
     async def _build(self, *, first: bool) -> _Standing:
         goal = self.goal

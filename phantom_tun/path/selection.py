@@ -34,6 +34,10 @@ ATTEMPTS = 8
 """Draws before it is taken for granted that there are too few fitting nodes."""
 
 
+class TooFewNodes(PathUnavailable):
+    """Not enough fitting nodes are known; nothing was sent, so it costs nothing to try again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Everything a draw depends on."""
@@ -53,15 +57,15 @@ def draw_ring(hops: int, draw: Draw) -> tuple[Ring[Candidate], int]:
 
     Guards are taken into the set if there are too few.
 
-    :raises PathUnavailable: too few nodes fit; says how many are missing.
+    :raises TooFewNodes: says how many are missing.
     """
-    shortage: PathUnavailable | None = None
+    shortage: TooFewNodes | None = None
     for version in sorted({address.version for address in draw.own.ips}):
         try:
             return _Drawing(hops, draw, version).ring(), version
-        except PathUnavailable as error:
+        except TooFewNodes as error:
             shortage = shortage or error
-    raise shortage or PathUnavailable("this node has no address of its own yet")
+    raise shortage or TooFewNodes("this node has no address of its own yet")
 
 
 class _Drawing:
@@ -107,13 +111,13 @@ class _Drawing:
         draw.guards.refresh(self._fitting, draw.now)
         most = self._most_members()
         if most < self._needed:
-            raise PathUnavailable(self._shortage(most))
+            raise TooFewNodes(self._shortage(most))
         for _ in range(ATTEMPTS):
             guards = self._draw_guards()
             members = self._fill(guards)
             if len(members) == self._needed and len(guards) == GUARD_PLACES:
                 return self._arrange(members)
-        raise PathUnavailable(self._shortage(most))
+        raise TooFewNodes(self._shortage(most))
 
     def _most_members(self) -> int:
         most = 0

@@ -22,6 +22,7 @@ from phantom_tun.net.path_pool import (
 )
 from phantom_tun.path.hop import OwnedPath
 from phantom_tun.path.lifetimes import RETIRE_MARGIN
+from phantom_tun.path.selection import TooFewNodes
 from phantom_tun.testing.path_nodes import TrioClock
 
 BUILD_SECONDS = 0.4
@@ -34,6 +35,7 @@ class FakeBuilder:
         self.clock = clock
         self.numbers = itertools.count(1)
         self.failures = 0
+        self.failure = DeadlineExpired("setup array 1 did not come round in 4.4 s")
         self.started = []
         self.building = self.most_building = 0
         self.dead = []
@@ -49,7 +51,7 @@ class FakeBuilder:
         self.building -= 1
         if self.failures:
             self.failures -= 1
-            raise PathUnavailable("3 hops need 8 members in different /16; 4 known")
+            raise self.failure
         now = self.clock.now()
         return OwnedPath(
             number=next(self.numbers),
@@ -149,7 +151,7 @@ async def test_the_route_factory_reaches_the_builder(autojump_clock):
 async def test_a_failed_build_is_repeated_ever_more_slowly_and_says_why(autojump_clock):
     async with pool(count=1, failures=9) as (made, builder, _):
         await trio.sleep(60)
-        assert made.problem == "3 hops need 8 members in different /16; 4 known"
+        assert made.problem == "setup array 1 did not come round in 4.4 s"
         assert made.current() == []
         await made.wait_ready()
         assert made.problem is None
@@ -162,6 +164,17 @@ async def test_a_failed_build_is_repeated_ever_more_slowly_and_says_why(autojump
         assert all(pause <= 1.25 * LONGEST_PAUSE for pause in pauses)
         assert pauses[-1] > 0.7 * LONGEST_PAUSE
         assert made.statistics()["builds_failed"] == 9
+
+
+async def test_a_shortage_of_nodes_is_looked_at_again_soon(autojump_clock):
+    async with pool(count=1, failures=30) as (made, builder, _):
+        builder.failure = TooFewNodes("3 hops need 8 members in different /16; 4 known")
+        await trio.sleep(20)
+        assert "8 members" in made.problem
+        await made.wait_ready()
+        pauses = [later - earlier for earlier, later in itertools.pairwise(builder.started)]
+        assert max(pauses) < 2
+        assert made.statistics()["builds_failed"] == 30
 
 
 async def test_a_path_without_a_first_tunnel_does_not_count(autojump_clock):
@@ -318,7 +331,7 @@ async def test_rebuilding_that_takes_too_long_says_why(autojump_clock):
         await made.wait_ready()
         (path,) = made.current()
         builder.failures = 10**6
-        with pytest.raises(DeadlineExpired, match="8 members"):
+        with pytest.raises(DeadlineExpired, match="did not come round"):
             await made.rebuild(within=5)
         assert made.current() == [path]
 
