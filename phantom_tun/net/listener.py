@@ -164,24 +164,26 @@ class Listener:
 
     async def _shake_hands(self, tcp: socket.socket) -> TlsConnection | None:
         stream: socket.socket = tcp
-        with trio.move_on_after(self._limits.handshake_deadline):
-            try:
+        shaken = False
+        try:
+            with trio.move_on_after(self._limits.handshake_deadline):
                 prepare_socket(tcp, self._limits)
                 await trio.lowlevel.wait_readable(tcp)
-                tls = self._context.wrap_socket(
+                tls = stream = self._context.wrap_socket(
                     tcp, server_side=True, do_handshake_on_connect=False
                 )
-                stream = tls
                 await self._steps.shake(tls)
-            except ssl.SSLError:
-                await linger(stream)
-            except OSError:
-                pass
-            else:
+                shaken = True
                 self._counts["tls_accepted"] += 1
                 return TlsConnection(tls)
+        except ssl.SSLError:
+            await linger(stream)
+        except OSError:
+            pass
+        finally:
+            if not shaken:
+                stream.close()
         self._counts["drop_tls_failed"] += 1
-        stream.close()
         return None
 
     async def _talk_http(self, connection: TlsConnection) -> bytes | None:

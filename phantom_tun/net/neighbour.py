@@ -139,19 +139,23 @@ class Neighbour:
     # --- bulk -----------------------------------------------------------------------------------
 
     async def _bring_bulk(self, ref: NodeRef) -> BulkLink:
-        """Dial a bulk link, or have the peer dial it."""
-        if ref.port:
-            try:
-                connection = await self._dial(ref, LinkKind.BULK)
-                return BulkLink(connection, Peer(ref.node_id, ref.address))
-            except WorldError:
-                if self.best_link() is None:
-                    raise
+        """Dial a bulk link; if that is impossible, have the peer dial it."""
+        if not ref.port:
+            return await self._ask_for_bulk()
+        try:
+            connection = await self._dial(ref, LinkKind.BULK)
+        except WorldError:
+            with suppress(WorldError):
+                return await self._ask_for_bulk()
+            raise
+        return BulkLink(connection, Peer(ref.node_id, ref.address))
+
+    async def _ask_for_bulk(self) -> BulkLink:
         link = self.best_link()
         if link is None:
             raise LinkBroken("the node can't be dialed and has no link to us")
-        waiter = Waiter()
         link.send(Frame.ASK)
+        waiter = Waiter()
         self._asked.append(waiter)
         try:
             with trio.move_on_after(self._limits.open_deadline):

@@ -206,35 +206,33 @@ async def test_an_unknown_congestion_control_is_no_reason_to_fail():
         (await connect_tcp(LOOPBACK, listener.getsockname()[1], limits)).close()
 
 
-async def test_a_handshake_that_waits_holds_no_place(nursery):
-    """Eight strangers who never say anything don't keep a ninth out."""
+async def test_a_handshake_that_waits_holds_no_place():
+    """Strangers who never say anything don't keep others out."""
     steps, limits = HandshakeSteps(1), LinkLimits()
     context = links_world.link_server_context(links_world.CERTIFICATES[0])
-    silent = []
-    with listening() as listener:
+    streams = []
+    with listening() as listener, trio.fail_after(5):
         port = listener.getsockname()[1]
 
         async def accept():
             accepted, _ = listener.accept()
             accepted.setblocking(False)
             tls = context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
-            silent.append(tls)
+            streams.append(tls)
             await steps.shake(tls)
 
-        for _ in range(3):
-            silent.append(await connect_tcp(LOOPBACK, port, limits))
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                streams.append(await connect_tcp(LOOPBACK, port, limits))
+                nursery.start_soon(accept)
+                await trio.testing.wait_all_tasks_blocked()
+            tcp = await connect_tcp(LOOPBACK, port, limits)
             nursery.start_soon(accept)
-            await trio.testing.wait_all_tasks_blocked()
-        tcp = await connect_tcp(LOOPBACK, port, limits)
-        nursery.start_soon(accept)
-        near = links_world.link_client_context().wrap_socket(tcp, do_handshake_on_connect=False)
-        silent.append(near)
-        with trio.fail_after(5):
+            near = links_world.link_client_context().wrap_socket(tcp, do_handshake_on_connect=False)
+            streams.append(near)
             await steps.shake(near)
-    nursery.cancel_scope.cancel()
-    with trio.CancelScope(shield=True):
-        await trio.sleep(0)
-    for stream in silent:
+            nursery.cancel_scope.cancel()
+    for stream in streams:
         stream.close()
 
 
