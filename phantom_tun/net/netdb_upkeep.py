@@ -18,7 +18,7 @@ GOSSIP_SLOW = 5.0
 slower. In steady state it is the sign of life that each contact gives in turn."""
 QUIET_ROUNDS = 3
 """Rounds without news after which the view counts as settled."""
-RECHECK_EVERY = 0.5
+RECHECK_EVERY = 1.0
 RECHECKS_AT_ONCE = 4
 REFRESH_EVERY = 60.0
 """Seconds between refreshing one distance class and the next, in a network that isn't small."""

@@ -25,12 +25,12 @@ Handler = Callable[[Caller, bytes], Awaitable[bytes]]
 class VirtualClock:
     """Protocol time that follows trio's clock."""
 
+    def __init__(self, start: float) -> None:
+        self._offset = start - trio.current_time()
+
     def now(self) -> float:
         """Seconds since the epoch."""
-        return NOW + trio.current_time() - self.start
-
-    def __init__(self) -> None:
-        self.start = trio.current_time()
+        return self._offset + trio.current_time()
 
 
 @dataclass
@@ -54,9 +54,9 @@ class MemberNode:
 class MemoryNetwork:
     """Carries netdb calls between services."""
 
-    def __init__(self, seed: int, *, delay: float = 0.002) -> None:
+    def __init__(self, seed: int, *, delay: float = 0.002, start: float = NOW) -> None:
         self.rng = random.Random(seed)  # noqa: S311 - virtual networks are reproducible
-        self.clock = VirtualClock()
+        self.clock = VirtualClock(start)
         self.delay = delay
         self.members: dict[NodeId, MemberNode] = {}
         self.allowed: LinkFilter = lambda _caller, _callee: True

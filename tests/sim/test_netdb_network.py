@@ -1,0 +1,561 @@
+"""Whole networks of netdb services in memory and virtual time: joining, dying, splitting, lying."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from phantom_tun.clock import HOUR, MINUTE
+from phantom_tun.errors import (
+    CapacityExceeded,
+    PeerError,
+    ProtocolViolation,
+    Unreachable,
+    WireError,
+)
+from phantom_tun.ids import NodeId
+from phantom_tun.net.netdb_service import PERFORMED_AT_ONCE, NetdbService
+from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.rules import Caller
+from phantom_tun.testing.netdb_network import Handler, MemoryNetwork, makers
+from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker, NodeMaker
+from phantom_tun.wire.netdb import (
+    Answer,
+    CloserNodes,
+    ClosestNodes,
+    ExtendApLease,
+    Held,
+    Method,
+    Refusal,
+    RegisterNode,
+    ReserveAp,
+    Resolution,
+    ResolveAp,
+    Stored,
+    UpdateApRoutes,
+    WriteReport,
+    decode_answer,
+    decode_call,
+)
+from phantom_tun.wire.nodes import NodeRef
+
+AP = ApMaker(1)
+AP6 = ap6_address(NETWORK, AP.key.public)
+AP4 = ap4_candidate(NETWORK, AP.key.public, 0)
+EXIT = frozenset({Method.RESOLVE_AP, Method.RESERVE_AP})
+
+
+@asynccontextmanager
+async def memory_network(seed: int = 1, start: float = NOW) -> AsyncIterator[MemoryNetwork]:
+    network = MemoryNetwork(seed, start=start)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(network.run)
+        yield network
+        nursery.cancel_scope.cancel()
+
+
+def ref_of(network: MemoryNetwork, maker: NodeMaker) -> NodeRef:
+    return maker.record(network.clock.now()).ref()
+
+
+def start(network: MemoryNetwork, count: int) -> list[NetdbService]:
+    """``count`` nodes at once; the first is everybody's bootstrap node."""
+    members = makers(count)
+    bootstrap = [ref_of(network, members[0])]
+    return [network.start(maker, bootstrap) for maker in members]
+
+
+async def wait_until(condition: Callable[[], bool], within: float) -> float:
+    """Virtual seconds until ``condition`` holds."""
+    begun = trio.current_time()
+    with trio.fail_after(within):
+        while not condition():
+            await trio.sleep(0.05)
+    return trio.current_time() - begun
+
+
+def everybody_knows(services: list[NetdbService], count: int) -> Callable[[], bool]:
+    return lambda: all(len(service.candidates()) >= count for service in services)
+
+
+async def reserve(service: NetdbService, maker: ApMaker, now: float, **more: int) -> WriteReport:
+    record = maker.record(now, sequence=more.get("sequence", 1), ap4_n=more.get("ap4_n", 0))
+    report = decode_answer(await service.write(ReserveAp(record.encoded)))
+    assert isinstance(report, WriteReport)
+    return report
+
+
+class TestJoining:
+    async def test_a_lone_node_is_a_network(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            (alone,) = start(network, 1)
+            await wait_until(lambda: alone.joined, 1)
+            assert (await reserve(alone, AP, network.clock.now())).stored == 1
+            assert (await alone.resolve(AP6)).key_record == AP.record(network.clock.now()).encoded
+
+    @pytest.mark.parametrize("count", [2, 12, 25])
+    async def test_a_crowd_that_starts_at_once(self, autojump_clock: MockClock, count: int) -> None:
+        async with memory_network() as network:
+            services = start(network, count)
+            took = await wait_until(everybody_knows(services, count - 1), 3)
+            assert took < 1.5
+            own = {service.own_record.node_id for service in services}
+            for service in services:
+                known = {candidate.record.node_id for candidate in service.candidates()}
+                assert known == own - {service.own_record.node_id}
+
+    async def test_a_bootstrap_node_that_comes_late(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            members = makers(15)
+            bootstrap = [ref_of(network, members[0])]
+            services = [network.start(maker, bootstrap) for maker in members[1:]]
+            await trio.sleep(3)
+            assert not any(service.joined for service in services)
+            services.append(network.start(members[0], bootstrap))
+            assert await wait_until(everybody_knows(services, 14), 4) < 3
+
+    async def test_a_quiet_network_asks_little(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 12)
+            await wait_until(everybody_knows(services, 11), 3)
+            await trio.sleep(60)
+            before = network.calls.total()
+            await trio.sleep(100)
+            assert (network.calls.total() - before) / 12 / 100 < 0.5
+
+    async def test_a_newcomer_among_many(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 20)
+            await wait_until(everybody_knows(services, 19), 3)
+            await trio.sleep(60)
+            late = network.start(NodeMaker(77), [services[3].own_record.ref()])
+            everyone = [*services, late]
+            assert await wait_until(everybody_knows(everyone, 20), 3) < 1.5
+
+    async def test_the_cache_replaces_the_bootstrap_node(
+        self, autojump_clock: MockClock, tmp_path: Path
+    ) -> None:
+        async with memory_network() as network:
+            members = makers(6)
+            bootstrap = [ref_of(network, members[0])]
+            file = tmp_path / "nodes"
+            services = [network.start(maker, bootstrap) for maker in members[:-1]]
+            last = network.start(members[-1], bootstrap, file)
+            await wait_until(everybody_knows([*services, last], 5), 3)
+            network.stop(last.own_record.node_id)
+            await trio.sleep(1)
+            network.stop(services[0].own_record.node_id)
+            again = network.start(members[-1], bootstrap, file)
+            assert await wait_until(lambda: again.joined, 3) < 0.5
+            await wait_until(everybody_knows([again], 4), 3)
+
+    @pytest.mark.parametrize("content", [b"", b"noise" * 100])
+    async def test_a_corrupted_cache_is_ignored(
+        self, autojump_clock: MockClock, tmp_path: Path, content: bytes
+    ) -> None:
+        file = tmp_path / "nodes"
+        file.write_bytes(content)
+        async with memory_network() as network:
+            first = network.start(NodeMaker(0), [])
+            second = network.start(NodeMaker(1), [first.own_record.ref()], file)
+            await wait_until(everybody_knows([first, second], 1), 3)
+            network.stop(second.own_record.node_id)
+            await trio.sleep(1)
+        assert file.read_bytes() != content
+
+    async def test_an_unwritable_cache_stops_nobody(
+        self, autojump_clock: MockClock, tmp_path: Path
+    ) -> None:
+        async with memory_network() as network:
+            first = network.start(NodeMaker(0), [])
+            missing = tmp_path / "no" / "such" / "directory"
+            second = network.start(NodeMaker(1), [first.own_record.ref()], missing)
+            await wait_until(everybody_knows([first, second], 1), 3)
+            await trio.sleep(30)
+            assert second.joined
+
+
+class TestFailures:
+    async def test_a_killed_node_leaves_and_a_restarted_one_returns(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 12)
+            await wait_until(everybody_knows(services, 11), 3)
+            victim = services[5].own_record.node_id
+            others = [service for service in services if service is not services[5]]
+            network.stop(victim)
+            for service in others:
+                service.report_failure(victim)
+                assert victim not in {c.record.node_id for c in service.candidates()}
+            await trio.sleep(20)
+            for service in others:
+                assert victim not in {c.record.node_id for c in service.candidates()}
+            network.start(NodeMaker(5), [others[0].own_record.ref()])
+            assert await wait_until(everybody_knows(others, 11), 5) < 2
+
+    async def test_a_wrongly_reported_node_is_back_soon(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 5)
+            await wait_until(everybody_knows(services, 4), 3)
+            services[1].report_failure(services[2].own_record.node_id)
+            assert len(services[1].candidates()) == 3
+            assert await wait_until(everybody_knows(services, 4), 5) < 3
+            services[1].report_failure(services[2].own_record.node_id)
+            services[1].report_success(services[2].own_record.node_id)
+            assert len(services[1].candidates()) == 4
+
+    async def test_an_unreported_death_is_noticed(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 8)
+            await wait_until(everybody_knows(services, 7), 3)
+            network.stop(services[3].own_record.node_id)
+            rest = [service for service in services if service is not services[3]]
+            gone = lambda: all(len(service.candidates()) == 6 for service in rest)  # noqa: E731
+            assert await wait_until(gone, 120) < 100
+
+    async def test_stopped_processes_don_t_hold_up_a_resolution(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 16)
+            await wait_until(everybody_knows(services, 15), 3)
+            await trio.sleep(5)
+            await reserve(services[1], AP, network.clock.now())
+            for service in services[4:8]:
+                network.members[service.own_record.node_id].silent = True
+            begun = trio.current_time()
+            assert (await services[2].resolve(AP6)).key_record
+            assert trio.current_time() - begun < 1.5
+
+
+class TestRecords:
+    async def test_what_one_writes_another_reads(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 12)
+            await wait_until(everybody_knows(services, 11), 3)
+            now = network.clock.now()
+            report = await reserve(services[1], AP, now)
+            assert (report.asked, report.stored, report.lease_holder) == (12, 12, AP.key.public)
+            entry = services[4].own_record.node_id
+            route = AP.route(now, entry_node=entry)
+            written = decode_answer(await services[4].write(UpdateApRoutes((route.encoded,))))
+            assert isinstance(written, WriteReport)
+            assert written.stored == 12
+            for address in (AP6, AP4):
+                found = await services[9].resolve(address)
+                assert found.key_record == AP.record(now).encoded
+                assert found.routes == (route.encoded,)
+                assert [vote.storers for vote in found.votes] == [12]
+
+    async def test_an_unknown_address(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 5)
+            await wait_until(everybody_knows(services, 4), 3)
+            for address in (AP6, AP4):
+                found = await services[1].resolve(address)
+                assert (found.key_record, found.routes, found.votes) == (b"", (), ())
+                assert found.answered == 5
+
+    async def test_calls_for_anonymized_nodes(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 5)
+            await wait_until(everybody_knows(services, 4), 3)
+            record = AP.record(network.clock.now())
+            exit_node = services[2]
+
+            async def perform(call: bytes) -> Answer:
+                return decode_answer(await exit_node.perform(call, EXIT))
+
+            assert isinstance(await perform(ReserveAp(record.encoded).encode()), WriteReport)
+            found = await perform(ResolveAp.of(AP4).encode())
+            assert isinstance(found, Resolution)
+            assert found.key_record == record.encoded
+            with pytest.raises(ProtocolViolation):
+                await perform(ExtendApLease(record.encoded).encode())
+            with pytest.raises(ProtocolViolation):
+                await exit_node.perform(ClosestNodes(bytes(32)).encode(), frozenset(Method))
+            with pytest.raises(WireError):
+                await perform(b"noise")
+            malformed = await perform(ReserveAp(b"noise").encode())
+            assert malformed == WriteReport(0, 0, Refusal.MALFORMED, b"")
+
+    async def test_calls_for_anonymized_nodes_are_bounded(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 3)
+            await wait_until(everybody_knows(services, 2), 3)
+            call = ResolveAp.of(AP6).encode()
+            refused = 0
+
+            async def one() -> None:
+                nonlocal refused
+                try:
+                    await services[1].perform(call, EXIT)
+                except CapacityExceeded:
+                    refused += 1
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(PERFORMED_AT_ONCE + 5):
+                    nursery.start_soon(one)
+            assert refused == 5
+
+    async def test_routes_of_two_identities_don_t_share_a_call(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            (alone,) = start(network, 1)
+            now = network.clock.now()
+            routes = [
+                maker.route(now, entry_node=NodeId(bytes(32))).encoded for maker in (AP, ApMaker(2))
+            ]
+            report = decode_answer(await alone.write(UpdateApRoutes(tuple(routes))))
+            assert report == WriteReport(0, 0, Refusal.MALFORMED, b"")
+
+    async def test_an_address_is_found_while_its_storage_keys_move(
+        self, autojump_clock: MockClock
+    ) -> None:
+        """In a network with more nodes than storers of one key, from 15:00 to 17:00 UTC."""
+        move = NOW + 8 * HOUR
+        async with memory_network(start=move - HOUR) as network:
+            services = start(network, 34)
+            await trio.sleep(30)
+            for sequence in range(1, 6):
+                record = AP.record(network.clock.now(), sequence=sequence)
+                await services[1].write(ExtendApLease(record.encoded))
+                for wait in (1, 14, 9):
+                    await trio.sleep(wait * MINUTE)
+                    for address in (AP6, AP4):
+                        found = await services[2].resolve(address)
+                        assert found.key_record == record.encoded
+            assert network.clock.now() > move + 50 * MINUTE
+
+    async def test_an_old_record_is_taken_when_most_others_hold_it(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 9)
+            await wait_until(everybody_knows(services, 8), 3)
+            record = AP.record(network.clock.now())
+            await services[1].write(ReserveAp(record.encoded))
+            await trio.sleep(10 * MINUTE)
+            newcomer = network.start(NodeMaker(50), [services[0].own_record.ref()])
+            await wait_until(everybody_knows([*services, newcomer], 9), 5)
+            await trio.sleep(3)
+            await services[2].write(ExtendApLease(record.encoded))
+            await trio.sleep(5)
+            assert newcomer.statistics()["held_aps"] == 1
+            assert newcomer.statistics()["surveys_followed"] == 1
+
+    async def test_an_old_record_that_nobody_holds_is_not_taken(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 6)
+            await wait_until(everybody_knows(services, 5), 3)
+            record = AP.record(network.clock.now())
+            await trio.sleep(10 * MINUTE)
+            report = decode_answer(await services[1].write(ReserveAp(record.encoded)))
+            assert report == WriteReport(6, 0, Refusal.TOO_OLD, b"")
+            await trio.sleep(10)
+            assert not (await services[2].resolve(AP6)).key_record
+
+
+class TestLeases:
+    @pytest.fixture
+    def rival(self, monkeypatch: pytest.MonkeyPatch) -> ApMaker:
+        """An identity whose candidate 0 is the AP4 address of ``AP`` too."""
+
+        def colliding(network: object, public_key: bytes, n: int) -> ipaddress.IPv4Address:
+            return AP4 if n == 0 else ap4_candidate(NETWORK, public_key, n)
+
+        for module in ("store", "server", "votes"):
+            monkeypatch.setattr(f"phantom_tun.netdb.{module}.ap4_candidate", colliding)
+        return ApMaker(2)
+
+    async def test_who_comes_second_is_told_and_moves_on(
+        self, autojump_clock: MockClock, rival: ApMaker
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 9)
+            await wait_until(everybody_knows(services, 8), 3)
+            now = network.clock.now()
+            await reserve(services[1], AP, now)
+            report = await reserve(services[2], rival, now)
+            assert report.lease_holder == AP.key.public
+            assert (await services[3].resolve(AP4)).key_record == AP.record(now).encoded
+            rival6 = ap6_address(NETWORK, rival.key.public)
+            assert (await services[3].resolve(rival6)).key_record == rival.record(now).encoded
+            moved = await reserve(services[2], rival, now, sequence=2, ap4_n=1)
+            assert moved.lease_holder == rival.key.public
+
+    async def test_storers_that_were_taken_by_surprise_follow_the_majority(
+        self, autojump_clock: MockClock, rival: ApMaker
+    ) -> None:
+        """The rival reached a third of the storers first; one republish later all agree."""
+        async with memory_network() as network:
+            services = start(network, 12)
+            await wait_until(everybody_knows(services, 11), 3)
+            await trio.sleep(3)
+            surprised = {service.own_record.node_id for service in services[8:]}
+            now = network.clock.now()
+            network.allowed = lambda _, callee: callee in surprised
+            await reserve(services[11], rival, now)
+            network.allowed = lambda _, callee: callee not in surprised
+            await reserve(services[1], AP, now)
+            network.allowed = lambda _caller, _callee: True
+            await trio.sleep(30)
+            contested = await services[2].resolve(AP4)
+            assert contested.key_record == AP.record(now).encoded
+            assert [vote.storers for vote in contested.votes] == [8, 4]
+            later = network.clock.now()
+            assert (await reserve(services[1], AP, later, sequence=2)).lease_holder == (
+                AP.key.public
+            )
+            await trio.sleep(10)
+            settled = await services[2].resolve(AP4)
+            assert [vote.storers for vote in settled.votes if vote.public_key == AP.key.public] == [
+                12
+            ]
+
+
+class TestNodes:
+    async def test_finding_a_node(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 6)
+            await wait_until(everybody_knows(services, 5), 3)
+            wanted = services[4].own_record
+            assert await services[1].find_node(wanted.node_id) == wanted
+            assert await services[1].find_node(services[1].own_record.node_id) == (
+                services[1].own_record
+            )
+            with pytest.raises(Unreachable):
+                await services[1].find_node(NodeId(bytes(32)))
+
+    async def test_a_new_record_is_announced(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 8)
+            await wait_until(everybody_knows(services, 7), 3)
+            await trio.sleep(60)
+            renewed = NodeMaker(3).record(network.clock.now(), path_key=b"n" * 1_216)
+            services[3].set_own_record(renewed, b"n" * 1_216)
+            await trio.sleep(1)
+            for service in services[:3]:
+                known = {c.record.node_id: c for c in service.candidates()}[renewed.node_id]
+                assert known.record == renewed
+                assert known.path_key == b"n" * 1_216
+            with pytest.raises(ValueError, match="another node"):
+                services[3].set_own_record(NodeMaker(4).record(), NodeMaker(4).path_key)
+
+    async def test_random_nodes_of_a_small_network(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            services = start(network, 12)
+            await wait_until(everybody_knows(services, 11), 3)
+            drawn = await services[1].random_nodes(5)
+            assert len({candidate.record.node_id for candidate in drawn}) == 5
+
+
+class TestSplits:
+    async def test_two_networks_merge_over_one_pair(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            left_makers, right_makers = makers(6), makers(6, first=100)
+            bridge = ref_of(network, left_makers[0])
+            sides: dict[NodeId, str] = {}
+            for maker in left_makers:
+                sides[ref_of(network, maker).node_id] = "left"
+            for maker in right_makers:
+                sides[ref_of(network, maker).node_id] = "right"
+            network.allowed = lambda caller, callee: sides[caller] == sides[callee]
+            left = [network.start(maker, [bridge]) for maker in left_makers]
+            home = ref_of(network, right_makers[0])
+            right = [network.start(right_makers[0], [home, bridge])]
+            right += [network.start(maker, [home]) for maker in right_makers[1:]]
+            await wait_until(everybody_knows([*left, *right], 5), 5)
+            await trio.sleep(300)
+            assert all(len(service.candidates()) == 5 for service in [*left, *right])
+            await reserve(left[1], AP, network.clock.now())
+            network.allowed = lambda _caller, _callee: True
+            took = await wait_until(everybody_knows([*left, *right], 11), 60)
+            assert took < 45
+            await trio.sleep(5)
+            again = AP.record(network.clock.now(), sequence=2)
+            await left[1].write(ExtendApLease(again.encoded))
+            assert (await right[3].resolve(AP4)).key_record == again.encoded
+
+
+class Liars:
+    """Colluding nodes: they name only one another, hold nothing, and take nothing."""
+
+    def __init__(self, network: MemoryNetwork, members: list[NodeMaker]) -> None:
+        self._network = network
+        self.makers = members
+        now = network.clock.now()
+        self.records = [maker.record(now) for maker in members]
+        for maker in members:
+            network.add_impostor(maker, self._handler(maker))
+
+    def _handler(self, maker: NodeMaker) -> Handler:
+        honest = self._network.service_for(maker)
+
+        async def handle(caller: Caller, payload: bytes) -> bytes:
+            match decode_call(payload):
+                case ClosestNodes(target=target):
+                    place = int.from_bytes(target, "big")
+                    named = sorted(
+                        self.records,
+                        key=lambda record: int.from_bytes(record.node_id, "big") ^ place,
+                    )
+                    return CloserNodes(tuple(r.encoded for r in named[:20])).encode()
+                case ResolveAp():
+                    return Held(b"", 0, b"", b"", ()).encode()
+                case ReserveAp() | ExtendApLease() | UpdateApRoutes():
+                    return Stored(0, b"").encode()
+                case RegisterNode():
+                    return await honest.handle_call(caller, payload)
+                case _:
+                    raise PeerError("silence")
+
+        return handle
+
+    async def join(self, services: list[NetdbService]) -> None:
+        """Make themselves known to everybody."""
+        for maker, record in zip(self.makers, self.records, strict=True):
+            call = RegisterNode(record.encoded, maker.path_key).encode()
+            for service in services:
+                ref = service.own_record.ref()
+                await self._network.carry(record.node_id, maker, ref, call)
+
+
+async def test_sixty_nodes_a_fifth_of_them_liars(autojump_clock: MockClock) -> None:
+    """Right answers only, and no more liars among random nodes than there are in the network."""
+    async with memory_network(seed=7) as network:
+        honest = start(network, 48)
+        liars = Liars(network, makers(12, first=500))
+        await liars.join(honest)
+        await trio.sleep(40)
+        false = {record.node_id for record in liars.records}
+        now = network.clock.now()
+        rng = random.Random(3)
+        for number in range(12):
+            maker = ApMaker(number)
+            report = await reserve(rng.choice(honest), maker, now)
+            assert report.stored >= 20
+            for address in (
+                ap6_address(NETWORK, maker.key.public),
+                ap4_candidate(NETWORK, maker.key.public, 0),
+            ):
+                found = await rng.choice(honest).resolve(address)
+                assert found.key_record == maker.record(now).encoded
+        drawn = [
+            candidate.record.node_id
+            for service in honest[:6]
+            for candidate in await service.random_nodes(20)
+        ]
+        assert len(drawn) == 120
+        assert 0.1 < sum(node_id in false for node_id in drawn) / len(drawn) < 0.3

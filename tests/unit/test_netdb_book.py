@@ -1,0 +1,308 @@
+"""Known nodes: who becomes a candidate, who stops being one, and the file that outlives a run."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantom_tun.clock import DAY, HOUR, MINUTE
+from phantom_tun.crypto.hashes import h
+from phantom_tun.errors import WireError
+from phantom_tun.ids import NetworkId, NodeId
+from phantom_tun.netdb import cachefile
+from phantom_tun.netdb.book import CANDIDATE_FOR, GIVE_UP_AFTER, NodeBook
+from phantom_tun.netdb.contact import position
+from phantom_tun.netdb.table import K
+from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
+from phantom_tun.wire.records import Capability, NodeRecord
+
+OWN = NodeMaker(0).record()
+
+
+@pytest.fixture
+def book() -> NodeBook:
+    return NodeBook(OWN.node_id, random.Random(1))
+
+
+def meet(book: NodeBook, number: int, now: float = NOW, **more: object) -> NodeRecord:
+    maker = NodeMaker(number)
+    record = maker.record(now)
+    book.met(record, now, maker.path_key)
+    return record
+
+
+def ids(book: NodeBook, now: float = NOW) -> set[NodeId]:
+    return {candidate.record.node_id for candidate in book.candidates(now)}
+
+
+class TestCandidates:
+    def test_a_met_node_with_its_key_is_one(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        (candidate,) = book.candidates(NOW)
+        assert candidate.record == record
+        assert candidate.path_key == NodeMaker(1).path_key
+
+    def test_without_a_key_it_isn_t(self, book: NodeBook) -> None:
+        book.met(NodeMaker(1).record(), NOW)
+        assert ids(book) == set()
+        assert book.lacking_key(NOW, 0.0) == [book.get(NodeMaker(1).record().node_id)]
+
+    @pytest.mark.parametrize("lacking", [Capability.RELAY, Capability.DIALABLE])
+    def test_it_must_relay_and_be_dialable(self, book: NodeBook, lacking: Capability) -> None:
+        book.met(NodeMaker(1).record(capabilities=lacking), NOW, NodeMaker(1).path_key)
+        assert ids(book) == set()
+
+    def test_we_are_never_one(self, book: NodeBook) -> None:
+        book.met(OWN, NOW, NodeMaker(0).path_key)
+        book.vouched(OWN, NOW, NodeMaker(0).path_key)
+        assert len(book) == 0
+        assert not book.heard(OWN)
+
+    def test_a_failure_ends_it_and_a_sign_of_life_brings_it_back(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        book.failed(record.node_id, NOW)
+        assert ids(book) == set()
+        assert book.closest(bytes(32), K, NOW) == []
+        book.succeeded(record.node_id, NOW + 5)
+        assert ids(book, NOW + 5) == {record.node_id}
+
+    def test_a_restarted_node_comes_back_by_introducing_itself(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        for _ in range(3):
+            book.failed(record.node_id, NOW)
+        again = meet(book, 1, NOW + 60)
+        assert [c.record for c in book.candidates(NOW + 60)] == [again]
+
+    def test_it_ends_with_its_path_key(self, book: NodeBook) -> None:
+        record = NodeMaker(1).record(lifetime=HOUR)
+        book.met(record, NOW, NodeMaker(1).path_key)
+        assert ids(book, NOW + HOUR - MINUTE - 1) == {record.node_id}
+        assert ids(book, NOW + HOUR - MINUTE) == set()
+
+    def test_it_ends_when_nothing_was_heard_of_it_for_long(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        assert ids(book, NOW + CANDIDATE_FOR - 1) == {record.node_id}
+        assert ids(book, NOW + CANDIDATE_FOR) == set()
+        book.vouched(record, NOW + CANDIDATE_FOR)
+        assert ids(book, NOW + CANDIDATE_FOR) == {record.node_id}
+
+    def test_vouching_doesn_t_undo_a_failure(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        book.failed(record.node_id, NOW)
+        book.vouched(record, NOW + 1)
+        assert ids(book, NOW + 1) == set()
+
+    def test_a_drawn_node_is_a_candidate_but_no_contact(self, book: NodeBook) -> None:
+        record = NodeMaker(1).record()
+        book.vouched(record, NOW, NodeMaker(1).path_key)
+        assert ids(book) == {record.node_id}
+        assert len(book.table) == 0
+
+    def test_vouched_without_a_key_is_not_remembered(self, book: NodeBook) -> None:
+        book.vouched(NodeMaker(1).record(), NOW)
+        assert len(book) == 0
+
+    def test_the_old_key_serves_until_it_ends_or_the_new_one_comes(self, book: NodeBook) -> None:
+        maker = NodeMaker(1)
+        meet(book, 1)
+        rotated = maker.record(NOW + 60, path_key=b"n" * 1_216)
+        book.heard(rotated)
+        (candidate,) = book.candidates(NOW + 60)
+        assert (candidate.record, candidate.path_key) == (rotated, maker.path_key)
+        assert len(book.lacking_key(NOW + 60, 0.0)) == 1
+        book.vouched(rotated, NOW + 61, b"n" * 1_216)
+        assert book.candidates(NOW + 61)[0].path_key == b"n" * 1_216
+        assert book.lacking_key(NOW + 61, 0.0) == []
+
+
+class TestBounds:
+    def test_keys_are_bounded_and_a_random_one_goes(self) -> None:
+        gone: set[NodeId] = set()
+        for seed in range(12):
+            book = NodeBook(OWN.node_id, random.Random(seed), max_keyed=5)
+            for number in range(1, 7):
+                book.vouched(NodeMaker(number).record(), NOW, NodeMaker(number).path_key)
+            assert book.keyed == len(book) == 5
+            everybody = {NodeMaker(number).record().node_id for number in range(1, 7)}
+            gone |= everybody - ids(book)
+        assert len(gone) >= 3
+
+    def test_failed_ones_go_first(self) -> None:
+        book = NodeBook(OWN.node_id, random.Random(1), max_keyed=5)
+        for number in range(1, 6):
+            book.vouched(NodeMaker(number).record(), NOW, NodeMaker(number).path_key)
+        dead = NodeMaker(3).record().node_id
+        book.failed(dead, NOW)
+        book.vouched(NodeMaker(6).record(), NOW, NodeMaker(6).path_key)
+        assert book.get(dead) is None
+
+    def test_contacts_of_the_table_keep_theirs(self) -> None:
+        book = NodeBook(OWN.node_id, random.Random(1), max_keyed=3)
+        for number in range(1, 4):
+            meet(book, number)
+        book.vouched(NodeMaker(9).record(), NOW, NodeMaker(9).path_key)
+        assert book.get(NodeMaker(9).record().node_id) is None
+        assert ids(book) == {NodeMaker(number).record().node_id for number in range(1, 4)}
+
+    def test_expired_and_hopeless_nodes_are_forgotten(self, book: NodeBook) -> None:
+        hopeless = meet(book, 1)
+        meet(book, 2)
+        for _ in range(GIVE_UP_AFTER):
+            book.failed(hopeless.node_id, NOW)
+        book.expire(NOW)
+        assert book.get(hopeless.node_id) is None
+        assert len(book.table) == 1
+        book.expire(NOW + DAY)
+        assert len(book) == len(book.table) == book.keyed == 0
+
+    def test_what_the_table_leaves_out_is_not_remembered_without_a_key(
+        self, book: NodeBook
+    ) -> None:
+        far = [
+            record
+            for record in (NodeMaker(n).record() for n in range(1, 200))
+            if book.table.bucket_of(position(record.node_id)) == 255
+        ][: K + 1]
+        for record in far:
+            book.met(record, NOW)
+        assert len(book) == K
+        for _ in range(2):
+            book.failed(far[0].node_id, NOW)
+        book.met(far[K], NOW)
+        assert book.get(far[0].node_id) is None
+        assert book.get(far[K].node_id) is not None
+
+    def test_nodes_that_can_t_be_dialed_stay_out_of_the_table(self, book: NodeBook) -> None:
+        book.met(NodeMaker(1).record(capabilities=Capability.RELAY), NOW)
+        assert len(book) == len(book.table) == 0
+
+
+class TestQuestions:
+    def test_news_are_nodes_we_don_t_know(self, book: NodeBook) -> None:
+        record = NodeMaker(1).record()
+        assert book.heard(record)
+        assert book.get(record.node_id) is None
+        meet(book, 1)
+        assert not book.heard(record)
+
+    def test_the_keyed_node_closest_to_an_id(self, book: NodeBook) -> None:
+        records = [meet(book, number) for number in range(1, 30)]
+        target = bytes(32)
+        place = position(target)
+        everybody = [OWN, *records]
+        nearest = min(everybody, key=lambda record: position(record.node_id) ^ place)
+        found = book.keyed_closest(target, NOW)
+        assert (found.record if found else OWN) == nearest
+        assert book.keyed_closest(OWN.node_id, NOW) is None
+        for record in records:
+            hit = book.keyed_closest(record.node_id, NOW)
+            assert hit is not None
+            assert hit.record == record
+
+    def test_a_node_with_an_outdated_key_is_not_given_out(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        book.heard(NodeMaker(1).record(NOW + 1, path_key=b"n" * 1_216))
+        found = book.keyed_closest(record.node_id, NOW + 1)
+        assert found is None or found.record.node_id != record.node_id
+
+    def test_neighbours(self, book: NodeBook) -> None:
+        records = [meet(book, number) for number in range(1, 40)]
+        own = position(OWN.node_id)
+        ranked = sorted(records, key=lambda record: position(record.node_id) ^ own)
+        known = [r for r in ranked if (c := book.get(r.node_id)) and c in book.table]
+        assert all(book.is_neighbour(record.node_id, NOW) for record in known[:K])
+        assert not book.is_neighbour(ranked[-1].node_id, NOW)
+
+    def test_everybody_is_a_storer_in_a_small_network_only(self, book: NodeBook) -> None:
+        meet(book, 1)
+        far = bytes([OWN.node_id[0] ^ 0xFF]) + bytes(31)
+        assert book.is_storer(far, NOW)
+        for number in range(2, 300):
+            meet(book, number)
+        assert not book.is_storer(far, NOW)
+        assert book.is_storer(OWN.node_id, NOW)
+
+    def test_whom_to_try_again(self, book: NodeBook) -> None:
+        first, second = meet(book, 1), meet(book, 2)
+        book.failed(second.node_id, NOW)
+        book.failed(first.node_id, NOW + 0.5)
+        assert book.due(NOW + 0.9, 5) == []
+        assert [c.record for c in book.due(NOW + 2, 5)] == [second, first]
+        assert [c.record for c in book.due(NOW + 2, 1)] == [second]
+
+    def test_whom_to_visit(self, book: NodeBook) -> None:
+        assert book.stalest(NOW) is None
+        first, second = meet(book, 1), meet(book, 2, NOW + 1)
+        stalest = book.stalest(NOW + 2)
+        assert stalest is not None
+        assert stalest.record == first
+        book.failed(first.node_id, NOW + 2)
+        stalest = book.stalest(NOW + 2)
+        assert stalest is not None
+        assert stalest.record == second
+
+
+class TestCacheFile:
+    def test_it_makes_the_round_trip(self, book: NodeBook) -> None:
+        for number in range(1, 6):
+            meet(book, number, NOW + number)
+        data = cachefile.dump(NETWORK.network_id, book)
+        nodes = cachefile.load(data, Verifier(NETWORK), NOW + 10)
+        assert [node.record for node in nodes] == [
+            NodeMaker(n).record(NOW + n) for n in (5, 4, 3, 2, 1)
+        ]
+        again = NodeBook(OWN.node_id, random.Random(1))
+        for node in nodes:
+            again.restore(node.record, node.path_key, node.last_ok)
+        assert ids(again, NOW + 10) == ids(book, NOW + 10)
+        assert len(again.table) == 0
+
+    def test_outdated_keys_and_records_are_left_behind(self, book: NodeBook) -> None:
+        meet(book, 1)
+        book.met(NodeMaker(2).record(lifetime=HOUR), NOW, NodeMaker(2).path_key)
+        book.heard(NodeMaker(1).record(NOW + 1, path_key=b"n" * 1_216))
+        data = cachefile.dump(NETWORK.network_id, book)
+        (kept,) = cachefile.load(data, Verifier(NETWORK), NOW + HOUR)
+        assert kept.path_key is None
+        assert kept.record.node_id == NodeMaker(1).record().node_id
+        restored = NodeBook(OWN.node_id, random.Random(1))
+        restored.restore(kept.record, kept.path_key, kept.last_ok)
+        assert len(restored) == 0
+
+    def test_another_network_s_file_is_refused(self, book: NodeBook) -> None:
+        data = cachefile.dump(NetworkId(bytes(32)), book)
+        with pytest.raises(WireError, match="another network"):
+            cachefile.load(data, Verifier(NETWORK), NOW)
+
+    def test_a_file_with_a_forged_record_loses_only_that(self, book: NodeBook) -> None:
+        meet(book, 1)
+        meet(book, 2)
+        data = cachefile.dump(NETWORK.network_id, book)[:-32]
+        record = NodeMaker(1).record().encoded
+        forged = data.replace(record, record[:-1] + bytes([record[-1] ^ 1]))
+        nodes = cachefile.load(forged + h("node cache", forged), Verifier(NETWORK), NOW)
+        assert [node.record for node in nodes] == [NodeMaker(2).record()]
+
+    def test_a_file_from_the_future_is_not_believed(self, book: NodeBook) -> None:
+        meet(book, 1, NOW + HOUR)
+        data = cachefile.dump(NETWORK.network_id, book)
+        assert cachefile.load(data, Verifier(NETWORK), NOW) == []
+
+    @given(st.integers(0, 10_000), st.integers(1, 255))
+    def test_any_damage_is_noticed(self, place: int, flip: int) -> None:
+        book = NodeBook(OWN.node_id, random.Random(1))
+        meet(book, 1)
+        data = bytearray(cachefile.dump(NETWORK.network_id, book))
+        data[place % len(data)] ^= flip
+        with pytest.raises(WireError):
+            cachefile.load(bytes(data), Verifier(NETWORK), NOW)
+
+    @given(st.binary(max_size=200))
+    def test_noise_raises_the_one_exception(self, noise: bytes) -> None:
+        for data in (noise, noise + h("node cache", noise)):
+            with pytest.raises(WireError):
+                cachefile.load(data, Verifier(NETWORK), NOW)
