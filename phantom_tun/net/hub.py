@@ -14,6 +14,7 @@ from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import UsageError
 from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.switchboard import Switchboard
+
 if TYPE_CHECKING:
     from phantom_tun.net.links import Links
 
