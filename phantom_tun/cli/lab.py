@@ -15,6 +15,7 @@ import typer
 
 from phantom_tun.cli.session import JsonOption, print_json
 from phantom_tun.lab import lifecycle
+from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.plan import plan_lab
 
@@ -101,29 +102,20 @@ def status(
 ) -> None:
     """Show every node: its addresses, its state, where things are."""
     with _own_exit_codes():
-        nodes = lifecycle.status(lifecycle.open_lab(name))
+        nodes = lab_nodes.status(lifecycle.open_lab(name))
     if as_json:
         print_json(nodes)
         return
-    from phantom_tun.cli.pictures import console, table  # noqa: PLC0415 - slow to import
-
-    console().print(
-        table(
-            ("node", "state", "AP4", "AP6", "underlay", "process", "roles"),
-            (
-                (
-                    node.name,
-                    node.state,
-                    node.ap4 or "",
-                    node.ap6 or "",
-                    node.underlay,
-                    "" if node.pid is None else str(node.pid),
-                    ", ".join(node.roles),
-                )
-                for node in nodes
-            ),
-        )
-    )
+    rows = [("node", "state", "AP4", "AP6", "underlay", "process", "roles")]
+    for node in nodes:
+        pid = "" if node.pid is None else str(node.pid)
+        roles = ", ".join(node.roles)
+        ap4, ap6 = node.ap4 or "", node.ap6 or ""
+        rows.append((node.name, node.state, ap4, ap6, node.underlay, pid, roles))
+    # Not a table of rich's: it would shorten the addresses, which are there to be copied.
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True})
@@ -134,7 +126,7 @@ def execute(
 ) -> None:
     """Run a command at a node, as `lab exec n1 -- curl http://…`; exits with its exit code."""
     with _own_exit_codes():
-        prefix, environment = lifecycle.inside(lifecycle.open_lab(name), node)
+        prefix, environment = lab_nodes.inside(lifecycle.open_lab(name), node)
         # Python ignores it, and the command would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execvpe(prefix[0], [*prefix, *command], environment)  # noqa: S606 - that is its purpose
@@ -144,14 +136,14 @@ def execute(
 def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon at once (SIGKILL)."""
     with _own_exit_codes():
-        lifecycle.kill_node(lifecycle.open_lab(name), node)
+        lab_nodes.kill_node(lifecycle.open_lab(name), node)
 
 
 @app.command()
 def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon in order (SIGTERM) and wait for it."""
     with _own_exit_codes():
-        lifecycle.stop_node(lifecycle.open_lab(name), node)
+        lab_nodes.stop_node(lifecycle.open_lab(name), node)
 
 
 @app.command()
@@ -160,21 +152,21 @@ def start(
 ) -> None:
     """Start a node that is down, with its old keys, and wait for it (--timeout 0: don't)."""
     with _own_exit_codes():
-        lifecycle.start_node(lifecycle.open_lab(name), node, timeout, _report)
+        lab_nodes.start_node(lifecycle.open_lab(name), node, timeout, _report)
 
 
 @app.command()
 def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Freeze a node's daemon (SIGSTOP)."""
     with _own_exit_codes():
-        lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGSTOP)
+        lab_nodes.pause_node(lifecycle.open_lab(name), node)
 
 
 @app.command()
 def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Let a frozen daemon go on (SIGCONT)."""
     with _own_exit_codes():
-        lifecycle.signal_node(lifecycle.open_lab(name), node, signal.SIGCONT)
+        lab_nodes.resume_node(lifecycle.open_lab(name), node)
 
 
 @app.command()

@@ -10,6 +10,9 @@ that follow from it), :mod:`~phantom_tun.lab.namespaces` and :mod:`~phantom_tun.
 :mod:`~phantom_tun.lab.switch` and :mod:`~phantom_tun.lab.switch_process` (the switch with delay),
 :mod:`~phantom_tun.lab.provision` (keys, profile, configuration files),
 :mod:`~phantom_tun.lab.record` (what later commands need to know),
-:mod:`~phantom_tun.lab.readiness` (when is a lab ready?), and
-:mod:`~phantom_tun.lab.lifecycle`, which puts them together.
+:mod:`~phantom_tun.lab.readiness` (when is a lab ready?), :mod:`~phantom_tun.lab.lifecycle`, which
+puts them together, and :mod:`~phantom_tun.lab.nodes` (what can be done to a node).
+
+:mod:`~phantom_tun.lab.demo` is the demonstration, with :mod:`~phantom_tun.lab.demo_steps`,
+:mod:`~phantom_tun.lab.capture` (recordings) and :mod:`~phantom_tun.lab.evidence` (conclusions).
 """

@@ -7,6 +7,7 @@ link type, then 16 bytes and the data for each packet.
 from __future__ import annotations
 
 import ipaddress
+import re
 import signal
 import struct
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from phantom_tun.lab import lifecycle
+from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed
 from phantom_tun.lab.processes import ProcessRef, is_alive, send_signal, spawn, wait_gone
 from phantom_tun.lab.record import LabStore
@@ -24,6 +25,8 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _START_SECONDS = 20.0
 _BUFFER_KIB = 8192
+_BLOCK_SECONDS = 1.2
+_DROPPED = re.compile(r"^(\d+) packets? dropped by kernel$", re.MULTILINE)
 
 _FILE_HEADER = struct.Struct("<IHHiIII")
 _PACKET_HEADER = struct.Struct("<IIII")
@@ -52,9 +55,9 @@ def start_captures(
     """
     captures = []
     for node, interface in interfaces:
-        prefix, environment = lifecycle.inside(store, node)
+        prefix, environment = lab_nodes.inside(store, node)
         file, log = (directory / f"{node}-{interface}.{end}" for end in ("pcap", "log"))
-        command = ["tcpdump", "-i", interface, "-n", "-U", "--immediate-mode", "-Z", "root"]
+        command = ["tcpdump", "-i", interface, "-n", "-U", "-Z", "root"]
         command += ["-B", str(_BUFFER_KIB), "-w", str(file)]
         captures.append(
             Capture(node, interface, file, log, spawn([*prefix, *command], environment, log))
@@ -75,13 +78,25 @@ def stop_captures(captures: list[Capture]) -> None:
 
     :raises LabFailed: tcpdump doesn't end, or lost packets: nothing can be concluded then.
     """
+    # The kernel hands packets over in blocks, at the latest after a second: what passed before this
+    # call is then recorded. Of the last moments something is missing, which "received" counts.
+    time.sleep(_BLOCK_SECONDS)
     for capture in captures:
         send_signal(capture.process, signal.SIGINT)
     if wait_gone([capture.process for capture in captures], _START_SECONDS):
         raise LabFailed("tcpdump does not end")
     for capture in captures:
-        if "\n0 packets dropped by kernel" not in capture.log.read_text():
-            raise LabFailed(f"tcpdump lost packets at {capture.node}: {capture.log.read_text()}")
+        check_complete(capture.node, capture.log.read_text())
+
+
+def check_complete(node: str, log: str) -> None:
+    """Did tcpdump record all there was, according to its own last words?
+
+    :raises LabFailed: no; nothing can be concluded then.
+    """
+    dropped = _DROPPED.search(log)
+    if dropped is None or dropped[1] != "0":
+        raise LabFailed(f"tcpdump lost packets at {node}: {log.strip()}")
 
 
 def packets(file: Path) -> Iterator[bytes]:

@@ -13,10 +13,11 @@ with whomever they like, and what they then know is that both are nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, groupby, pairwise, permutations
 
-from phantom_tun.control.model import PathInfo
+from phantom_tun.control.model import Kind, PathInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +32,75 @@ def choose_ends(paths: Mapping[str, Iterable[PathInfo]], names: Mapping[str, str
     """Two nodes whose paths have no neighbour of theirs in common and avoid each other.
 
     In a network of a dozen nodes two users often share the node next to them, by chance and
-    unknown to both; that node then sees both. With hundreds of nodes it is rare.
+    unknown to both; that node then sees both. With hundreds of nodes it is rare. Of all pairs it
+    is the one whose paths have the fewest members in common, since that is easiest to look at.
 
     :param paths: each node's own paths.
     :param names: node id to name.
-    :returns: the last two that will do (the first ones are bootstrap nodes), or ``None``.
     """
-    nodes = list(paths)
-    for server in reversed(nodes):
-        for client in reversed(nodes):
-            if client == server:
-                continue
-            exits = [p for p in paths[client] if p.kind == "exit" and p.state == "ready"]
-            entries = [p for p in paths[server] if p.kind == "entry" and p.state == "ready"]
-            if not exits or not entries:
-                continue
-            near_client = {names.get(p.nodes[0]) for p in exits if p.nodes}
-            near_server = {names.get(p.nodes[0]) for p in entries if p.nodes}
-            members = {names.get(node) for p in [*exits, *entries] for node in p.nodes}
-            if not near_client & near_server and not {client, server} & members:
-                return Ends(client, server)
+    exits = {node: _ready(own, "exit", names) for node, own in paths.items()}
+    entries = {node: _ready(own, "entry", names) for node, own in paths.items()}
+    best: tuple[int, Ends] | None = None
+    for client, server in permutations(paths, 2):
+        out, into = exits[client], entries[server]
+        near_both = {path[0] for path in out if path} & {path[0] for path in into if path}
+        out_members, into_members = set(chain(*out)), set(chain(*into))
+        if not out or not into or near_both or {client, server} & (out_members | into_members):
+            continue
+        common = len(out_members & into_members)
+        if best is None or common < best[0]:
+            best = common, Ends(client, server)
+    return best[1] if best is not None else None
+
+
+def _ready(paths: Iterable[PathInfo], kind: Kind, names: Mapping[str, str]) -> list[list[str]]:
+    """The members' names of the paths of a kind that can be used."""
+    return [
+        [names.get(node, node[:8]) for node in path.nodes]
+        for path in paths
+        if path.kind == kind and path.state == "ready"
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The nodes between two ends, by name, from client to server."""
+
+    ends: Ends
+    out: tuple[str, ...]
+    """The client's exit path, the exit node last."""
+    into: tuple[str, ...]
+    """The server's entry path, the entry node first."""
+
+    @property
+    def nodes(self) -> list[str]:
+        """All of them in order, the ends included. A node that is exit and entry appears once."""
+        every = [self.ends.client, *self.out, *self.into, self.ends.server]
+        return [name for name, _ in groupby(every)]
+
+
+def possible_ways(
+    ends: Ends, exits: Iterable[PathInfo], entries: Iterable[PathInfo], names: Mapping[str, str]
+) -> list[Way]:
+    """Every way that the two owners' paths allow."""
+    entries = list(entries)
+    return [
+        Way(
+            ends,
+            tuple(names.get(node, node[:8]) for node in out.nodes),
+            tuple(names.get(node, node[:8]) for node in reversed(into.nodes)),
+        )
+        for out in exits
+        for into in entries
+    ]
+
+
+def travelled(ways: Iterable[Way], carried: Mapping[str, Collection[str]]) -> Way | None:
+    """The way all of whose neighbours moved the transfer's bytes for each other."""
+    for way in ways:
+        if all(b in carried.get(a, ()) for a, b in pairwise(way.nodes)):
+            return way
     return None
-
-
-def way(
-    ends: Ends, exit_path: PathInfo, entry_path: PathInfo, names: Mapping[str, str]
-) -> list[str]:
-    """The names of all nodes from client to server."""
-    outward = [names.get(node, node[:8]) for node in exit_path.nodes]
-    inward = [names.get(node, node[:8]) for node in reversed(entry_path.nodes)]
-    return [ends.client, *outward, *inward, ends.server]
 
 
 def carriers(traffic: Mapping[str, Mapping[str, int]], size: int) -> dict[str, set[str]]:

@@ -11,63 +11,30 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from phantom_tun.lab import namespaces, provision, readiness, topology
 from phantom_tun.lab.errors import (
     BadLabOption,
     DuplicateLab,
     LabFailed,
-    NodeStateError,
     NotPrivileged,
     UnknownLab,
 )
 from phantom_tun.lab.plan import LabPlan, namespace_prefix, parse_name
 from phantom_tun.lab.processes import (
     ProcessRef,
-    is_alive,
-    is_paused,
     kill,
     reference,
-    send_signal,
-    spawn,
-    wait_gone,
 )
-from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, default_root
-from phantom_tun.places import SOCKET_VARIABLE
-
-STOP_SECONDS = 30.0
+from phantom_tun.lab.record import LabRecord, LabStore, default_root
 
 _TOOLS = ("ip", "tc", "nsenter", "setpriv")
 _NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _FILES_OF_A_LAB = ("nodes", "netns", "network.toml", "switch.log", "switch.ready")
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class NodeStatus(msgspec.Struct, frozen=True):
-    """One node of ``lab status``."""
-
-    name: str
-    namespace: str
-    """Its name below ``/run/netns``; the whole path where it is held elsewhere."""
-    interface: str | None
-    ap4: str | None
-    ap6: str | None
-    underlay: str
-    underlay6: str
-    control_socket: str
-    state_dir: str
-    pid: int | None
-    """``None``: down."""
-    state: str
-    """down, paused, silent (no answer), or what the daemon says of itself."""
-    roles: tuple[str, ...]
-    log: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +79,7 @@ def up(plan: LabPlan, wishes: Wishes, report: readiness.Report, root: Path | Non
                 f"waiting for {plan.exit_hops} + {plan.entry_hops} hops"
             )
             for node in record.nodes:
-                record = record.with_process(node.name, _launch(node))
+                record = record.with_process(node.name, provision.launch(node))
             store.write(record)
         if wishes.keep:
             undo.pop_all()
@@ -174,78 +141,6 @@ def remove(store: LabStore) -> None:
         raise LabFailed(f"processes would not die: {', '.join(str(p.pid) for p in left)}")
 
 
-def status(store: LabStore) -> list[NodeStatus]:
-    """How all nodes are right now.
-
-    :raises UnknownLab: there is no such lab.
-    """
-    with ThreadPoolExecutor(readiness.ASKED_AT_ONCE) as pool:
-        return list(pool.map(_node_status, store.read().nodes))
-
-
-def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
-    """What goes in front of a command to run it at a node, and the environment for it.
-
-    :raises UnknownNode: there is no such node.
-    """
-    node = store.read().node(name)
-    environment = dict(os.environ) | {SOCKET_VARIABLE: node.control_socket}
-    environment["PATH"] = f"{provision.PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return ["nsenter", f"--net={node.holder}", "--"], environment
-
-
-def kill_node(store: LabStore, name: str) -> None:
-    """SIGKILL, and wait until it is gone.
-
-    :raises NodeStateError: it is down already.
-    :raises LabFailed: it would not die.
-    """
-    with store.lock():
-        process = _running(store.read().node(name))
-        if kill([process]):
-            raise LabFailed(f"{name} would not die")
-
-
-def stop_node(store: LabStore, name: str, seconds: float = STOP_SECONDS) -> None:
-    """SIGTERM, and wait until it has shut down in order.
-
-    :raises NodeStateError: it is down already.
-    :raises LabFailed: it takes longer than ``seconds``.
-    """
-    with store.lock():
-        process = _running(store.read().node(name))
-        send_signal(process, signal.SIGTERM)
-        if wait_gone([process], seconds):
-            raise LabFailed(f"{name} has not stopped after {seconds:.0f} s; 'lab kill' ends it")
-
-
-def start_node(store: LabStore, name: str, timeout: float, report: readiness.Report) -> None:
-    """Start a node that is down, with the keys it had; return when it is ready (``timeout`` 0:
-    at once).
-
-    :raises NodeStateError: it is up.
-    :raises NotReady: it isn't ready in time; it is left as it is.
-    """
-    with store.lock():
-        record = store.read()
-        node = record.node(name)
-        if node.process is not None and is_alive(node.process):
-            raise NodeStateError(f"{name} is up already, as process {node.process.pid}")
-        record = record.with_process(name, _launch(node))
-        store.write(record)
-    if timeout:
-        readiness.wait_ready([record.node(name)], timeout, report)
-
-
-def signal_node(store: LabStore, name: str, number: signal.Signals) -> None:
-    """Send a signal (SIGSTOP, SIGCONT) to a daemon.
-
-    :raises NodeStateError: it is down.
-    """
-    with store.lock():
-        send_signal(_running(store.read().node(name)), number)
-
-
 def check_machine() -> None:
     """May this process make a lab here?
 
@@ -301,10 +196,6 @@ def _build(
     return record
 
 
-def _launch(node: NodeRecord) -> ProcessRef:
-    return spawn(node.command, provision.daemon_environment(), Path(node.log))
-
-
 def _check_directory(directory: Path) -> bool:
     """Can this be the lab's directory? ``True``: the lab has to make it.
 
@@ -322,41 +213,6 @@ def _check_directory(directory: Path) -> bool:
 def _stray_holders(name: str) -> set[Path]:
     """Namespaces that bear the lab's name, recorded or not."""
     return set(namespaces.SYSTEM_DIRECTORY.glob(f"{namespace_prefix(name)}*"))
-
-
-def _running(node: NodeRecord) -> ProcessRef:
-    if node.process is None or not is_alive(node.process):
-        raise NodeStateError(f"{node.name} is down; 'phantom-tun lab start {node.name}' starts it")
-    return node.process
-
-
-def _node_status(node: NodeRecord) -> NodeStatus:
-    process = node.process if node.process is not None and is_alive(node.process) else None
-    paused = process is not None and is_paused(process)
-    answer = readiness.ask(node) if process is not None and not paused else None
-    identity = answer.identities[0] if answer is not None and answer.identities else None
-    if process is None:
-        state = "down"
-    elif paused:
-        state = "paused"
-    else:
-        state = answer.state if answer is not None else "silent"
-    held = Path(node.holder).parent == namespaces.SYSTEM_DIRECTORY
-    return NodeStatus(
-        name=node.name,
-        namespace=node.namespace if held else node.holder,
-        interface=node.interface,
-        ap4=identity.ap4 if identity is not None else None,
-        ap6=identity.ap6 if identity is not None else None,
-        underlay=node.underlay,
-        underlay6=node.underlay6,
-        control_socket=node.control_socket,
-        state_dir=node.state_dir,
-        pid=process.pid if process is not None else None,
-        state=state,
-        roles=node.roles,
-        log=node.log,
-    )
 
 
 def _effective_capabilities() -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+_PAUSE_POLL_SECONDS = 0.005
+
 _children: set[int] = set()
 """What this very process started and has to reap. All others are somebody else's to reap."""
 
@@ -82,6 +84,16 @@ def send_signal(process: ProcessRef, number: signal.Signals) -> bool:
         return False
     finally:
         os.close(fd)
+    return True
+
+
+def wait_paused(process: ProcessRef, seconds: float) -> bool:
+    """Wait until SIGSTOP has reached all its threads, ``seconds`` at most."""
+    deadline = time.monotonic() + seconds
+    while not is_paused(process):
+        if time.monotonic() > deadline or not is_alive(process):
+            return False
+        time.sleep(_PAUSE_POLL_SECONDS)
     return True
 
 

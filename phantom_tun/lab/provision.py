@@ -24,6 +24,7 @@ import phantom_tun
 from phantom_tun import config, profile
 from phantom_tun.lab.errors import BadLabOption, LabFailed
 from phantom_tun.lab.plan import LabPlan, NodePlan, TomlValue
+from phantom_tun.lab.processes import ProcessRef, spawn
 from phantom_tun.lab.record import NodeRecord
 from phantom_tun.node_keys import create_node_keys
 
@@ -251,6 +252,14 @@ def node_record(
         log=str(files.log),
         command=command,
     )
+
+
+def launch(node: NodeRecord) -> ProcessRef:
+    """Start a node's daemon.
+
+    :raises OSError: nsenter isn't to be found.
+    """
+    return spawn(node.command, daemon_environment(), Path(node.log))
 
 
 def _give(directory: Path, user: int) -> None:

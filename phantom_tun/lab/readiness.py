@@ -19,7 +19,7 @@ POLL_SECONDS = 0.2
 REPORT_SECONDS = 2.0
 
 ASKED_AT_ONCE = 8
-_NAMED = 4
+_NAMED = 8
 _LOG_LINES = 5
 _LOG_TAIL_BYTES = 8192
 
@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A node that is not ready, and what it waits for."""
+    """A node that is not ready, and what it lacks or does."""
 
     node: NodeRecord
     stage: str
@@ -44,26 +44,26 @@ def ask(node: NodeRecord) -> Status | None:
 
 
 def stage(status: Status | None, *, relay_only: bool) -> str | None:
-    """What a node still waits for; ``None``: it is ready and its paths stand."""
+    """What a node lacks or does; ``None``: it is ready and its paths stand."""
     if status is None:
-        return "has not opened its control socket"
+        return "no control socket yet"
     missing = None if relay_only else _missing(status.identities)
     # "building" says less than which path is missing.
     if status.state in ("building", "ready") and (missing or status.state == "ready"):
         return missing
-    return f"is {status.state}"
+    return status.state
 
 
 def _missing(identities: tuple[IdentityStatus, ...]) -> str | None:
     if not identities:
-        return "has no AP identity"
+        return "no AP identity yet"
     for identity in identities:
         if not identity.exit_paths_ready:
-            return "waits for an exit path"
+            return "no exit path yet"
         if not identity.entry_paths_ready:
-            return "waits for an entry path"
+            return "no entry path yet"
         if identity.ap4_state != "held":
-            return "waits for its AP4 address"
+            return "no AP4 address yet"
     return None
 
 
@@ -83,7 +83,7 @@ def wait_ready(nodes: Collection[NodeRecord], seconds: float, report: Report) ->
             now = time.monotonic()
             if now - started > seconds:
                 raise NotReady(
-                    f"after {seconds:.0f} s {_summary(waiting)}{_quote(waiting[0].node)}"
+                    f"not ready after {seconds:.0f} s; {_summary(waiting)}{_quote(waiting[0].node)}"
                 )
             if now - reported > REPORT_SECONDS:
                 reported = now
@@ -94,7 +94,7 @@ def wait_ready(nodes: Collection[NodeRecord], seconds: float, report: Report) ->
 
 
 def _look(node: NodeRecord) -> Waiting | None:
-    """What the node waits for, or ``None``.
+    """The node, unless it is ready.
 
     :raises NotReady: its daemon is dead.
     """
@@ -107,9 +107,16 @@ def _look(node: NodeRecord) -> Waiting | None:
 
 
 def _summary(waiting: list[Waiting]) -> str:
-    text = ", ".join(f"{item.node.name} {item.stage}" for item in waiting[:_NAMED])
-    more = len(waiting) - _NAMED
-    return text if more <= 0 else f"{text} and {more} more"
+    """``no exit path yet: n1, n2; joining: n3``."""
+    by_stage: dict[str, list[str]] = {}
+    for item in waiting:
+        by_stage.setdefault(item.stage, []).append(item.node.name)
+    return "; ".join(f"{stage}: {_some(names)}" for stage, names in by_stage.items())
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _quote(node: NodeRecord) -> str:

@@ -15,6 +15,7 @@ from conftest import StubLab, cli_with_stubs, run_lab, two_nodes
 
 from phantom_tun.errors import ConfigError
 from phantom_tun.lab import lifecycle, namespaces, provision
+from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import (
     BadLabOption,
     DuplicateLab,
@@ -54,11 +55,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def pid_of(store: LabStore, node: str) -> int | None:
-    return next(n.pid for n in lifecycle.status(store) if n.name == node)
+    return next(n.pid for n in lab_nodes.status(store) if n.name == node)
 
 
 def state_of(store: LabStore, node: str) -> str:
-    return next(n.state for n in lifecycle.status(store) if n.name == node)
+    return next(n.state for n in lab_nodes.status(store) if n.name == node)
 
 
 # --- up and status ------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def test_settings_reach_the_nodes_they_are_for(stub_lab: StubLab) -> None:
     store = stub_lab(settings=("log.level=debug", "n2:paths.exit_paths=3"))
     one, two = (
         Path(node.state_dir).parent.joinpath("config.toml").read_text()
-        for node in lifecycle.status(store)
+        for node in lab_nodes.status(store)
     )
     assert 'level = "debug"' in one
     assert 'level = "debug"' in two
@@ -179,7 +180,7 @@ def test_a_daemon_that_can_not_be_run(lab_name: str) -> None:
 
 
 def test_time_runs_out(stub_lab: StubLab, lab_name: str) -> None:
-    with pytest.raises(NotReady, match=r"after 1 s n1 waits for an entry path, n2 waits"):
+    with pytest.raises(NotReady, match="not ready after 1 s; no entry path yet: n1, n2"):
         stub_lab(behaviour="pathless", timeout=1.0)
     assert traces(lab_name) == []
 
@@ -237,9 +238,9 @@ def start_up(name: str, behaviour: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("delay_ms", [0.0, 1.0])
 def test_down_leaves_nothing(stub_lab: StubLab, lab_name: str, delay_ms: float) -> None:
     store = stub_lab(nodes=3, delay_ms=delay_ms)
-    prefix, environment = lifecycle.inside(store, "n1")
+    prefix, environment = lab_nodes.inside(store, "n1")
     with subprocess.Popen([*prefix, "sleep", "1000"], env=environment) as visitor:
-        lifecycle.signal_node(store, "n2", signal.SIGSTOP)
+        lab_nodes.pause_node(store, "n2")
         assert traces(lab_name)
         assert lifecycle.down(lab_name)
         assert visitor.wait(10) == -signal.SIGKILL
@@ -254,7 +255,7 @@ def test_down_without_a_lab_is_no_error(lab_name: str) -> None:
 
 def test_down_spares_whoever_has_the_process_id_now(stub_lab: StubLab, lab_name: str) -> None:
     store = stub_lab()
-    lifecycle.kill_node(store, "n1")
+    lab_nodes.kill_node(store, "n1")
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         record = store.read()
         process = record.node("n1").process
@@ -306,40 +307,41 @@ def test_exec_of_what_does_not_exist(stub_lab: StubLab, lab_name: str) -> None:
 
 def test_kill_and_start_again_with_the_same_keys(stub_lab: StubLab) -> None:
     store = stub_lab()
-    node = lifecycle.status(store)[0]
+    node = lab_nodes.status(store)[0]
     key = Path(node.state_dir, "node.key").read_bytes()
-    lifecycle.kill_node(store, "n1")
+    lab_nodes.kill_node(store, "n1")
     assert (pid_of(store, "n1"), state_of(store, "n1")) == (None, "down")
     with pytest.raises(NodeStateError, match="n1 is down"):
-        lifecycle.kill_node(store, "n1")
-    lifecycle.start_node(store, "n1", 30.0, lambda _line: None)
+        lab_nodes.kill_node(store, "n1")
+    lab_nodes.start_node(store, "n1", 30.0, lambda _line: None)
     assert pid_of(store, "n1") not in (None, node.pid)
     assert Path(node.state_dir, "node.key").read_bytes() == key
     with pytest.raises(NodeStateError, match="up already"):
-        lifecycle.start_node(store, "n1", 0.0, lambda _line: None)
+        lab_nodes.start_node(store, "n1", 0.0, lambda _line: None)
 
 
 def test_stop_waits_for_the_end(stub_lab: StubLab) -> None:
     store = stub_lab()
-    lifecycle.stop_node(store, "n2")
+    lab_nodes.stop_node(store, "n2")
     assert state_of(store, "n2") == "down"
     with pytest.raises(NodeStateError):
-        lifecycle.stop_node(store, "n2")
+        lab_nodes.stop_node(store, "n2")
 
 
 def test_stop_says_when_a_node_will_not(stub_lab: StubLab) -> None:
     store = stub_lab(behaviour="stubborn")
     with pytest.raises(LabFailed, match="'lab kill' ends it"):
-        lifecycle.stop_node(store, "n2", seconds=0.2)
+        lab_nodes.stop_node(store, "n2", seconds=0.2)
     assert state_of(store, "n2") == "ready"
-    lifecycle.kill_node(store, "n2")
+    lab_nodes.kill_node(store, "n2")
 
 
 def test_pause_and_resume(stub_lab: StubLab) -> None:
     store = stub_lab()
-    lifecycle.signal_node(store, "n2", signal.SIGSTOP)
-    wait_until(lambda: state_of(store, "n2") == "paused")
-    lifecycle.signal_node(store, "n2", signal.SIGCONT)
+    lab_nodes.pause_node(store, "n2")
+    assert state_of(store, "n2") == "paused"
+    lab_nodes.pause_node(store, "n2")
+    lab_nodes.resume_node(store, "n2")
     wait_until(lambda: state_of(store, "n2") == "ready")
 
 

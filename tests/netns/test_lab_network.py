@@ -10,13 +10,14 @@ import pytest
 from conftest import StubLab
 
 from phantom_tun.lab import lifecycle
+from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.record import LabStore
 
 pytestmark = pytest.mark.netns
 
 
 def at(store: LabStore, node: str, *command: str) -> subprocess.CompletedProcess[str]:
-    prefix, environment = lifecycle.inside(store, node)
+    prefix, environment = lab_nodes.inside(store, node)
     return subprocess.run(
         [*prefix, *command], text=True, capture_output=True, check=False, env=environment
     )
@@ -33,7 +34,7 @@ def round_trip_ms(store: LabStore, address: str) -> float:
 @pytest.mark.parametrize("delay_ms", [0.0, 15.0])
 def test_all_nodes_reach_each_other_and_nothing_else(stub_lab: StubLab, delay_ms: float) -> None:
     store = stub_lab(nodes=3, delay_ms=delay_ms)
-    for node in lifecycle.status(store)[1:]:
+    for node in lab_nodes.status(store)[1:]:
         for address in (node.underlay, node.underlay6):
             took = round_trip_ms(store, address)
             assert 2 * delay_ms <= took < 2 * delay_ms + 10
@@ -52,7 +53,7 @@ def test_two_labs_do_not_see_each_other(stub_lab: StubLab, lab_name: str) -> Non
 @pytest.mark.parametrize("delay_ms", [0.0, 5.0])
 def test_links_keep_their_rate(stub_lab: StubLab, delay_ms: float) -> None:
     store = stub_lab(nodes=2, delay_ms=delay_ms, rate="40mbit")
-    prefix, environment = lifecycle.inside(store, "n2")
+    prefix, environment = lab_nodes.inside(store, "n2")
     receiver = (
         "import socket, time\n"
         "s = socket.create_server(('10.2.0.1', 5000)); print('up', flush=True)\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phantom_tun.lab.capture import bytes_by_peer, count_containing, packets
+from phantom_tun.lab.capture import bytes_by_peer, check_complete, count_containing, packets
 from phantom_tun.lab.errors import LabFailed
 
 A4, B4, C4 = (IPv4Address(f"10.{i}.0.1") for i in (1, 2, 3))
@@ -82,3 +82,16 @@ def test_bytes_by_peer_count_both_ways_and_only_ours(tmp_path: Path) -> None:
     ]
     file = pcap(tmp_path / "c", 101, frames)
     assert bytes_by_peer(file, {A4, A6}) == {B4: 150, B6: 100}
+
+
+LAST_WORDS = "listening on eth0\n12 packets captured\n13 packets received by filter\n"
+
+
+def test_a_complete_recording() -> None:
+    check_complete("n1", LAST_WORDS + "0 packets dropped by kernel\n")
+
+
+@pytest.mark.parametrize("log", ["", LAST_WORDS, LAST_WORDS + "10 packets dropped by kernel\n"])
+def test_an_incomplete_recording_proves_nothing(log: str) -> None:
+    with pytest.raises(LabFailed, match="lost packets at n1"):
+        check_complete("n1", log)

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from phantom_tun.control.model import PathInfo
-from phantom_tun.lab.evidence import Ends, carriers, choose_ends, seeing_both, way
+from phantom_tun.lab.evidence import (
+    Ends,
+    Way,
+    carriers,
+    choose_ends,
+    possible_ways,
+    seeing_both,
+    travelled,
+)
 
 NAMES = {f"id{i}": f"n{i}" for i in range(1, 10)}
 
@@ -24,9 +32,13 @@ def path(kind: str, *nodes: int, state: str = "ready") -> PathInfo:
     )
 
 
-def test_ends_are_the_last_that_will_do() -> None:
-    paths = {f"n{i}": (path("exit", 4, 5), path("entry", 6, 7)) for i in (1, 2, 3)}
-    assert choose_ends(paths, NAMES) == Ends(client="n2", server="n3")
+def test_ends_are_those_with_the_fewest_common_members() -> None:
+    paths = {
+        "n1": (path("exit", 4, 5), path("entry", 6, 5)),
+        "n2": (path("exit", 4, 5), path("entry", 6, 7)),
+        "n3": (path("exit", 4, 7), path("entry", 6, 5)),
+    }
+    assert choose_ends(paths, NAMES) == Ends(client="n1", server="n2")
 
 
 def test_ends_have_no_guard_in_common() -> None:
@@ -35,7 +47,7 @@ def test_ends_have_no_guard_in_common() -> None:
         "n2": (path("exit", 6, 5), path("entry", 4, 5)),
         "n3": (path("exit", 4, 5), path("entry", 4, 5)),
     }
-    assert choose_ends(paths, NAMES) == Ends(client="n2", server="n3")
+    assert choose_ends(paths, NAMES) == Ends(client="n2", server="n1")
     del paths["n2"]
     assert choose_ends(paths, NAMES) is None
 
@@ -64,13 +76,23 @@ def test_ends_without_hops() -> None:
 
 
 def test_the_way_goes_out_and_in() -> None:
-    chain = way(Ends("n8", "n9"), path("exit", 1, 2, 3), path("entry", 4, 5, 6), NAMES)
-    assert chain == ["n8", "n1", "n2", "n3", "n6", "n5", "n4", "n9"]
+    exits, entries = [path("exit", 1, 2, 3)], [path("entry", 4, 5, 6), path("entry", 77)]
+    first, second = possible_ways(Ends("n8", "n9"), exits, entries, NAMES)
+    assert first.nodes == ["n8", "n1", "n2", "n3", "n6", "n5", "n4", "n9"]
+    assert second.into == ("id77",)
 
 
-def test_unknown_members_keep_their_ids() -> None:
-    stranger = path("exit", 77)
-    assert way(Ends("n8", "n9"), stranger, path("entry"), NAMES) == ["n8", "id77", "n9"]
+def test_a_node_that_is_exit_and_entry_is_one_node() -> None:
+    (way,) = possible_ways(Ends("n8", "n9"), [path("exit", 1, 2)], [path("entry", 3, 2)], NAMES)
+    assert way.nodes == ["n8", "n1", "n2", "n3", "n9"]
+
+
+def test_the_way_that_was_travelled_is_the_one_whose_nodes_carried() -> None:
+    ends = Ends("n8", "n9")
+    wrong, right = Way(ends, ("n1",), ("n2",)), Way(ends, ("n1",), ("n3",))
+    carried = {"n8": {"n1"}, "n1": {"n8", "n3"}, "n3": {"n1", "n9"}, "n9": {"n3"}}
+    assert travelled([wrong, right], carried) == right
+    assert travelled([wrong], carried) is None
 
 
 def test_carriers_moved_at_least_half() -> None:

@@ -19,6 +19,7 @@ from phantom_tun.lab.processes import (
     send_signal,
     spawn,
     wait_gone,
+    wait_paused,
 )
 
 PATIENCE = 20.0
@@ -76,8 +77,7 @@ def test_nobody(tmp_path: Path) -> None:
 def test_pause_and_go_on(sleeper: ProcessRef) -> None:
     assert not is_paused(sleeper)
     assert send_signal(sleeper, signal.SIGSTOP)
-    os.waitpid(sleeper.pid, os.WUNTRACED)
-    assert is_paused(sleeper)
+    assert wait_paused(sleeper, PATIENCE)
     assert is_alive(sleeper)
     assert send_signal(sleeper, signal.SIGCONT)
     os.waitpid(sleeper.pid, os.WCONTINUED)
@@ -86,6 +86,12 @@ def test_pause_and_go_on(sleeper: ProcessRef) -> None:
 
 def test_waiting_has_an_end(sleeper: ProcessRef) -> None:
     assert wait_gone([sleeper], 0.01) == [sleeper]
+    assert not wait_paused(sleeper, 0.01)
+
+
+def test_the_dead_can_not_be_paused(sleeper: ProcessRef) -> None:
+    kill([sleeper])
+    assert not wait_paused(sleeper, PATIENCE)
 
 
 def test_kill_leaves_no_zombie(sleeper: ProcessRef) -> None:

@@ -42,26 +42,26 @@ def test_ready() -> None:
 
 def test_relay_only_nodes_need_no_identity() -> None:
     assert stage(replace(READY, identities=()), relay_only=True) is None
-    assert stage(replace(READY, identities=()), relay_only=False) == "has no AP identity"
+    assert stage(replace(READY, identities=()), relay_only=False) == "no AP identity yet"
 
 
 def test_silence() -> None:
-    assert stage(None, relay_only=True) == "has not opened its control socket"
+    assert stage(None, relay_only=True) == "no control socket yet"
 
 
 @pytest.mark.parametrize("state", ["starting", "joining", "stopping"])
 def test_states_on_the_way(state: str) -> None:
     status = replace(READY, state=state)  # type: ignore[arg-type]
-    assert stage(status, relay_only=False) == f"is {state}"
+    assert stage(status, relay_only=False) == state
 
 
 @pytest.mark.parametrize("state", ["building", "ready"])
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"exit_paths_ready": 0}, "waits for an exit path"),
-        ({"entry_paths_ready": 0}, "waits for an entry path"),
-        ({"ap4": None, "ap4_state": "claiming"}, "waits for its AP4 address"),
+        ({"exit_paths_ready": 0}, "no exit path yet"),
+        ({"entry_paths_ready": 0}, "no entry path yet"),
+        ({"ap4": None, "ap4_state": "claiming"}, "no AP4 address yet"),
     ],
 )
 def test_what_is_missing_is_named(state: str, change: dict[str, object], text: str) -> None:
@@ -71,5 +71,5 @@ def test_what_is_missing_is_named(state: str, change: dict[str, object], text: s
 
 
 def test_building_is_not_ready_even_if_nothing_seems_to_be_missing() -> None:
-    assert stage(replace(READY, state="building"), relay_only=False) == "is building"
-    assert stage(replace(READY, state="building"), relay_only=True) == "is building"
+    assert stage(replace(READY, state="building"), relay_only=False) == "building"
+    assert stage(replace(READY, state="building"), relay_only=True) == "building"

@@ -1,0 +1,297 @@
+"""The steps of the demonstration, each of which says what it does: as the command that one would
+type, where there is one."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from phantom_tun.control.client import ControlClient
+from phantom_tun.control.model import Kind, PathInfo
+from phantom_tun.control.schema import GetStatus, ListPaths
+from phantom_tun.lab import evidence
+from phantom_tun.lab import nodes as lab_nodes
+from phantom_tun.lab.capture import (
+    Capture,
+    IpAddress,
+    bytes_by_peer,
+    count_containing,
+    start_captures,
+)
+from phantom_tun.lab.errors import LabFailed
+from phantom_tun.lab.evidence import Ends, Way
+from phantom_tun.lab.nodes import NodeStatus
+from phantom_tun.lab.record import LabStore
+
+PORT = 8000
+RECORDED_BYTES = 8 << 20
+MEASURED_BYTES = 64 << 20
+
+_FIELDS = "%{http_code} %{time_connect} %{time_total} %{speed_download}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What curl measured."""
+
+    connect: float
+    """Seconds until the connection stood."""
+    total: float
+    speed: float
+    """Bytes a second."""
+
+
+@dataclass(slots=True)
+class Demonstration:
+    """One run: the running lab and what was found."""
+
+    store: LabStore
+    scratch: Path
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    marker: str = field(default_factory=lambda: f"marker-{secrets.token_hex(16)}")
+    timings: list[tuple[str, str]] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        self.console.print(Text(f"   {text}"))
+
+    def step(self, title: str) -> None:
+        """The heading of what comes now."""
+        self.console.print(Text(f"\n== {title}", style="bold"))
+
+    # --- commands at nodes ----------------------------------------------------------------------
+
+    def typed(self, command: str) -> None:
+        """Print a phantom-tun command as one would type it."""
+        self.console.print(Text(f"   $ phantom-tun {command}", style="cyan"))
+
+    def typed_at(self, node: str, command: Sequence[str]) -> None:
+        """The same for a command at a node."""
+        self.typed(f"lab exec {node} -- {' '.join(command)}")
+
+    def run(self, node: str, *command: str) -> str:
+        """Run a command at a node and return what it wrote.
+
+        :raises LabFailed: it failed; quotes it.
+        """
+        prefix, environment = lab_nodes.inside(self.store, node)
+        done = subprocess.run(
+            [*prefix, *command], env=environment, text=True, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise LabFailed(
+                f"'{' '.join(command)}' failed at {node} with {done.returncode}: "
+                f"{(done.stderr or done.stdout).strip()}"
+            )
+        return done.stdout
+
+    def start(self, node: str, *command: str) -> subprocess.Popen[str]:
+        """Start a command at a node; removing the lab ends it."""
+        prefix, environment = lab_nodes.inside(self.store, node)
+        return subprocess.Popen(
+            [*prefix, *command],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    def choose(self, nodes: list[NodeStatus]) -> tuple[Ends, dict[str, str]]:
+        """Who shall be client and server; and the names of all node ids.
+
+        :raises LabFailed: no two nodes will do.
+        """
+        clients = {node.name: ControlClient(Path(node.control_socket)) for node in nodes}
+        names = {client.call(GetStatus()).node_id: name for name, client in clients.items()}
+        paths = {name: client.call(ListPaths()) for name, client in clients.items()}
+        ends = evidence.choose_ends(paths, names)
+        if ends is None:
+            raise LabFailed(
+                "by chance all nodes of this small lab share their guards; run it again"
+            )
+        return ends, names
+
+    def serve(self, server: NodeStatus) -> None:
+        """Start a web server at a node and expose it to everybody.
+
+        :raises LabFailed: it doesn't start, or can't be exposed.
+        """
+        web = self.scratch / "web"
+        web.mkdir()
+        line = f"{self.marker}\n"
+        (web / "index.html").write_text(line * 100)
+        (web / "recorded").write_text(line * (RECORDED_BYTES // len(line)))
+        (web / "measured").write_bytes(bytes(MEASURED_BYTES))
+        command = ["python3", "-m", "http.server", str(PORT), "--bind", "::"]
+        self.typed_at(server.name, command)
+        self.start(server.name, *command, "--directory", str(web))
+        patience = ["--retry", "40", "--retry-delay", "1", "--retry-connrefused"]
+        self.run(server.name, *curl("::1"), *patience, "-o", "/dev/null")
+        expose = ["phantom-tun", "expose", str(PORT)]
+        self.typed_at(server.name, expose)
+        self.run(server.name, *expose)
+
+    def record(self, nodes: list[NodeStatus]) -> list[Capture]:
+        """Begin to record every packet of every interface of all nodes.
+
+        :raises LabFailed: tcpdump doesn't start.
+        """
+        directory = self.scratch / "captures"
+        directory.mkdir()
+        pairs = [(node.name, interface) for node in nodes for interface in interfaces_of(node)]
+        self.say(f"(tcpdump records {len(pairs)} interfaces: eth0 and phantom0 of all nodes)")
+        return start_captures(self.store, pairs, directory)
+
+    def fetch(
+        self, client: NodeStatus, address: str, file: str = "", options: Sequence[str] = ()
+    ) -> Fetched:
+        """curl at a node; compares what came with what should.
+
+        :raises LabFailed: it failed, or something else came.
+        """
+        got = self.scratch / "got"
+        done = self.run(client.name, *curl(address, file), *options, "-o", str(got), "-w", _FIELDS)
+        code, *numbers = done.split()
+        wanted = self.scratch / "web" / (file or "index.html")
+        if code != "200" or got.read_bytes() != wanted.read_bytes():
+            raise LabFailed(f"{address}/{file} came with status {code} or not as it should be")
+        return Fetched(*map(float, numbers))
+
+    def first_contact(self, client: NodeStatus, server: NodeStatus) -> None:
+        """The page over both address families, the second time with everything warm."""
+        for version, address in (("AP4", server.ap4), ("AP6", server.ap6)):
+            self.typed_at(client.name, curl(str(address)))
+            for which in ("first", "second"):
+                took = self.fetch(client, str(address))
+                figure = f"{took.connect * 1e3:.0f} ms to connect, {took.total * 1e3:.0f} ms in all"
+                self.say(f"the page came, byte for byte: {figure}")
+                self.timings.append((f"curl {version}, {which} time", figure))
+
+    def recorded_transfer(self, client: NodeStatus, server: NodeStatus) -> None:
+        """Fetch the file whose way shall be found.
+
+        :raises LabFailed: it doesn't come, or not as it should be.
+        """
+        # tcpdump has to keep up with every node of the lab.
+        options = ["--limit-rate", "4M"]
+        self.typed_at(client.name, [*curl(str(server.ap4), "recorded"), *options])
+        took = self.fetch(client, str(server.ap4), "recorded", options)
+        self.say(f"{RECORDED_BYTES >> 20} MiB came, byte for byte, in {took.total:.1f} s")
+
+    def own_paths(self, node: NodeStatus, kind: Kind) -> list[PathInfo]:
+        """The paths of a node as their owner, and nobody else, sees them."""
+        asked = ["phantom-tun", "paths", "list", "--json"]
+        self.typed_at(node.name, asked)
+        paths = msgspec.json.decode(self.run(node.name, *asked), type=list[PathInfo])
+        return [path for path in paths if path.kind == kind]
+
+    def traffic(self, nodes: list[NodeStatus]) -> dict[str, dict[str, int]]:
+        """Bytes that each node exchanged with each other one, from the recordings of eth0."""
+        name_of = {address: node.name for node in nodes for address in underlay_of(node)}
+        found: dict[str, dict[str, int]] = {}
+        for node in nodes:
+            counted = found[node.name] = {}
+            own = set(underlay_of(node))
+            for address, count in bytes_by_peer(self.recording(node.name, "eth0"), own).items():
+                if (name := name_of.get(address)) is not None:
+                    counted[name] = counted.get(name, 0) + count
+        return found
+
+    def draw(self, way: Way) -> None:
+        """The path as a picture."""
+        picture = Text("\n   ")
+        picture.append(way.ends.client, "bold")
+        for name in way.out:
+            picture.append(" ── ", "bright_black").append(f"● {name}", "green")
+        picture.append(" ━━ ", "bright_black")
+        for name in way.into:
+            picture.append(f"● {name}", "blue").append(" ── ", "bright_black")
+        picture.append(way.ends.server, "bold")
+        self.console.print(picture)
+        self.say(f"{way.ends.client} knows {names_of(way.out)} of it, its exit path")
+        self.say(f"{way.ends.server} knows {names_of(way.into)}, its entry path; nobody knows all")
+
+    def weigh_text(self, ends: Ends, nodes: list[NodeStatus]) -> bool:
+        """Where the marker was seen; ``False``: not where it should be, or elsewhere."""
+        found = {
+            (node.name, interface): count_containing(
+                self.recording(node.name, interface), self.marker.encode()
+            )
+            for node in nodes
+            for interface in interfaces_of(node)
+        }
+        seen = {place: count for place, count in found.items() if count}
+        for (name, interface), count in seen.items():
+            self.say(f"in {count} packets on {interface} of {name}")
+        self.say(f"in no packet on the other {len(found) - len(seen)} interfaces")
+        return self.verdict(
+            set(seen) == {(ends.client, "phantom0"), (ends.server, "phantom0")},
+            "the text is readable where the two programs are, and on no eth0, theirs included",
+        )
+
+    def weigh_traffic(self, way: Way, traffic: dict[str, dict[str, int]]) -> bool:
+        """Who moved the file for whom; ``False``: a relay did for both ends."""
+        carried = evidence.carriers(traffic, RECORDED_BYTES)
+        for name in dict.fromkeys(way.nodes):
+            self.say(f"{name:>4} moved the file's bytes from and to {names_of(carried[name])}")
+        ends = way.ends
+        knowing = evidence.seeing_both(carried, ends)
+        chatting = evidence.seeing_both(traffic, ends)
+        least = [min(traffic[node][ends.client], traffic[node][ends.server]) for node in chatting]
+        self.say(
+            f"({len(chatting)} nodes exchanged small messages of the network database with both "
+            f"ends, at most {max(least, default=0) >> 10} KiB: who is a node is no secret)"
+        )
+        return self.verdict(
+            not knowing,
+            f"no relay moved the file's bytes for {ends.client} and for {ends.server} too",
+        )
+
+    def measure(self, client: NodeStatus, server: NodeStatus) -> None:
+        """A file at full speed, then all timings."""
+        fast = self.fetch(client, str(server.ap4), "measured")
+        speed = f"{fast.speed / 1e6:.1f} MB/s through {client.name}'s and {server.name}'s path"
+        self.timings.append((f"{MEASURED_BYTES >> 20} MiB at full speed", speed))
+        for what, figure in self.timings:
+            self.say(f"{what:<28} {figure}")
+
+    def recording(self, node: str, interface: str) -> Path:
+        """Where the packets of an interface are."""
+        return self.scratch / "captures" / f"{node}-{interface}.pcap"
+
+    def verdict(self, holds: bool, claim: str) -> bool:
+        """Print one claim, and whether it holds; returns that."""
+        mark, style = ("✔", "bold green") if holds else ("✘", "bold red")
+        self.console.print(Text(f" {mark} {claim}", style=style))
+        return holds
+
+
+def names_of(nodes: Iterable[str]) -> str:
+    """Node names for people."""
+    return ", ".join(nodes) or "nobody"
+
+
+def curl(address: str, file: str = "") -> list[str]:
+    """The command that fetches a file from the server."""
+    host = f"[{address}]" if ":" in address else address
+    return ["curl", "--silent", "--fail", "--max-time", "60", f"http://{host}:{PORT}/{file}"]
+
+
+def underlay_of(node: NodeStatus) -> list[IpAddress]:
+    """A node's addresses on the lab's network."""
+    return [ipaddress.ip_address(node.underlay), ipaddress.ip_address(node.underlay6)]
+
+
+def interfaces_of(node: NodeStatus) -> list[str]:
+    """What is recorded at a node."""
+    return ["eth0"] if node.interface is None else ["eth0", node.interface]

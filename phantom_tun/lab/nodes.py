@@ -1,0 +1,168 @@
+"""What can be done to the nodes of a running lab, and how they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from phantom_tun.lab import namespaces, provision, readiness
+from phantom_tun.lab.errors import LabFailed, NodeStateError
+from phantom_tun.lab.processes import (
+    ProcessRef,
+    is_alive,
+    is_paused,
+    kill,
+    send_signal,
+    wait_gone,
+    wait_paused,
+)
+from phantom_tun.lab.record import LabStore, NodeRecord
+from phantom_tun.places import SOCKET_VARIABLE
+
+STOP_SECONDS = 30.0
+PAUSE_SECONDS = 10.0
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """One node of ``lab status``."""
+
+    name: str
+    namespace: str
+    """Its name below ``/run/netns``; the whole path where it is held elsewhere."""
+    interface: str | None
+    ap4: str | None
+    ap6: str | None
+    underlay: str
+    underlay6: str
+    control_socket: str
+    state_dir: str
+    pid: int | None
+    """``None``: down."""
+    state: str
+    """down, paused, silent (no answer), or what the daemon says of itself."""
+    roles: tuple[str, ...]
+    log: str
+
+
+def status(store: LabStore) -> list[NodeStatus]:
+    """How all nodes are right now.
+
+    :raises UnknownLab: there is no such lab.
+    """
+    with ThreadPoolExecutor(readiness.ASKED_AT_ONCE) as pool:
+        return list(pool.map(_node_status, store.read().nodes))
+
+
+def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
+    """What goes in front of a command to run it at a node, and the environment for it.
+
+    :raises UnknownNode: there is no such node.
+    """
+    node = store.read().node(name)
+    environment = dict(os.environ) | {SOCKET_VARIABLE: node.control_socket}
+    environment["PATH"] = f"{provision.PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return ["nsenter", f"--net={node.holder}", "--"], environment
+
+
+def kill_node(store: LabStore, name: str) -> None:
+    """SIGKILL, and wait until it is gone.
+
+    :raises NodeStateError: it is down already.
+    :raises LabFailed: it would not die.
+    """
+    with store.lock():
+        process = _running(store.read().node(name))
+        if kill([process]):
+            raise LabFailed(f"{name} would not die")
+
+
+def stop_node(store: LabStore, name: str, seconds: float = STOP_SECONDS) -> None:
+    """SIGTERM, and wait until it has shut down in order.
+
+    :raises NodeStateError: it is down already.
+    :raises LabFailed: it takes longer than ``seconds``.
+    """
+    with store.lock():
+        process = _running(store.read().node(name))
+        send_signal(process, signal.SIGTERM)
+        if wait_gone([process], seconds):
+            raise LabFailed(f"{name} has not stopped after {seconds:.0f} s; 'lab kill' ends it")
+
+
+def start_node(store: LabStore, name: str, timeout: float, report: readiness.Report) -> None:
+    """Start a node that is down, with the keys it had; return when it is ready (``timeout`` 0:
+    at once).
+
+    :raises NodeStateError: it is up.
+    :raises NotReady: it isn't ready in time; it is left as it is.
+    """
+    with store.lock():
+        record = store.read()
+        node = record.node(name)
+        if node.process is not None and is_alive(node.process):
+            raise NodeStateError(f"{name} is up already, as process {node.process.pid}")
+        record = record.with_process(name, provision.launch(node))
+        store.write(record)
+    if timeout:
+        readiness.wait_ready([record.node(name)], timeout, report)
+
+
+def pause_node(store: LabStore, name: str) -> None:
+    """SIGSTOP, and wait until it stands still.
+
+    :raises NodeStateError: it is down.
+    :raises LabFailed: it goes on.
+    """
+    with store.lock():
+        process = _running(store.read().node(name))
+        send_signal(process, signal.SIGSTOP)
+        if not wait_paused(process, PAUSE_SECONDS):
+            raise LabFailed(f"{name} can't be paused")
+
+
+def resume_node(store: LabStore, name: str) -> None:
+    """SIGCONT.
+
+    :raises NodeStateError: it is down.
+    """
+    with store.lock():
+        send_signal(_running(store.read().node(name)), signal.SIGCONT)
+
+
+def _running(node: NodeRecord) -> ProcessRef:
+    if node.process is None or not is_alive(node.process):
+        raise NodeStateError(f"{node.name} is down; 'phantom-tun lab start {node.name}' starts it")
+    return node.process
+
+
+def _node_status(node: NodeRecord) -> NodeStatus:
+    process = node.process if node.process is not None and is_alive(node.process) else None
+    paused = process is not None and is_paused(process)
+    answer = readiness.ask(node) if process is not None and not paused else None
+    identity = answer.identities[0] if answer is not None and answer.identities else None
+    if process is None:
+        state = "down"
+    elif paused:
+        state = "paused"
+    else:
+        state = answer.state if answer is not None else "silent"
+    held = Path(node.holder).parent == namespaces.SYSTEM_DIRECTORY
+    return NodeStatus(
+        name=node.name,
+        namespace=node.namespace if held else node.holder,
+        interface=node.interface,
+        ap4=identity.ap4 if identity is not None else None,
+        ap6=identity.ap6 if identity is not None else None,
+        underlay=node.underlay,
+        underlay6=node.underlay6,
+        control_socket=node.control_socket,
+        state_dir=node.state_dir,
+        pid=process.pid if process is not None else None,
+        state=state,
+        roles=node.roles,
+        log=node.log,
+    )
