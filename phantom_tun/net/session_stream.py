@@ -15,8 +15,8 @@ _ENDED = memoryview(b"")
 class SessionStream:
     """See :class:`~phantom_tun.endpoints.ByteStream`. One task may send and another receive.
 
-    Data is cut into frames of at most ``MAX_DATA`` bytes, as equal as possible; who sends pieces of
-    that size gets one frame, one link record and one system call for each.
+    Data is cut into frames of at most ``MAX_DATA`` bytes, as equal as possible; a piece of
+    :data:`~phantom_tun.endpoints.STREAM_PIECE` bytes makes one frame and one write to the link.
     """
 
     __slots__ = ("_secure", "bytes_in", "bytes_out")

@@ -237,3 +237,5 @@ class FakeNetwork:
 
         await way.handler(way.identity, way.alter_request(exchange.sealed_request), accept)
         over.set()
+        if exchange.callee_tunnel is not None:
+            exchange.callee_tunnel.reset()  # whoever returns is done with the link

@@ -9,13 +9,13 @@ from typing import Literal
 
 import trio
 
-from phantom_tun.endpoints import Endpoint
+from phantom_tun.endpoints import STREAM_PIECE, Endpoint
 
 DatagramTransport = Literal["udp", "echo"]
 Transport = Literal["tcp", "udp", "echo"]
 Direction = Literal["out", "in"]
 
-CHUNK = 65_536
+CHUNK = STREAM_PIECE
 """Bytes a bridge moves at a time."""
 
 

@@ -111,6 +111,9 @@ async def test_the_other_end_sees_the_close(autojump_clock: MockClock) -> None:
         with pytest.raises(StreamReset):
             await flow.send(b"late")
         await wait_gone(world)
+        for side in (world.alice, world.bob):
+            assert side.service._nursery is not None
+            assert not side.service._nursery.child_tasks
         assert all(tunnel.is_released for tunnel in tunnels(world))
 
 

@@ -298,6 +298,8 @@ async def test_a_reset_ends_a_receive_that_waits_at_the_same_end(
             nursery.start_soon(receive)
             await trio.sleep(1)
             stream.abort()
+            aborted = trio.current_time()
+        assert trio.current_time() == aborted
 
 
 async def test_a_reset_does_not_wait_for_a_reader_that_stopped(autojump_clock: MockClock) -> None:

@@ -14,6 +14,7 @@ from phantom_tun.crypto.certificates import MAX_CERTIFICATE_LEN
 from phantom_tun.crypto.packages import TAG_LEN
 from phantom_tun.crypto.sealing import SEAL_OVERHEAD
 from phantom_tun.crypto.signing import SIGNATURE_LEN
+from phantom_tun.endpoints import STREAM_PIECE
 from phantom_tun.errors import WireError
 from phantom_tun.ids import PublicKey
 from phantom_tun.wire.session import (
@@ -82,6 +83,7 @@ def test_the_sizes_fit_what_goes_around_them() -> None:
     assert REQUEST_BODY_LEN + SIGNATURE_LEN + SEAL_OVERHEAD == SEALED_REQUEST_LEN
     assert ANSWER_BODY_LEN + TAG_LEN == ANSWER_LEN
     assert MAX_CERTIFICATE == MAX_CERTIFICATE_LEN
+    assert MAX_DATA - 64 < STREAM_PIECE <= MAX_DATA
     assert MAX_CLIENT_HELLO > 1600, "no room for a post-quantum key share"
 
 

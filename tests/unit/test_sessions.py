@@ -274,6 +274,25 @@ async def test_the_answer_that_comes_second_is_given_up(autojump_clock: MockCloc
         assert await receive_exactly(stream, 1) == b"x"
 
 
+@pytest.mark.parametrize("_round", range(8))
+async def test_of_two_answers_at_the_same_moment_one_is_taken(
+    autojump_clock: MockClock, _round: int
+) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), (*ENTRY, START + 10_000))
+        other = Way(world.bob.service.handle_request, "bob")
+        world.network.ways[route(1)[:2]] = other
+        world.way.delay = other.delay = FALLBACK_AFTER + 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.connect)
+            await trio.sleep(1)
+            world.way.delay = other.delay = 1
+        await trio.sleep(20)
+        assert [exchange.answer is not None for exchange in world.network.exchanges] == [True] * 2
+        assert len(world.alice.service.sessions()) == 1
+        assert len(world.bob.service.sessions()) == 1
+
+
 async def test_not_all_routes_of_a_long_record_are_tried(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         set_routes(world, *(route(n) for n in range(20)))
@@ -541,6 +560,13 @@ async def test_the_service_sees_the_callers_ap4_once_it_is_confirmed(
         assert world.directory.askers == ["bob"]
 
 
+async def test_a_caller_without_a_port_gets_one(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        _, target = ends(80)
+        await world.alice.service.open_stream(Endpoint(ALICE.ap6, 0), target)
+        assert world.bob.host.calls[-1][0].port >= 1024
+
+
 async def test_an_unconfirmed_caller_appears_as_a_nat_peer(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         world.directory.leases.clear()
@@ -596,6 +622,7 @@ async def test_an_ephemeral_caller_shows_nothing_of_itself(
             seen.append(world.bob.host.calls[-1][0])
         assert all(end.address in block for end in seen)
         assert len({end.address for end in seen}) == 3, "two connections have nothing in common"
+        assert not world.bob.service._contexts._callee, "never needed again"
         assert SOURCE_PORT not in {end.port for end in seen}
         assert world.directory.askers == []
 
