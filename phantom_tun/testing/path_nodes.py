@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
-from phantom_tun.clock import Clock
+from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import ProtocolViolation
 from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.path_builder import PathBuilder, Surroundings
-from phantom_tun.net.path_member import ArrayLimits, PathMember
-from phantom_tun.net.peers import Peer
+from phantom_tun.net.path_member import PathLinks, PathMember
+from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer
 from phantom_tun.path.candidates import Candidate
 from phantom_tun.path.guards import GuardSet
 from phantom_tun.path.hop import PathHop
@@ -39,6 +41,24 @@ class TrioClock:
         return self._offset + trio.current_time()
 
 
+class RunningLinks(PathLinks, Protocol):
+    """Links that can be started and looked at."""
+
+    async def run(
+        self,
+        listeners: Sequence[socket.socket],
+        handlers: LinkHandlers,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Serve until cancelled."""
+        ...
+
+    def neighbours(self) -> list[NeighbourInfo]:
+        """Everyone there is a link with."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class KnownNode:
     """A candidate as the netdb's cache has it."""
@@ -52,45 +72,43 @@ class PathNode:
 
     def __init__(
         self,
-        network: MemoryNetwork,
-        number: int,
+        links: RunningLinks,
+        record: NodeRecord,
+        keys: PathKeys,
         *,
         clock: Clock,
+        rng: Rng,
         known: Sequence[Candidate],
-        dialable: bool = True,
-        trusted: frozenset[NodeId] = frozenset(),
+        allow_loopback: bool = False,
     ) -> None:
-        """``known`` is what its netdb knows; it may grow later."""
+        """``record`` publishes a key of ``keys``. ``known`` is what the node's netdb knows; it may
+        grow later."""
+        self.links = links
+        self.record = record
+        self.keys = keys
         self.clock = clock
-        self.rng = random.Random(number)  # noqa: S311 - tests are repeatable
-        self.maker = NodeMaker(number, address=ipaddress.IPv4Address(f"11.{number}.0.1"))
-        self.keys = PathKeys(clock.now())
-        capabilities = Capability.RELAY | Capability.DIALABLE if dialable else Capability(0)
-        published = self.keys.published
-        self.record = self.maker.record(
-            clock.now(), path_key=published.public, capabilities=capabilities
-        )
+        self.rng = rng
         self.known = known
         self.hops: list[PathHop] = []
         self.lost: list[PathHop] = []
         self.new_keys: list[PublishedPathKey] = []
-        self.links = network.links(self.record.ref(), dialable=dialable)
-        self.guards = GuardSet(trusted)
+        self.guards = GuardSet(frozenset())
         network_id = NETWORK.network_id
-        self.member = Member(self.node_id, network_id, self.keys, MemberLimits())
+        self.member = Member(
+            self.node_id, network_id, keys, MemberLimits(), allow_loopback=allow_loopback
+        )
         self.paths = PathMember(
             self.member,
-            self.keys,
-            self.links,
+            keys,
+            links,
             on_hop=self.hops.append,
             on_hop_lost=self.lost.append,
             on_new_key=self.new_keys.append,
             clock=clock,
-            rng=self.rng,
-            limits=ArrayLimits(),
+            rng=rng,
         )
         self.builder = PathBuilder(
-            self.links,
+            links,
             self.paths,
             network_id,
             self.guards,
@@ -101,7 +119,7 @@ class PathNode:
                 save_guards=lambda _guards: None,
             ),
             clock=clock,
-            rng=self.rng,
+            rng=rng,
         )
 
     @property
@@ -114,11 +132,16 @@ class PathNode:
         """How others reach it."""
         return self.record.ref()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self,
+        listeners: Sequence[socket.socket] = (),
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Take part until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.paths.run)
-            await nursery.start(self.links.run, [], self)
+            await nursery.start(self.links.run, listeners, self)
             task_status.started()
 
     # --- LinkHandlers ---------------------------------------------------------------------------
@@ -148,6 +171,27 @@ class PathWorld:
         return self._by_id[node_id]
 
 
+def memory_node(
+    network: MemoryNetwork,
+    number: int,
+    *,
+    clock: Clock,
+    known: Sequence[Candidate],
+    dialable: bool,
+) -> PathNode:
+    """A node of a :class:`MemoryNetwork`, in a /16 of its own."""
+    keys = PathKeys(clock.now())
+    maker = NodeMaker(number, address=ipaddress.IPv4Address(f"11.{number}.0.1"))
+    record = maker.record(
+        clock.now(),
+        path_key=keys.published.public,
+        capabilities=Capability.RELAY | Capability.DIALABLE if dialable else Capability(0),
+    )
+    links = network.links(record.ref(), dialable=dialable)
+    rng = random.Random(number)  # noqa: S311 - tests are repeatable
+    return PathNode(links, record, keys, clock=clock, rng=rng, known=known)
+
+
 @asynccontextmanager
 async def path_world(
     count: int, *, latency: float = 0.0, undialable: Sequence[int] = ()
@@ -157,7 +201,7 @@ async def path_world(
     network = MemoryNetwork(latency=latency)
     known: list[Candidate] = []
     nodes = [
-        PathNode(network, number, clock=clock, known=known, dialable=number not in undialable)
+        memory_node(network, number, clock=clock, known=known, dialable=number not in undialable)
         for number in range(count)
     ]
     known += [KnownNode(node.record, node.keys.published.public) for node in nodes]
