@@ -1,4 +1,4 @@
-"""Setup arrays over links: taking part in other people's builds (docs/spec/path.md, "Member").
+"""Setup arrays over links: taking part in other people's builds (docs/spec/path.md, "On receipt").
 
 Every array is answered by the same FIN before anybody has looked at it, and nothing else ever
 travels backwards: whoever brought it can't tell an array that went on from one that was dropped,
