@@ -175,7 +175,7 @@ class Body:
         except ValueError as error:
             raise WireError("unknown operation") from error
         end = 3 + int.from_bytes(data[1:3], "big")
-        if end > BODY_LEN or any(data[end:]):
+        if end > BODY_LEN or data[end:].strip(b"\0"):
             raise WireError("package content and padding don't fit")
         return cls(operation, data[3:end])
 
