@@ -32,6 +32,7 @@ from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.identities import ApIdentity, IdentityStore, LeaseState
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.links import Links
+from phantom_tun.net.netdb_files import NetdbFiles
 from phantom_tun.net.netdb_service import NetdbService
 from phantom_tun.net.node_database import NodeDatabase
 from phantom_tun.net.own_record import NodeFacts, OwnRecord
@@ -60,6 +61,7 @@ from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.records import Capability
 
 CACHE_FILE = "nodes.cache"
+HOLDINGS_FILE = "records.held"
 RULES_FILE = "expose.json"
 _RESERVED4, _RESERVED6 = 16, 64
 NAT4_PREFIX, NAT6_PREFIX = 17, 80
@@ -134,7 +136,7 @@ class Node:
             self.links.call,
             clock=self.clock,
             rng=rng,
-            cache_file=self._state_dir / CACHE_FILE,
+            files=NetdbFiles(self._state_dir / CACHE_FILE, self._state_dir / HOLDINGS_FILE),
         )
         addresses = config.node.advertised_addresses
         version = 6 if addresses and all(found.version == 6 for found in addresses) else 4

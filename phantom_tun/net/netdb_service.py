@@ -7,29 +7,24 @@ transport for calls, a clock and randomness, so a simulated network runs it unch
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
-import structlog
 import trio
 
 from phantom_tun.clock import MINUTE, Clock, Rng
 from phantom_tun.errors import (
     CapacityExceeded,
-    ConfigError,
     ProtocolViolation,
     Unreachable,
-    WireError,
 )
-from phantom_tun.files import atomic_write
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.netdb_calls import NodeCalls, Transport
+from phantom_tun.net.netdb_files import Keeper, NetdbFiles
 from phantom_tun.net.netdb_introductions import Introductions
 from phantom_tun.net.netdb_sampling import Sampler
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.net.netdb_storage import SURVEYS_AT_ONCE, KeyWrite, StorageClient, Write
 from phantom_tun.net.netdb_upkeep import Upkeep
-from phantom_tun.netdb import cachefile
 from phantom_tun.netdb.book import Candidate, NodeBook
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.prefixes import PrefixLimits
@@ -52,15 +47,10 @@ from phantom_tun.wire.nodes import IpAddress, NodeRef
 from phantom_tun.wire.records import APKeyRecord, NodeRecord
 
 EXPIRE_EVERY = MINUTE
-FIRST_SAVE = 10.0
-SAVE_EVERY = 3 * MINUTE
-"""Seconds between writing the node cache; the first time soon, in case of an early crash."""
 FRESH = 10 * MINUTE
 """A node that gave a sign of life so recently is dialed from memory, without a lookup."""
 PERFORMED_AT_ONCE = 64
 """Calls carried out for anonymized nodes at a time; what exceeds them fails at once."""
-
-_log = structlog.get_logger()
 
 
 class PeerLike(Protocol):
@@ -89,7 +79,7 @@ class NetdbService:
         *,
         clock: Clock,
         rng: Rng,
-        cache_file: Path | None = None,
+        files: NetdbFiles = NetdbFiles(),  # noqa: B008 - frozen
         limits: PrefixLimits | None = None,
     ) -> None:
         """``record``: our own, with the 1,216-byte public ``path_key`` that it names;
@@ -97,7 +87,6 @@ class NetdbService:
         self._network = network
         self._clock = clock
         self._rng = rng
-        self._cache_file = cache_file
         self._book = NodeBook(record.node_id, rng, limits=limits)
         self._store = ApStore(network)
         self._verifier = Verifier(network)
@@ -117,6 +106,7 @@ class NetdbService:
             self._verifier,
             knows_everybody=lambda: self._upkeep.complete,
         )
+        self._keeper = Keeper(files, network.network_id, self._book, self._store, rng)
         self._surveys_running = 0
         self._performing = 0
         self._nursery: trio.Nursery | None = None
@@ -130,10 +120,11 @@ class NetdbService:
         """Join the network and take part in it until cancelled.
 
         Reports as started once another node took note of us; at once if we are a bootstrap node
-        ourselves or there is none. The node cache is read first and written at the end.
+        ourselves or there is none. What earlier runs left on disk is read first and written at
+        the end.
         """
         own_id = self._server.own.record.node_id
-        cached = self._load_cache()
+        cached = self._keeper.load(self._verifier, self._clock.now())
         seeds = [ref for ref in bootstrap if ref.node_id != own_id]
         if len(seeds) < len(bootstrap) or not seeds:
             self._introductions.joined.set()
@@ -146,12 +137,13 @@ class NetdbService:
                 nursery.start_soon(self._upkeep.refresh)
                 nursery.start_soon(self._sampler.run)
                 nursery.start_soon(self._expire)
-                nursery.start_soon(self._save_regularly)
+                nursery.start_soon(self._keeper.save_nodes)
+                nursery.start_soon(self._keeper.save_holdings)
                 await self._introductions.joined.wait()
                 task_status.started()
         finally:
             self._nursery = None
-            self._write_cache(self._cache())
+            self._keeper.save()
 
     @property
     def joined(self) -> bool:
@@ -301,38 +293,3 @@ class NetdbService:
     def _drop_expired(self, now: float) -> None:
         self._book.expire(now)
         self._store.expire(now, lambda address: self._server.duty(address, now))
-
-    async def _save_regularly(self) -> None:
-        await trio.sleep(FIRST_SAVE)
-        while True:
-            await trio.to_thread.run_sync(self._write_cache, self._cache())
-            await trio.sleep(SAVE_EVERY * self._rng.uniform(0.75, 1.25))
-
-    def _load_cache(self) -> list[NodeRef]:
-        """Remember the nodes of earlier runs; returns those that can be asked."""
-        if self._cache_file is None:
-            return []
-        try:
-            data = self._cache_file.read_bytes()
-            nodes = cachefile.load(data, self._verifier, self._clock.now())
-        except FileNotFoundError:
-            return []
-        except (OSError, WireError) as error:
-            _log.warning("node cache ignored", file=str(self._cache_file), reason=str(error))
-            return []
-        for node in nodes:
-            self._book.restore(node.record, node.path_key, node.last_ok)
-        return [node.record.ref() for node in nodes if node.record.dialable]
-
-    def _cache(self) -> bytes:
-        if self._cache_file is None or not len(self._book):
-            return b""
-        return cachefile.dump(self._network.network_id, self._book)
-
-    def _write_cache(self, content: bytes) -> None:
-        if self._cache_file is None or not content:
-            return
-        try:
-            atomic_write(self._cache_file, content)
-        except ConfigError as error:
-            _log.warning("node cache not written", reason=str(error))

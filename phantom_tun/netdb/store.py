@@ -80,6 +80,8 @@ class ApStore:
         self._per_prefix = SourceLimits(
             rate=NEW_ENTRIES_PER_PREFIX / HOUR, burst=NEW_ENTRIES_PER_PREFIX
         )
+        self.changes = 0
+        """Counts what was taken in; whoever writes the store to disk compares."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -130,6 +132,8 @@ class ApStore:
         )
         KEY_RECORD_TABLE.check_acceptance(record, circumstances)
         entry = entry or self._new_entry(record.public_key)
+        if entry.record != record or (free and entry.lease != claimed):
+            self.changes += 1
         entry.record = record
         self._release(entry)
         if claimed is None:
@@ -160,6 +164,7 @@ class ApStore:
         entry = entry or self._new_entry(route.public_key)
         if oldest is not None:
             del entry.routes[oldest.entry_id]
+        self.changes += held is None or held.route != route
         until = max(route.expires, held.until if held else 0.0)
         entry.routes[route.entry_id] = _HeldRoute(route, until)
 

@@ -7,17 +7,18 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
 from phantom_tun.errors import LinkBroken, PeerError
 from phantom_tun.ids import NodeId
+from phantom_tun.net.netdb_files import NetdbFiles
 from phantom_tun.net.netdb_service import NetdbService
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
 from phantom_tun.wire.nodes import NodeRef
 
+NO_FILES = NetdbFiles()
 LinkFilter = Callable[[NodeId, NodeId], bool]
 Handler = Callable[[Caller, bytes], Awaitable[bytes]]
 
@@ -71,7 +72,7 @@ class MemoryNetwork:
             task_status.started()
             await trio.sleep_forever()
 
-    def service_for(self, maker: NodeMaker, cache_file: Path | None = None) -> NetdbService:
+    def service_for(self, maker: NodeMaker, files: NetdbFiles = NO_FILES) -> NetdbService:
         """A service for one node, connected to this network but not running yet."""
         record = maker.record(self.clock.now())
         return NetdbService(
@@ -81,14 +82,14 @@ class MemoryNetwork:
             lambda ref, payload: self.carry(record.node_id, maker, ref, payload),
             clock=self.clock,
             rng=random.Random(self.rng.random()),  # noqa: S311
-            cache_file=cache_file,
+            files=files,
         )
 
     def start(
-        self, maker: NodeMaker, bootstrap: Iterable[NodeRef], cache_file: Path | None = None
+        self, maker: NodeMaker, bootstrap: Iterable[NodeRef], files: NetdbFiles = NO_FILES
     ) -> NetdbService:
         """Start a node, or start it again."""
-        service = self.service_for(maker, cache_file)
+        service = self.service_for(maker, files)
         member = MemberNode(maker, service.handle_call, service)
         self.members[service.own_record.node_id] = member
         assert self._nursery is not None  # noqa: S101 - run() comes first

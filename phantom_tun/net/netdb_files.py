@@ -1,0 +1,124 @@
+"""What a netdb service keeps on disk: the nodes it knows and the AP records it holds
+(docs/spec/netdb.md, "Known nodes" and "Storage rules"). Neither is a secret; losing either costs
+time, never correctness, so every problem with them is a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from phantom_tun.clock import MINUTE, Rng
+from phantom_tun.errors import ConfigError, WireError
+from phantom_tun.files import atomic_write
+from phantom_tun.ids import NetworkId
+from phantom_tun.netdb import cachefile, holdings
+from phantom_tun.netdb.book import NodeBook
+from phantom_tun.netdb.store import ApStore
+from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.wire.nodes import NodeRef
+
+FIRST_SAVE = 10.0
+SAVE_NODES_EVERY = 3 * MINUTE
+"""Seconds between writing the node cache; the first time soon, in case of an early crash."""
+SAVE_HOLDINGS_EVERY = 10.0
+"""Seconds between writing what is held, if it changed."""
+SAVE_RATE = 100_000.0
+"""Bytes per second of holdings that are written at most, on average."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class NetdbFiles:
+    """Where they are; None keeps nothing."""
+
+    nodes: Path | None = None
+    holdings: Path | None = None
+
+
+class Keeper:
+    """Reads and writes the files of one service."""
+
+    def __init__(
+        self,
+        files: NetdbFiles,
+        network_id: NetworkId,
+        book: NodeBook,
+        store: ApStore,
+        rng: Rng,
+    ) -> None:
+        self._files = files
+        self._network_id = network_id
+        self._book = book
+        self._store = store
+        self._rng = rng
+        self._saved_changes = 0
+
+    def load(self, verifier: Verifier, now: float) -> list[NodeRef]:
+        """Bring back what earlier runs left; returns nodes that can be asked."""
+        nodes: list[NodeRef] = []
+
+        def load_nodes(data: bytes) -> None:
+            for node in cachefile.load(data, verifier, now):
+                self._book.restore(node.record, node.path_key, node.last_ok)
+                if node.record.dialable:
+                    nodes.append(node.record.ref())
+
+        _read(self._files.nodes, load_nodes)
+        _read(self._files.holdings, lambda data: holdings.load(data, verifier, self._store, now))
+        self._saved_changes = self._store.changes
+        return nodes
+
+    async def save_nodes(self) -> None:
+        """Write the node cache now and then, for ever."""
+        await trio.sleep(FIRST_SAVE)
+        while True:
+            if self._files.nodes is not None:
+                await trio.to_thread.run_sync(_write, self._files.nodes, self._nodes())
+            await trio.sleep(SAVE_NODES_EVERY * self._rng.uniform(0.75, 1.25))
+
+    async def save_holdings(self) -> None:
+        """Write what is held whenever it changed, for ever."""
+        while True:
+            await trio.sleep(SAVE_HOLDINGS_EVERY * self._rng.uniform(0.75, 1.25))
+            if self._files.holdings is None or self._store.changes == self._saved_changes:
+                continue
+            content = self._holdings()
+            await trio.to_thread.run_sync(_write, self._files.holdings, content)
+            await trio.sleep(len(content) / SAVE_RATE)
+
+    def save(self) -> None:
+        """Write everything once more, at the end."""
+        if self._files.nodes is not None and len(self._book):
+            _write(self._files.nodes, self._nodes())
+        if self._files.holdings is not None and self._store.changes != self._saved_changes:
+            _write(self._files.holdings, self._holdings())
+
+    def _nodes(self) -> bytes:
+        return cachefile.dump(self._network_id, self._book)
+
+    def _holdings(self) -> bytes:
+        self._saved_changes = self._store.changes
+        return holdings.dump(self._network_id, self._store)
+
+
+def _read(path: Path | None, use: Callable[[bytes], None]) -> None:
+    if path is None:
+        return
+    try:
+        use(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, WireError) as error:
+        _log.warning("netdb file ignored", file=str(path), reason=str(error))
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        atomic_write(path, content)
+    except ConfigError as error:
+        _log.warning("netdb file not written", reason=str(error))
