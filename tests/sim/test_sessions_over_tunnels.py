@@ -1,0 +1,223 @@
+"""Sessions over whole routing tunnels: caller, hops, exit, entry, callee, links in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from test_tunnels import both_paths, world
+from trio.testing import MockClock
+
+from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
+from phantom_tun.errors import StreamReset
+from phantom_tun.ids import NetworkId
+from phantom_tun.net.expose import ExposeRules
+from phantom_tun.net.session_stream import SessionStream
+from phantom_tun.net.sessions import SessionService, SessionSettings
+from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.testing.fake_host import (
+    FakeDirectory,
+    FakeHost,
+    FakeIdentities,
+    FakeIdentity,
+    FakeRecord,
+)
+
+NETWORK = NetworkParams(
+    NetworkId(b"N" * 32),
+    0,
+    ipaddress.IPv4Network("240.0.0.0/4"),
+    ipaddress.IPv6Network("2001:2f::/32"),
+)
+SETTINGS = SessionSettings(
+    ipaddress.IPv4Network("240.0.128.0/17"), ipaddress.IPv6Network("2001:2f:0:0:8000::/65")
+)
+START = time.time()
+CALLER, CALLEE = (FakeIdentity.make("default", NETWORK, START) for _ in range(2))
+MARKER = b"a text that nobody between the two ends may ever see "
+
+
+class TrioTime:
+    def now(self) -> float:
+        return START + trio.current_time()
+
+
+@dataclasses.dataclass
+class Ends:
+    """The two session services, the nodes under them, and the medium."""
+
+    caller: SessionService
+    callee: SessionService
+    host: FakeHost
+    network: Any
+    nodes: list[Any]
+
+    async def connect(self) -> SessionStream:
+        return await self.caller.open_stream(Endpoint(CALLER.ap6, 50_000), Endpoint(CALLEE.ap6, 80))
+
+    async def wait_over(self) -> None:
+        with trio.fail_after(30):
+            while self.caller.sessions() or self.callee.sessions():
+                await trio.sleep(0.1)
+
+
+@asynccontextmanager
+async def sessions(exit_hops: int, entry_hops: int) -> AsyncIterator[Ends]:
+    async with (
+        world(2 + exit_hops + entry_hops) as (network, nodes),
+        trio.open_nursery() as nursery,
+    ):
+        directory, host = FakeDirectory(), FakeHost()
+        services = []
+        for identity, node in ((CALLER, nodes[0]), (CALLEE, nodes[-1])):
+            rules = ExposeRules(None)
+            rules.expose("default", "tcp", 80)
+            rules.expose("default", "udp", 53)
+            service = SessionService(
+                network=NETWORK,
+                identities=FakeIdentities(identity),
+                directory=directory,
+                connector=node.connector,
+                rules=rules,
+                settings=SETTINGS,
+                clock=TrioTime(),
+                rng=random.Random(8),
+            )
+            await nursery.start(service.run, host)
+            node.handler = service.handle_request
+            services.append(service)
+        _, entry_path, entry_node = await both_paths(nodes, exit_hops, entry_hops)
+        route = entry_node, entry_path.entry_id, START + 1e6
+        directory.records[CALLEE.ap6] = FakeRecord.of(CALLEE, route)
+        host.streams[80] = echo
+        host.datagrams[53] = echo_datagrams
+        await trio.sleep(100)
+        yield Ends(services[0], services[1], host, network, nodes)
+        nursery.cancel_scope.cancel()
+
+
+async def echo(stream: ByteStream) -> None:
+    try:
+        while data := await stream.receive():
+            await stream.send_all(memoryview(bytes(data)))
+        await stream.send_end()
+    except StreamReset:
+        stream.abort()
+    await stream.aclose()
+
+
+async def echo_datagrams(stream: DatagramStream) -> None:
+    while (message := await stream.receive()) is not None:
+        await stream.send(message)
+    await stream.aclose()
+
+
+async def exchange(stream: SessionStream, data: bytes) -> bytes:
+    found = bytearray()
+
+    async def send() -> None:
+        await stream.send_all(memoryview(data))
+        await stream.send_end()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while piece := await stream.receive():
+            found += piece
+    await stream.aclose()
+    return bytes(found)
+
+
+def bulk_links(ends: Ends) -> int:
+    """Bulk links that were ever made between any two nodes."""
+    return len({found.link for found in ends.network.recorded if found.kind == "bulk"})
+
+
+@pytest.mark.parametrize(("exit_hops", "entry_hops"), [(0, 0), (1, 0), (0, 1), (3, 3)])
+async def test_bytes_go_through_and_nobody_between_can_read_them(
+    autojump_clock: MockClock, exit_hops: int, entry_hops: int
+) -> None:
+    async with sessions(exit_hops, entry_hops) as ends:
+        data = MARKER * 20_000
+        assert await exchange(await ends.connect(), data) == data
+        await ends.wait_over()
+        assert sum(len(found.data) for found in ends.network.recorded) > 2 * len(data)
+        for secret in (MARKER, CALLER.certificate.der[40:80], CALLEE.ap6.packed, CALLER.ap6.packed):
+            assert not any(secret in found.data for found in ends.network.recorded)
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+async def test_connections_one_after_the_other_use_the_same_links(
+    autojump_clock: MockClock, is_reset: bool
+) -> None:
+    """Also if each one is reset by the application."""
+    async with sessions(2, 2) as ends:
+        used = []
+        for _ in range(12):
+            stream = await ends.connect()
+            if is_reset:
+                await stream.send_all(memoryview(bytes(1000)))
+                stream.abort()
+            else:
+                assert await exchange(stream, bytes(1000)) == bytes(1000)
+            await ends.wait_over()
+            await trio.sleep(1)
+            used.append(bulk_links(ends))
+        assert used[-1] == used[5], "no link was lost"
+
+
+async def test_datagrams_and_pings_go_through(autojump_clock: MockClock) -> None:
+    async with sessions(3, 3) as ends:
+        source, target = Endpoint(CALLER.ap6, 5000), Endpoint(CALLEE.ap6, 53)
+        flow = await ends.caller.open_datagrams(source, target)
+        ping = await ends.caller.open_echo(Endpoint(source.address, 0), Endpoint(target.address, 0))
+        for length in (0, 1, 1200, 65_507):
+            await flow.send(bytes(length))
+            assert await flow.receive() == bytes(length)
+        await ping.send(bytes(60))
+        assert await ping.receive() == bytes(60)
+        await flow.aclose()
+        await ping.aclose()
+        await ends.wait_over()
+
+
+@pytest.mark.parametrize("victim", [1, 3, 4, 6])
+async def test_a_killed_hop_is_a_reset_at_both_ends(autojump_clock: MockClock, victim: int) -> None:
+    async with sessions(3, 3) as ends:
+        stream = await ends.connect()
+        await stream.send_all(memoryview(b"x"))
+        assert bytes(await stream.receive()) == b"x"
+        ends.network.kill(ends.nodes[victim].ref.node_id)
+        with pytest.raises(StreamReset):
+            await stream.receive()
+        stream.abort()
+        await ends.wait_over()
+
+
+@pytest.mark.parametrize("hop", [1, 4, 7])
+async def test_a_bit_flipped_on_the_way_is_a_reset(autojump_clock: MockClock, hop: int) -> None:
+    async with sessions(3, 3) as ends:
+        flipped = []
+
+        def flip(item: Any) -> bytes:
+            data: bytes = item.data
+            here = item.receiver == ends.nodes[hop].ref.node_id
+            if item.kind == "bulk" and here and len(data) > 30_000 and not flipped:
+                flipped.append(True)
+                return data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]
+            return data
+
+        stream = await ends.connect()
+        ends.network.on_transfer = flip
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await exchange(stream, MARKER * 20_000)
+        assert caught.group_contains(StreamReset)
+        assert flipped
+        stream.abort()
+        await ends.wait_over()
