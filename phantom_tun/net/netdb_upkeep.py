@@ -85,6 +85,7 @@ class Upkeep:
 
     async def refresh(self) -> None:
         """Fill the routing table by lookups, and keep it filled, for ever."""
+        table = self._book.table
         filled = False
         while True:
             if self.small:
@@ -93,13 +94,13 @@ class Upkeep:
                 continue
             if not filled:
                 await self._searcher.search(self._calls.own_id)
-                for index in range(self._book.table.depth(), 256):
+                for index in table.thin_classes():
                     await self._searcher.search(self._within(index))
                 filled = True
             await trio.sleep(REFRESH_EVERY * self._rng.uniform(0.5, 1.5))
-            await self._searcher.search(
-                self._within(self._rng.randrange(self._book.table.depth(), 256))
-            )
+            classes = table.used_classes()
+            if classes:
+                await self._searcher.search(self._within(self._rng.choice(classes)))
 
     async def _visit(self, contact: Contact, target: bytes) -> None:
         record = contact.record

@@ -44,9 +44,19 @@ class RoutingTable:
         """The distance class of a position: 255 for the far half of the network, -1 for our own."""
         return (self._own ^ place).bit_length() - 1
 
-    def depth(self) -> int:
-        """The nearest distance class that holds anybody, 256 if none."""
-        return min((index for index, bucket in self._buckets.items() if bucket), default=256)
+    def thin_classes(self) -> list[int]:
+        """Distance classes beyond our k nearest contacts that could take more, farthest first: what
+        a look-up of our own id doesn't fill."""
+        nearest = 0
+        for index in range(256):
+            nearest += len(self._buckets.get(index, ()))
+            if nearest >= K:
+                return [far for far in range(255, index, -1) if len(self._buckets.get(far, ())) < K]
+        return []
+
+    def used_classes(self) -> list[int]:
+        """Distance classes that hold anybody, nearest first."""
+        return sorted(index for index, bucket in self._buckets.items() if bucket)
 
     @property
     def crowded(self) -> bool:

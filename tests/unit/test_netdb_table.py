@@ -44,9 +44,26 @@ class TestRoutingTable:
         assert table.bucket_of(1) == 0
         assert table.bucket_of(2**255) == 255
         assert table.bucket_of(0) == -1
-        assert table.depth() == 256
+        assert table.used_classes() == []
         table.insert(far(1)[0])
-        assert table.depth() == 255
+        assert table.used_classes() == [255]
+
+    def test_classes_that_are_worth_a_lookup(self) -> None:
+        table = RoutingTable(OWN)
+        assert table.thin_classes() == []
+        members = [contact(number) for number in range(200)]
+        for member in members:
+            table.insert(member)
+        sizes = {
+            index: sum(table.bucket_of(member.position) == index for member in table)
+            for index in range(256)
+        }
+        neighbours = sorted(table, key=lambda member: member.position)[:K]
+        reach = table.bucket_of(neighbours[-1].position)
+        assert table.thin_classes() == [
+            index for index in range(255, reach, -1) if sizes[index] < K
+        ]
+        assert table.used_classes() == [index for index in range(256) if sizes[index]]
 
     def test_our_own_id_never_comes_in(self) -> None:
         made = contact(1)
