@@ -32,6 +32,8 @@ class LinkLimits:
     # --- signalling ---
     neighbours: int = 2048
     """Neighbours with a link; beyond, the ones that have been silent longest are let go."""
+    neighbours_per_address: int = 64
+    """Neighbours at one IPv4 address or IPv6 /64; beyond, new ones that dial us are turned away."""
     signalling_per_neighbour: int = 4
     """Links that one neighbour dialed; more than one is for the moment of replacement."""
     signal_queue: int = 256

@@ -21,7 +21,7 @@ from phantom_tun.crypto.certificates import Certificate, link_server_context
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import LinkBroken, PeerError, WireError
 from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.peers import Peer
+from phantom_tun.net.peers import Peer, origin
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
 from phantom_tun.net.web import Site, Visitor
 from phantom_tun.wire.door import SERVER_NONCE_LEN, Door, DoorKeeper, LinkKind
@@ -49,7 +49,7 @@ class Strangers:
 
     def admit(self, address: IpAddress) -> bool:
         """Take a place, if there is one."""
-        key = _origin(address)
+        key = origin(address)
         if self._total >= self._total_limit or self._per_address[key] >= self._per_address_limit:
             return False
         self._total += 1
@@ -58,15 +58,11 @@ class Strangers:
 
     def leave(self, address: IpAddress) -> None:
         """Give the place back."""
-        key = _origin(address)
+        key = origin(address)
         self._total -= 1
         self._per_address[key] -= 1
         if not self._per_address[key]:
             del self._per_address[key]
-
-
-def _origin(address: IpAddress) -> bytes:
-    return address.packed if address.version == 4 else address.packed[:8]
 
 
 class Listener:
@@ -111,7 +107,7 @@ class Listener:
             while True:
                 await trio.lowlevel.wait_readable(listener)
                 try:
-                    tcp, origin = listener.accept()
+                    tcp, source = listener.accept()
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -119,7 +115,7 @@ class Listener:
                     if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                         await trio.sleep(0.1)
                     continue
-                address = ipaddress.ip_address(origin[0].partition("%")[0])
+                address = ipaddress.ip_address(source[0].partition("%")[0])
                 if isinstance(address, ipaddress.IPv6Address):
                     address = address.ipv4_mapped or address
                 if self._strangers.admit(address):

@@ -17,7 +17,7 @@ from phantom_tun.net.connection import Connection
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.loopback import connection_pair
 from phantom_tun.net.neighbour import Dial, Neighbour
-from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer, origin
 from phantom_tun.net.signalling import Quotas, SignalLink
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
@@ -142,7 +142,12 @@ class Neighbours:
     async def accept(self, connection: Connection, peer: Peer, kind: LinkKind) -> None:
         """A node has dialed us and proved who it is. Owns the connection; returns when it is closed
         or kept in a pool."""
-        neighbour = self._neighbours.get(peer.node_id) or self._add(peer)
+        neighbour = self._neighbours.get(peer.node_id)
+        if neighbour is None:
+            if self._is_crowded(peer):
+                connection.close()
+                return
+            neighbour = self._add(peer)
         if kind is LinkKind.SIGNALLING:
             link = self._new_link(neighbour, connection, peer, dialed=False)
             await self._run_signalling(neighbour, link)
@@ -177,6 +182,14 @@ class Neighbours:
         )
         return neighbour
 
+    def _is_crowded(self, peer: Peer) -> bool:
+        place = origin(peer.address)
+        there = sum(origin(one.peer.address) == place for one in self._neighbours.values())
+        if there < self._limits.neighbours_per_address:
+            return False
+        self._counts["drop_neighbour_address"] += 1
+        return True
+
     def _let_one_go(self) -> None:
         """Make room: forget who has been silent longest, of those we have least to do with."""
         victim = min(
@@ -194,6 +207,9 @@ class Neighbours:
     def _tidy(self) -> None:
         for neighbour in list(self._neighbours.values()):
             neighbour.pool.expire()
+            ref = neighbour.pool.ref
+            if ref is not None and neighbour.pool.in_use and neighbour.best_link() is None:
+                self._spawn(neighbour.keep_signalling, ref)
             if neighbour.empty:
                 del self._neighbours[neighbour.peer.node_id]
 

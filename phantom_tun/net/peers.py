@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from phantom_tun.net.bulk import Bulk
 
 
+def origin(address: IpAddress) -> bytes:
+    """What counts as one place: an IPv4 address, an IPv6 /64."""
+    return address.packed if address.version == 4 else address.packed[:8]
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """An authenticated neighbour."""

@@ -169,18 +169,22 @@ class BulkUnframer:
         return end
 
     def parse(self, view: memoryview, end: int) -> list[Segment]:
-        """Segments in ``view[:end]``, which :meth:`lead_in` prepared.
+        """Payload in ``view[:end]``, which :meth:`lead_in` prepared: one segment, or none. Payload
+        of several frames is moved together, so that it can be sent on as one.
 
         :raises WireError: a frame that has no business here, or a bad length.
         """
-        segments = []
         remaining = self.remaining
         position = HEADER_LEN if remaining else 0
+        filled = HEADER_LEN
         while position < end and not (self.finished or self.broken):
             if remaining:
                 stop = min(end, position + remaining)
-                segments.append(Segment(position, stop))
-                remaining -= stop - position
+                length = stop - position
+                if filled != position:
+                    view[filled : filled + length] = view[position:stop]
+                filled += length
+                remaining -= length
                 position = stop
             elif end - position < HEADER_LEN:
                 break
@@ -189,7 +193,7 @@ class BulkUnframer:
                 position += HEADER_LEN
         self.kept = bytes(view[position:end])
         self.remaining = remaining
-        return segments
+        return [Segment(HEADER_LEN, filled)] if filled > HEADER_LEN else []
 
     def parse_header(self) -> bool:
         """Parse one header from :attr:`kept`; false if that is too short.

@@ -225,6 +225,19 @@ async def test_neighbours_are_limited(autojump_clock):
         assert b.count("signalling_links") == 0
 
 
+async def test_neighbours_at_one_address_are_limited(autojump_clock):
+    async with world(3, LinkLimits(neighbours_per_address=1)) as (_, a, b, c):
+        c.links.ref = dataclasses.replace(c.ref, address=b.ref.address)
+        await b.links.ensure(a.ref)
+        await wait_all_tasks_blocked()
+        await c.links.ensure(a.ref)
+        await wait_all_tasks_blocked()
+        assert a.count("drop_neighbour_address") == 1
+        assert c.count("signalling_links") == 0
+        await b.links.open_bulk(a.ref, OPENING)  # who is there already is not concerned
+        assert await a.links.call(c.links.ref, b"ab") == b"ba"  # nor are our own dials
+
+
 async def test_a_node_is_its_own_neighbour(autojump_clock):
     """An exit node can be the entry node of the same connection."""
     async with world(1) as (_, a):
@@ -492,6 +505,18 @@ async def test_a_bulk_link_brings_a_signalling_link(autojump_clock):
         assert a.count("signalling_links") == b.count("signalling_links") == 1
         await trio.sleep(2 * LinkLimits().signalling_idle)
         assert a.count("signalling_links") == 1  # as long as the bulk link is in use
+        assert await use(bulk) == b"data"
+
+
+async def test_a_lost_signalling_link_is_replaced_while_bulk_links_are_in_use(autojump_clock):
+    async with world(2) as (_, a, b):
+        bulk = await a.links.open_bulk(b.ref, OPENING)
+        await wait_all_tasks_blocked()
+        a.links._neighbours[b.ref.node_id].best_link().close()
+        await wait_all_tasks_blocked()
+        assert a.count("signalling_links") == 0
+        await trio.sleep(6)
+        assert a.count("signalling_links") == 1
         assert await use(bulk) == b"data"
 
 
