@@ -20,8 +20,9 @@ from phantom_tun.lab.errors import LabFailed
 
 SYSTEM_DIRECTORY = Path("/run/netns")
 
-_CLONE_NEWNET = 0x40000000
-_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
+_MS_NOSUID, _MS_NODEV = 0x2, 0x4
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x4000, 0x40000, 0x100000
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
@@ -36,7 +37,7 @@ def _call(name: str, *args: int | bytes | None) -> None:
 
 
 def _mount(source: str, target: Path, flags: int) -> None:
-    _call("mount", source.encode(), os.fsencode(target), b"none", ctypes.c_ulong(flags).value, None)
+    _call("mount", source.encode(), os.fsencode(target), b"none", flags, None)
 
 
 def _in_thread(work: Callable[[], None]) -> None:
@@ -54,6 +55,31 @@ def _in_thread(work: Callable[[], None]) -> None:
     thread.join()
     if failure:
         raise failure[0]
+
+
+def leave_mounts() -> None:
+    """Give this process its own view of what is mounted; what it mounts stays in there.
+
+    :raises OSError: no permission.
+    """
+    _call("unshare", _CLONE_NEWNS)
+    _mount("", Path("/"), _MS_PRIVATE | _MS_REC)
+
+
+def bind(source: str, target: Path) -> None:
+    """Make ``source`` appear at ``target``, with everything mounted below it.
+
+    :raises OSError: no permission, or there is nothing there.
+    """
+    _mount(source, target, _MS_BIND | _MS_REC)
+
+
+def mount_passable(target: Path) -> None:
+    """Cover a directory with an empty one that everybody may enter.
+
+    :raises OSError: no permission.
+    """
+    _call("mount", b"tmpfs", os.fsencode(target), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755")
 
 
 def choose_directory(fallback: Path) -> Path:
@@ -76,7 +102,7 @@ def _share(directory: Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # EINVAL: not a mount point yet
             raise
-        _mount(os.fspath(directory), directory, _MS_BIND | _MS_REC)
+        bind(os.fspath(directory), directory)
         _mount("", directory, _MS_SHARED | _MS_REC)
 
 

@@ -63,23 +63,17 @@ _AS_NOBODY = (
     "--clear-groups",
     "--no-new-privs",
 )
-_READ = "dac_read_search"
-_AS_NOBODY_WHO_READS = (*_AS_NOBODY, f"--inh-caps=+{_READ}", f"--ambient-caps=+{_READ}")
-"""For a program that is installed in root's home, where nobody else may read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Users:
     """Whom the daemons of a lab run as."""
 
-    after_start: int | None
-    """Whom ordinary nodes become once their devices are open; ``None``: they stay what they are."""
-    relay_only: tuple[str, ...]
-    """The command that starts relay-only nodes without root's privileges."""
-
-    def owner(self, node: NodePlan) -> int | None:
-        """Whom the node's files belong to; ``None``: us."""
-        return ORDINARY_USER if node.relay_only and self.relay_only else self.after_start
+    user: int | None
+    """Whom ordinary nodes become once their devices are open, and relay-only nodes are from the
+    start. ``None``: all stay what we are; then there are no relay-only nodes."""
+    prefix: tuple[str, ...] = ()
+    """The command that makes the program readable for that user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +127,7 @@ def daemon_command(
     node: NodePlan, holder: Path, files: NodeFiles, users: Users, daemon: tuple[str, ...]
 ) -> tuple[str, ...]:
     """What runs ``daemon`` with the node's configuration inside its namespace."""
-    become = users.relay_only if node.relay_only else ()
+    become = (*users.prefix, *(_AS_NOBODY if node.relay_only else ()))
     return ("nsenter", f"--net={holder}", "--wd=/", "--", *become, *daemon, str(files.config))
 
 
@@ -147,7 +141,7 @@ def settings(
             "port": PORT,
             "advertise": [str(node.underlay), str(node.underlay6)],
             "relay_only": node.relay_only,
-            "user": "" if node.relay_only or users.after_start is None else str(users.after_start),
+            "user": "" if node.relay_only or users.user is None else str(users.user),
         },
         "network": {"profile": str(files.directory.parent.parent / "network.toml")},
         "interface": {"name": INTERFACE},
@@ -179,7 +173,7 @@ def check_settings(plan: LabPlan, directory: Path) -> None:
     """
     for node in plan.nodes:
         files = node_files(directory, node)
-        text = render(settings(plan, node, files, Users(None, ())))
+        text = render(settings(plan, node, files, Users(None)))
         config.parse(text.encode(), source=files.config)
 
 
@@ -193,8 +187,8 @@ def provision(plan: LabPlan, directory: Path, users: Users) -> None:
             keys = create_node_keys(files.state)
             bootstrap.append(profile.Bootstrap(keys.node_id, node.underlay, PORT, keys.cert_hash))
         files.config.write_text(render(settings(plan, node, files, users)))
-        if (owner := users.owner(node)) is not None:
-            _give(files.directory, owner)
+        if users.user is not None:
+            _give(files.directory, users.user)
     network = profile.new(
         f"lab-{plan.name}",
         secrets.token_bytes(profile.NONCE_SIZE),
@@ -208,18 +202,20 @@ def provision(plan: LabPlan, directory: Path, users: Users) -> None:
 def choose_users(plan: LabPlan, directory: Path) -> Users:
     """Find out whom the daemons can run as on this machine, by trying.
 
+    :param directory: the lab's, or the one it will be made in.
     :raises LabFailed: relay-only nodes were asked for and there is no ordinary user.
     """
-    if _works(_AS_NOBODY, directory):
-        return Users(after_start=ORDINARY_USER, relay_only=_AS_NOBODY)
-    if _works(_AS_NOBODY_WHO_READS, directory):
-        return Users(after_start=None, relay_only=_AS_NOBODY_WHO_READS)
+    needed = [Path(sys.prefix), Path(sys.base_prefix), PACKAGE_ROOT, directory]
+    passable = (sys.executable, "-P", "-m", "phantom_tun.lab.passable", *map(str, needed), "--")
+    for prefix in ((), passable):
+        if _works((*prefix, *_AS_NOBODY), directory):
+            return Users(ORDINARY_USER, prefix)
     if any(node.relay_only for node in plan.nodes):
         raise LabFailed(
-            f"relay-only nodes run as uid {ORDINARY_USER} without root's privileges, and that "
-            "can't be had here: the user namespace lacks the user, or setpriv is missing"
+            f"relay-only nodes run as uid {ORDINARY_USER}, which can't read {sys.prefix}, "
+            f"{PACKAGE_ROOT} or {directory}, or doesn't exist in this user namespace"
         )
-    return Users(after_start=None, relay_only=())
+    return Users(None)
 
 
 def _works(prefix: tuple[str, ...], directory: Path) -> bool:

@@ -1,13 +1,16 @@
-"""A lab of an ordinary user: root only in a user namespace, and ``/run`` belongs to others."""
+"""Who runs a lab, and as whom its daemons run: ordinary users with a user namespace of their own,
+where ``/run`` belongs to others, and root, whose home keeps nobody out."""
 
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from shlex import join
 
 import pytest
-from conftest import cli_with_stubs, two_nodes
+from conftest import StubLab, cli_with_stubs, two_nodes
 
+from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab import provision
 
 pytestmark = pytest.mark.netns
@@ -57,3 +60,14 @@ def test_relay_only_nodes_need_an_ordinary_user(lab_name: str) -> None:
         pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
     assert done.returncode == 47
     assert "relay-only nodes run as uid 65534" in done.stderr
+
+
+def test_daemons_are_nobody_even_from_behind_a_barrier(stub_lab: StubLab, tmp_path: Path) -> None:
+    """``tmp_path`` stands for root's home: only its owner may pass."""
+    tmp_path.chmod(0o700)
+    (tmp_path / "lab").mkdir()
+    store = stub_lab(nodes=3, relay_only=1, directory=tmp_path / "lab")
+    relay = lab_nodes.status(store)[2]
+    assert relay.state == "ready"
+    assert Path(relay.log).read_text() == "stub of n3, uid 65534\n"
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
