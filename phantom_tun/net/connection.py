@@ -13,7 +13,8 @@ class Connection(Protocol):
     """
 
     async def wait_readable(self) -> None:
-        """Return when a read may give something (bytes, the end or an error)."""
+        """Return when a read gives something (bytes, the end or an error) without waiting; after
+        at least one turn of the scheduler."""
         ...
 
     async def read_some(self, view: memoryview) -> int:

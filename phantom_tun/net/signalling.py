@@ -20,12 +20,11 @@ from phantom_tun.errors import (
     ProtocolViolation,
 )
 from phantom_tun.ids import NodeId
-from phantom_tun.net.buffers import POOL
 from phantom_tun.net.connection import Connection
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer
 from phantom_tun.net.rates import RateTable
-from phantom_tun.wire.frames import REGION_LEN, Frame
+from phantom_tun.wire.frames import Frame
 from phantom_tun.wire.signalling import (
     Assembler,
     Chunk,
@@ -34,6 +33,9 @@ from phantom_tun.wire.signalling import (
     SignalUnframer,
     call_frames,
 )
+
+READ_LEN = 4096
+"""There can be thousands of idle signalling links."""
 
 _NEW = frozenset({Frame.SIGNAL, Frame.ASK})
 """What can't follow a FIN; neither can the first chunk of a call."""
@@ -269,20 +271,15 @@ class SignalLink:
 
     async def _read(self, nursery: trio.Nursery) -> None:
         unframer = SignalUnframer()
+        view = memoryview(bytearray(READ_LEN))
         while True:
-            await self._connection.wait_readable()
-            buffer = POOL.take()
-            try:
-                received = await self._connection.read_some(buffer.view[:REGION_LEN])
-                messages = unframer.feed(buffer.view[:received])
-            finally:
-                POOL.give_back(buffer)
+            received = await self._connection.read_some(view)
             if not received:
                 if not (self._fin_sent and self._fin_received):
                     raise LinkBroken("the neighbour closed the signalling link")
                 return
             self.heard = trio.current_time()
-            for message in messages:
+            for message in unframer.feed(view[:received]):
                 self._take(message, nursery)
 
     def _take(self, message: Message, nursery: trio.Nursery) -> None:

@@ -38,13 +38,15 @@ class TlsConnection:
     """A :class:`~phantom_tun.net.connection.Connection` over an ``SSLSocket`` that has shaken
     hands."""
 
-    __slots__ = ("_closed", "_socket", "_torn", "_yielded")
+    __slots__ = ("_ahead", "_closed", "_first", "_socket", "_torn")
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self._socket = tls
         self._closed = False
         self._torn = False
-        self._yielded = False
+        self._first = memoryview(bytearray(1))
+        self._ahead = False
+        """Whether the next byte lies in ``_first`` already."""
 
     @property
     def usable(self) -> bool:
@@ -52,32 +54,41 @@ class TlsConnection:
         return not self._closed and not self._torn
 
     async def wait_readable(self) -> None:
-        """Return when a read may give something."""
-        if self._closed:
-            raise LinkBroken("the link was closed")
-        if self._socket.pending():
+        """Return when a read gives something, after exactly one turn of the scheduler or more. To
+        know, one byte is read: a socket can be readable and yet hold only a part of a TLS record,
+        and who waits for the rest of that shouldn't need a buffer."""
+        waited = False
+        while not self._ahead:
+            count = self._read_now(self._first)
+            if count == 0:
+                break
+            if count is None:
+                await self._wait()
+                waited = True
+            else:
+                self._ahead = True
+        if not waited:
             await checkpoint()
-        else:
-            try:
-                await wait_readable(self._socket)
-            except _BROKEN as error:
-                raise LinkBroken("the link was closed") from error
-        self._yielded = True
 
     async def read_some(self, view: memoryview) -> int:
         """Drain what has arrived, at most ``len(view)``; 0 at the end. A TLS record has at most 16
         KiB, so this takes several reads."""
-        if not self._yielded:  # at most one turn of the scheduler per chunk: it costs 9 µs
-            await checkpoint()
-        self._yielded = False
-        while True:
-            count = self._read_now(view)
-            if count is not None:
-                return count
-            try:
-                await wait_readable(self._socket)
-            except _BROKEN as error:
-                raise LinkBroken("the link was closed") from error
+        if self._ahead:
+            self._ahead = False
+            view[:1] = self._first
+            with suppress(LinkBroken):  # the next read will say so again
+                return 1 + (self._read_now(view[1:]) or 0)
+            return 1
+        await checkpoint()
+        while (count := self._read_now(view)) is None:
+            await self._wait()
+        return count
+
+    async def _wait(self) -> None:
+        try:
+            await wait_readable(self._socket)
+        except _BROKEN as error:
+            raise LinkBroken("the link was closed") from error
 
     def _read_now(self, view: memoryview) -> int | None:
         """Bytes read; 0 at the end; ``None`` if nothing has arrived."""
@@ -128,7 +139,7 @@ class TlsConnection:
 
     def is_quiet(self) -> bool:
         """Whole, and nothing has arrived, not even the end."""
-        if not self.usable or self._socket.pending():
+        if not self.usable or self._ahead or self._socket.pending():
             return False
         try:
             socket.socket.recv(self._socket, 1, socket.MSG_PEEK)

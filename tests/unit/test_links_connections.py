@@ -13,7 +13,7 @@ from links_world import LOOPBACK, listening, loopback_pair, tls_pair, until
 
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.tls import HandshakeSteps, connect_tcp
+from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp
 from phantom_tun.wire.door import LinkKind
 
 BIG = random.Random(1).randbytes(3_000_000)
@@ -250,3 +250,48 @@ async def test_garbage_instead_of_tls_is_answered_with_an_alert(nursery):
     assert near.recv(100)[:1] == b"\x15"  # an alert
     near.close()
     far.close()
+
+
+async def test_half_a_tls_record_is_not_readable(nursery):
+    """Else an authenticated neighbour could make every idle tunnel hold a buffer."""
+    with listening() as front, listening() as back:
+        front.setblocking(False)
+        context = links_world.link_server_context(links_world.CERTIFICATES[0])
+        limits, steps = LinkLimits(), HandshakeSteps(8)
+        tcp = await connect_tcp(LOOPBACK, front.getsockname()[1], limits)
+        left, _ = front.accept()
+        right = await connect_tcp(LOOPBACK, back.getsockname()[1], limits)
+        accepted, _ = back.accept()
+    left, right = (trio.SocketStream(trio.socket.from_stdlib_socket(s)) for s in (left, right))
+    accepted.setblocking(False)
+    far = context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+    near = links_world.link_client_context().wrap_socket(tcp, do_handshake_on_connect=False)
+
+    async def carry(source, sink):
+        async for data in source:
+            await sink.send_all(data)
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(carry, left, right)
+        inner.start_soon(carry, right, left)
+        async with trio.open_nursery() as shaking:
+            shaking.start_soon(steps.shake, near)
+            shaking.start_soon(steps.shake, far)
+        inner.cancel_scope.cancel()
+    near, far = TlsConnection(near), TlsConnection(far)
+    await near.write_all(b"secret")
+    record = await left.receive_some(1000)
+    await right.send_all(record[:10])
+    with trio.move_on_after(0.1) as patience:
+        await far.wait_readable()
+    assert patience.cancelled_caught
+    await right.send_all(record[10:])
+    with trio.fail_after(5):
+        await far.wait_readable()
+    assert not far.is_quiet()
+    assert await read(far) == b"secret"
+    assert far.is_quiet()
+    for end in (near, far):
+        end.close()
+    await left.aclose()
+    await right.aclose()
