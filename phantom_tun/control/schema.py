@@ -280,7 +280,7 @@ def decode_request(line: bytes) -> AnyRequest:
                 f"{envelope.version}; use the phantom-tun command it was installed with",
             )
         return _requests.decode(envelope.request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ControlError("invalid", f"the request isn't valid: {error}") from error
 
 
@@ -306,7 +306,7 @@ def decode_reply(line: bytes) -> Reply:
     """
     try:
         return _replies.decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ControlError("failed", f"the node's answer can't be read: {error}") from error
 
 
@@ -317,5 +317,5 @@ def decode_value(value: msgspec.Raw, kind: Any) -> Any:
     """
     try:
         return msgspec.json.decode(value, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ControlError("failed", f"the node's answer can't be read: {error}") from error

@@ -116,7 +116,7 @@ def check_certificate(der: bytes) -> None:
         raise CryptoError("certificate is too long")
     try:
         key = x509.load_der_x509_certificate(der).public_key()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise CryptoError("certificate does not parse") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise CryptoError("certificate key is not P-256")
@@ -179,7 +179,11 @@ def callee_context(certificate: Certificate, caller_der: bytes) -> ssl.SSLContex
     _load_chain(context, certificate)
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=caller_der)
+    try:
+        context.load_verify_locations(cadata=caller_der)
+    except ssl.SSLError as error:
+        # OpenSSL is stricter in places than what checked it before.
+        raise CryptoError("certificate does not parse") from error
     return context
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from phantom_tun.crypto.certificates import check_peer
 from phantom_tun.errors import CryptoError
 from phantom_tun.tunnel.answer import Wrap
+from phantom_tun.wire.frames import REGION_LEN
 from phantom_tun.wire.session import (
     FRAME_HEADER_LEN,
     MAX_DATA,
@@ -183,6 +184,9 @@ class Channel:
     def _collect(self, view: memoryview, start: int) -> int:
         sealed = self._outgoing.read()
         end = start + len(sealed)
+        if end > REGION_LEN:
+            # The peer can make TLS answer it; all of ours that fits into one frame does without.
+            raise CryptoError("TLS has more to say than fits")
         view[start:end] = sealed
         return end
 

@@ -297,7 +297,7 @@ def decode_call(data: bytes) -> Call:
         raise WireError(f"a netdb call has at most {MAX_CALL_LEN} bytes")
     try:
         call = _CALLS.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise WireError("netdb call does not parse") from error
     if call.encode() != data:
         raise WireError("netdb call is not in canonical form")
@@ -313,7 +313,7 @@ def decode_answer(data: bytes) -> Answer:
         raise WireError(f"a netdb answer has at most {MAX_ANSWER_LEN} bytes")
     try:
         answer = _ANSWERS.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise WireError("netdb answer does not parse") from error
     if answer.encode() != data:
         raise WireError("netdb answer is not in canonical form")

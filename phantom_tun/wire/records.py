@@ -315,7 +315,7 @@ def decode(kind: type[_R], data: bytes) -> _R:
         raise WireError(f"{kind.KIND} is longer than {kind.MAX_LEN} bytes")
     try:
         record = _DECODERS[kind].decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise WireError(f"{kind.KIND} does not parse") from error
     if record.encoded != data:
         raise WireError(f"{kind.KIND} is not in canonical form")
