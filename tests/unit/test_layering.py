@@ -17,7 +17,7 @@ LAYERS = {
     0: {"errors", "ids", "clock", "endpoints"},
     1: {"wire", "crypto", "packet", "files", "places"},
     2: {"netdb", "path", "tunnel", "profile", "config", "node_keys"},
-    3: {"net", "tun"},
+    3: {"guard", "net", "tun"},
     4: {"node", "node_view", "netdb_view", "control"},
     5: {"daemon", "cli", "__main__"},
 }
