@@ -15,10 +15,10 @@ NAME = ROOT.name
 
 LAYERS = {
     0: {"errors", "ids", "clock", "endpoints"},
-    1: {"wire", "crypto", "packet", "files", "places"},
+    1: {"wire", "crypto", "packet", "files", "places", "guard"},
     2: {"netdb", "path", "tunnel", "profile", "config", "node_keys"},
-    3: {"guard", "net", "tun"},
-    4: {"node", "node_view", "netdb_view", "control"},
+    3: {"net", "tun"},
+    4: {"node", "view", "control"},
     5: {"daemon", "cli", "__main__"},
 }
 SEAMLESS = {"lab", "testing", "analysis"}
