@@ -127,6 +127,7 @@ class ReadyPool:
             waiter = self._waiting.popleft()
             waiter.tunnel = tunnel
             waiter.event.set()
+            self.refill()
             return True
         entry = (tunnel, trio.CancelScope())
         self._ready.append(entry)
