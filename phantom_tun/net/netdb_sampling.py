@@ -8,7 +8,6 @@ the drawn node doesn't learn that it was, and each answerer contributes at most 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 import trio
 
@@ -19,7 +18,7 @@ from phantom_tun.net.netdb_calls import NodeCalls
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.net.netdb_upkeep import Upkeep
 from phantom_tun.netdb.book import Candidate
-from phantom_tun.netdb.contact import position
+from phantom_tun.netdb.sampling import Drawn, draw
 from phantom_tun.wire.records import NodeRecord
 
 SAMPLES_WANTED = 1_024
@@ -32,14 +31,9 @@ RENEW_BEFORE = HOUR
 RECENT_ANSWERERS = 256
 """Nodes that are not asked again as long as there are others."""
 _TRIES = 2
+_REGION = 8
+"""Leading bytes of an id that say which region it lies in, in a network of any size."""
 _SPEEDUP = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    node: NodeRecord
-    answerers: list[NodeRecord]
-    """The other nodes near it, those first that were not asked lately."""
 
 
 class Sampler:
@@ -63,6 +57,7 @@ class Sampler:
             await trio.sleep(pause * self._rng.uniform(0.5, 1.5))
             if self._upkeep.small or not self._upkeep.settled:
                 continue
+            await self.renew()
             known = self._book.keyed
             await self.sample()
             enough = self._book.keyed >= SAMPLES_WANTED
@@ -70,6 +65,19 @@ class Sampler:
                 pause = max(pause / _SPEEDUP, FASTEST)
             else:
                 pause = min(pause * _SPEEDUP, SLOWEST)
+
+    async def renew(self) -> None:
+        """Ask for the path key of one node whose key we lack or that rotates soon; a node near it
+        is asked, as for a sample."""
+        now = self._calls.clock.now()
+        lacking = self._book.lacking_key(now, now + RENEW_BEFORE)
+        if not lacking:
+            return
+        node_id = self._rng.choice(lacking).node_id
+        beside = node_id[:_REGION] + self._rng.randbytes(32 - _REGION)
+        nodes = (await self._searcher.search(beside)).closest()
+        others = [record for record in nodes if record.node_id != node_id]
+        await self._fetch(node_id, self._rng.sample(others, len(others)))
 
     async def random_nodes(self, count: int) -> list[Candidate]:
         """Up to ``count`` different nodes, each drawn uniformly and named by another answerer."""
@@ -87,13 +95,21 @@ class Sampler:
         drawn = await self._draw()
         if drawn is None:
             return None
-        for answerer in drawn.answerers[:_TRIES]:
+        return await self._fetch(drawn.node.node_id, drawn.answerers)
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for people."""
+        return dict(self._counts)
+
+    async def _fetch(self, node_id: NodeId, answerers: list[NodeRecord]) -> Candidate | None:
+        """Record and path key of a node, as the first of ``answerers`` says that knows it."""
+        for answerer in answerers[:_TRIES]:
             self._remember(answerer.node_id)
             try:
-                record, path_key = await self._calls.random_node(answerer.ref(), drawn.node.node_id)
+                record, path_key = await self._calls.random_node(answerer.ref(), node_id)
             except (WorldError, PeerError):
                 continue
-            if record.node_id == drawn.node.node_id:
+            if record.node_id == node_id:
                 self._counts["samples"] += 1
                 self._book.vouched(record, self._calls.clock.now(), path_key)
                 return Candidate(record, path_key)
@@ -101,28 +117,13 @@ class Sampler:
             self._counts["samples_contradicted"] += 1
         return None
 
-    def statistics(self) -> dict[str, int]:
-        """Counts for people."""
-        return dict(self._counts)
-
-    async def _draw(self) -> _Drawn | None:
+    async def _draw(self) -> Drawn | None:
         lookup = await self._searcher.search(self._rng.randbytes(32))
         nodes = lookup.closest()
         now = self._calls.clock.now()
         for record in nodes:
             self._book.vouched(record, now)
-        eligible = [record for record in nodes if record.relays]
-        if len(nodes) < 2 or not eligible:
-            return None
-        # Uniformly among the closest, not the very closest: ids with wide gaps around them, which
-        # can be sought, gain nothing.
-        node = self._rng.choice(eligible)
-        place = position(node.node_id)
-        others = [record for record in nodes if record.node_id != node.node_id]
-        others.sort(
-            key=lambda record: (record.node_id in self._asked, position(record.node_id) ^ place)
-        )
-        return _Drawn(node, others)
+        return draw(nodes, self._asked, self._rng)
 
     def _remember(self, node_id: NodeId) -> None:
         self._asked.pop(node_id, None)

@@ -27,7 +27,6 @@ from phantom_tun.net.netdb_storage import SURVEYS_AT_ONCE, KeyWrite, StorageClie
 from phantom_tun.net.netdb_upkeep import Upkeep
 from phantom_tun.netdb.book import Candidate, NodeBook
 from phantom_tun.netdb.network import NetworkParams
-from phantom_tun.netdb.prefixes import PrefixLimits
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import OwnNode, Server
 from phantom_tun.netdb.store import ApStore
@@ -80,14 +79,13 @@ class NetdbService:
         clock: Clock,
         rng: Rng,
         files: NetdbFiles = NetdbFiles(),  # noqa: B008 - frozen
-        limits: PrefixLimits | None = None,
     ) -> None:
         """``record``: our own, with the 1,216-byte public ``path_key`` that it names;
         ``transport``: ``Links.call``."""
         self._network = network
         self._clock = clock
         self._rng = rng
-        self._book = NodeBook(record.node_id, rng, limits=limits)
+        self._book = NodeBook(record.node_id, rng)
         self._store = ApStore(network)
         self._verifier = Verifier(network)
         self._server = Server(
@@ -156,7 +154,8 @@ class NetdbService:
         return self._server.own.record
 
     def set_own_record(self, record: NodeRecord, path_key: bytes) -> None:
-        """Replace what we tell others about us, and tell them.
+        """Replace what we tell others about us, and tell them. Others keep the record with the
+        later ``created``.
 
         :raises ValueError: it is another node's record, or names another path key.
         """

@@ -9,22 +9,21 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from itertools import zip_longest
 from typing import TypeVar
 
 import trio
 
 from phantom_tun.clock import MINUTE
 from phantom_tun.errors import PeerError, ProtocolViolation, RecordRefused, WireError, WorldError
-from phantom_tun.ids import ApAddress, NodeId, StorageKey
+from phantom_tun.ids import ApAddress, StorageKey
 from phantom_tun.net.netdb_calls import NodeCalls
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.netdb.addresses import ap6_address, keys_to_read, keys_to_write
-from phantom_tun.netdb.contact import position
 from phantom_tun.netdb.limits import SourceLimits
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import Server, expect
 from phantom_tun.netdb.store import ApStore
+from phantom_tun.netdb.storers import merged, storers_of
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.netdb.votes import Tally
@@ -237,29 +236,15 @@ class StorageClient:
 
         async def find(key: StorageKey) -> None:
             if self._knows_everybody():
-                nodes = self._calls.book.closest(key, K, self._calls.clock.now())
+                nodes = self._calls.book.closest(key, 2 * K, self._calls.clock.now())
             else:
                 nodes = (await self._searcher.search(key)).closest()
-            found[key] = self._with_ourselves(key, nodes)
+            found[key] = storers_of(key, nodes, self._server.own.record)
 
         async with trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(find, key)
-        storers: dict[NodeId, NodeRecord] = {}
-        for rank in zip_longest(*(found[key] for key in keys)):
-            for record in rank:
-                if record is not None:
-                    storers.setdefault(record.node_id, record)
-        return list(storers.values())
-
-    def _with_ourselves(self, key: StorageKey, nodes: list[NodeRecord]) -> list[NodeRecord]:
-        own = self._server.own.record
-        if not own.dialable:
-            return nodes
-        target = position(key)
-        joined = [*nodes, own]
-        joined.sort(key=lambda record: position(record.node_id) ^ target)
-        return joined[:K]
+        return merged([found[key] for key in keys])
 
     async def _poll(
         self, storers: list[NodeRecord], ask: Callable[[NodeRecord], Awaitable[None]]

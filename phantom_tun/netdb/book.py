@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from phantom_tun.clock import HOUR, MINUTE, Rng
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import Contact, position
-from phantom_tun.netdb.prefixes import PrefixLimits
+from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixLimits, closest_allowed
 from phantom_tun.netdb.table import K, RoutingTable
 from phantom_tun.wire.records import NodeRecord
 
@@ -48,7 +48,7 @@ class NodeBook:
         own_id: NodeId,
         rng: Rng,
         *,
-        limits: PrefixLimits | None = None,
+        limits: PrefixLimits = BUCKET_LIMITS,
         max_keyed: int = MAX_KEYED,
     ) -> None:
         self._own_id = own_id
@@ -129,9 +129,11 @@ class NodeBook:
 
     def is_storer(self, key: bytes, now: float) -> bool:
         """Whether this node should hold what is stored under ``key``."""
-        if len(self.table) < K + STORER_SLACK:
+        enough = K + STORER_SLACK
+        if len(self.table) < enough:
             return True
-        return self.table.closer_than_us(position(key), now) < K + STORER_SLACK
+        closer = self.table.closer_than_us(position(key), now)
+        return len(closest_allowed((contact.record for contact in closer), enough)) < enough
 
     def keyed_closest(self, near: bytes, now: float) -> Candidate | None:
         """The candidate with the id closest to ``near`` whose path key matches its record; None if

@@ -73,7 +73,7 @@ def load(data: bytes, verifier: Verifier, now: float) -> list[CachedNode]:
         raise WireError("the node cache is damaged")
     try:
         content = msgspec.msgpack.decode(body, type=_File)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise WireError("the node cache is damaged") from error
     if content.magic != _MAGIC or content.network_id != verifier.network.network_id:
         raise WireError("the node cache belongs to another network or version")

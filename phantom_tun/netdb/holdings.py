@@ -61,7 +61,7 @@ def load(data: bytes, verifier: Verifier, store: ApStore, now: float) -> None:
         raise WireError("the file of stored records is damaged")
     try:
         content = msgspec.msgpack.decode(body, type=_File)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise WireError("the file of stored records is damaged") from error
     if content.magic != _MAGIC or content.network_id != verifier.network.network_id:
         raise WireError("the file of stored records belongs to another network or version")

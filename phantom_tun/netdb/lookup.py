@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import position
-from phantom_tun.netdb.prefixes import PrefixCounter, PrefixLimits
+from phantom_tun.netdb.prefixes import LOOKUP_LIMITS, PrefixLimits, closest_allowed
 from phantom_tun.netdb.table import K
 from phantom_tun.wire.records import NodeRecord
 
@@ -46,7 +46,7 @@ class Lookup:
         seeds: Sequence[NodeRecord],
         *,
         own_id: NodeId,
-        limits: PrefixLimits | None = None,
+        limits: PrefixLimits = LOOKUP_LIMITS,
         count: int = K,
         ways: int = WAYS,
     ) -> None:
@@ -55,7 +55,7 @@ class Lookup:
         """What is searched."""
         self._position = position(target)
         self._own_id = own_id
-        self._limits = limits or PrefixLimits()
+        self._limits = limits
         self._count = count
         self._ways = [_Way() for _ in range(ways)]
         self._way_of: dict[NodeId, int] = {}
@@ -122,7 +122,8 @@ class Lookup:
 
     def closest(self) -> list[NodeRecord]:
         """Those that answered, closest first, at most ``count`` and a few per prefix."""
-        return self._best(self._answered, self._count)
+        ranked = (record for _, record in self._answered)
+        return closest_allowed(ranked, self._count, self._limits)
 
     def find(self, node_id: NodeId) -> NodeRecord | None:
         """The newest record of one node that anybody named, if it was named at all."""
@@ -140,7 +141,14 @@ class Lookup:
         insort(way.heard, (self._position ^ position(node_id), record), key=_distance)
         if len(way.heard) > MAX_HEARD:
             way.heard.pop()
-        way.frontier = None
+        if self._reaches_frontier(way, record):
+            way.frontier = None
+
+    def _reaches_frontier(self, way: _Way, record: NodeRecord) -> bool:
+        if way.frontier is None or len(way.frontier) < self._count:
+            return True
+        last = position(way.frontier[-1].node_id) ^ self._position
+        return position(record.node_id) ^ self._position < last
 
     def _done(self, node_id: NodeId) -> _Way:
         self._pending.discard(node_id)
@@ -152,19 +160,9 @@ class Lookup:
         """Of the closest ``count`` nodes this way heard of and that may still be alive, those that
         no way asked yet."""
         if way.frontier is None:
-            alive = (entry for entry in way.heard if entry[1].node_id not in self._failed)
-            way.frontier = self._best(alive, self._count)
+            alive = (record for _, record in way.heard if record.node_id not in self._failed)
+            way.frontier = closest_allowed(alive, self._count, self._limits)
         return [record for record in way.frontier if record.node_id not in self._way_of]
-
-    def _best(self, entries: Iterable[tuple[int, NodeRecord]], count: int) -> list[NodeRecord]:
-        counter = PrefixCounter(self._limits)
-        best: list[NodeRecord] = []
-        for _, record in entries:
-            if len(best) == count:
-                break
-            if counter.admit(record):
-                best.append(record)
-        return best
 
 
 def _distance(entry: tuple[int, NodeRecord]) -> int:

@@ -7,6 +7,7 @@ and /32).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from phantom_tun.wire.records import NodeRecord
@@ -16,10 +17,17 @@ from phantom_tun.wire.records import NodeRecord
 class PrefixLimits:
     """The most nodes of one set that may share a prefix."""
 
-    narrow: int = 2
+    narrow: int
     """Per /24 or /48."""
-    wide: int = 4
+    wide: int
     """Per /16 or /32."""
+
+
+BUCKET_LIMITS = PrefixLimits(narrow=2, wide=4)
+"""For a bucket of the routing table."""
+LOOKUP_LIMITS = PrefixLimits(narrow=1, wide=2)
+"""For the nodes that a lookup takes for the closest, and so for the storers of a key. It costs
+nothing to be strict here: everybody skips the same nodes and goes on to the next closest."""
 
 
 class PrefixCounter:
@@ -47,3 +55,17 @@ class PrefixCounter:
         for part in networks.wide:
             wide[part] = wide.get(part, 0) + 1
         return True
+
+
+def closest_allowed(
+    ranked: Iterable[NodeRecord], count: int, limits: PrefixLimits = LOOKUP_LIMITS
+) -> list[NodeRecord]:
+    """The first ``count`` of ``ranked`` (closest first) that may stand together."""
+    counter = PrefixCounter(limits)
+    allowed: list[NodeRecord] = []
+    for record in ranked:
+        if len(allowed) == count:
+            break
+        if counter.admit(record):
+            allowed.append(record)
+    return allowed

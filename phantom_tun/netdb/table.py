@@ -6,12 +6,11 @@ are there come in; a living contact is never displaced, so nobody can push other
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
 
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import Contact, position
-from phantom_tun.netdb.prefixes import PrefixCounter, PrefixLimits
+from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixCounter, PrefixLimits
 
 K = 20
 """Bucket size, and how many of the closest nodes store a record."""
@@ -24,9 +23,9 @@ class RoutingTable:
 
     __slots__ = ("_buckets", "_limits", "_own", "_size")
 
-    def __init__(self, own_id: NodeId, limits: PrefixLimits | None = None) -> None:
+    def __init__(self, own_id: NodeId, limits: PrefixLimits = BUCKET_LIMITS) -> None:
         self._own = position(own_id)
-        self._limits = limits or PrefixLimits()
+        self._limits = limits
         self._buckets: dict[int, list[Contact]] = {}
         self._size = 0
 
@@ -102,10 +101,30 @@ class RoutingTable:
 
     def closest(self, target: int, count: int, now: float) -> list[Contact]:
         """The ``count`` usable contacts closest to a position, closest first."""
-        usable = (contact for contact in self if contact.usable(now))
-        return heapq.nsmallest(count, usable, key=lambda contact: contact.position ^ target)
+        found: list[Contact] = []
+        for group in self._groups(target):
+            usable = [contact for contact in group if contact.usable(now)]
+            usable.sort(key=lambda contact: contact.position ^ target)
+            found += usable
+            if len(found) >= count:
+                return found[:count]
+        return found
 
-    def closer_than_us(self, target: int, now: float) -> int:
-        """How many usable contacts are closer to a position than we are."""
+    def closer_than_us(self, target: int, now: float) -> list[Contact]:
+        """The usable contacts that are closer to a position than we are, closest first."""
         own = self._own ^ target
-        return sum(contact.position ^ target < own for contact in self if contact.usable(now))
+        closer = [c for c in self if c.position ^ target < own and c.usable(now)]
+        closer.sort(key=lambda contact: contact.position ^ target)
+        return closer
+
+    def _groups(self, target: int) -> Iterator[list[Contact]]:
+        """All contacts in groups, each closer to ``target`` than the next: those in its own
+        distance class, those nearer to us than it is, then the farther classes one by one."""
+        home = self.bucket_of(target)
+        yield self._buckets.get(home, [])
+        yield [
+            contact for index, bucket in self._buckets.items() if index < home for contact in bucket
+        ]
+        for index in range(home + 1, 256):
+            if index in self._buckets:
+                yield self._buckets[index]

@@ -484,6 +484,31 @@ class TestNodes:
             with pytest.raises(ValueError, match="another node"):
                 services[3].set_own_record(NodeMaker(4).record(), NodeMaker(4).path_key)
 
+    async def test_a_rotated_key_reaches_those_who_missed_the_announcement(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 45)
+            await wait_until(everybody_knows(services, 44), 20)
+            await trio.sleep(10)
+            told = {service.own_record.node_id for service in services[::3]}
+            rotating = services[4]
+            own_id = rotating.own_record.node_id
+            network.allowed = lambda caller, callee: caller != own_id or callee in told
+            rotating.set_own_record(
+                NodeMaker(4).record(network.clock.now(), path_key=b"n" * 1_216), b"n" * 1_216
+            )
+            await trio.sleep(2)
+            network.allowed = lambda _caller, _callee: True
+
+            def has_new_key(service: NetdbService) -> bool:
+                keys = {c.record.node_id: c.path_key for c in service.candidates()}
+                return keys.get(own_id) == b"n" * 1_216
+
+            others = [service for service in services if service is not rotating]
+            assert 10 < sum(map(has_new_key, others)) < 40
+            await wait_until(lambda: all(map(has_new_key, others)), 900)
+
     async def test_random_nodes_of_a_small_network(self, autojump_clock: MockClock) -> None:
         async with memory_network() as network:
             services = start(network, 12)

@@ -303,6 +303,7 @@ class TestCacheFile:
 
     @given(st.binary(max_size=200))
     def test_noise_raises_the_one_exception(self, noise: bytes) -> None:
-        for data in (noise, noise + h("node cache", noise)):
+        nested = b"\x91" * 100_000
+        for data in (noise, noise + h("node cache", noise), nested + h("node cache", nested)):
             with pytest.raises(WireError):
                 cachefile.load(data, Verifier(NETWORK), NOW)

@@ -86,6 +86,7 @@ def test_any_damage_is_noticed(place: int, flip: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_noise_raises_the_one_exception(noise: bytes) -> None:
-    for data in (noise, noise + h("holdings", noise)):
+    nested = b"\x91" * 100_000
+    for data in (noise, noise + h("holdings", noise), nested + h("holdings", nested)):
         with pytest.raises(WireError):
             reloaded(data)

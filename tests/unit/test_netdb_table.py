@@ -13,7 +13,7 @@ from phantom_tun.clock import DAY
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import FIRST_RETRY, LAST_RETRY, Contact, position
 from phantom_tun.netdb.limits import SOURCES_REMEMBERED, SourceLimits
-from phantom_tun.netdb.prefixes import PrefixCounter, PrefixLimits
+from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixCounter, PrefixLimits
 from phantom_tun.netdb.table import DISPLACEABLE_AFTER, K, RoutingTable
 from phantom_tun.testing.record_factory import NOW, NodeMaker
 
@@ -108,7 +108,7 @@ class TestRoutingTable:
 
     def test_few_of_one_24_share_a_bucket(self) -> None:
         table = RoutingTable(OWN)
-        limits = PrefixLimits()
+        limits = BUCKET_LIMITS
         same = far(limits.narrow + 1, "11.7.7.7")
         for member in same[: limits.narrow]:
             assert table.insert(member) is None
@@ -116,7 +116,7 @@ class TestRoutingTable:
 
     def test_few_of_one_16_share_a_bucket(self) -> None:
         table = RoutingTable(OWN)
-        limits = PrefixLimits()
+        limits = BUCKET_LIMITS
         members = [far(1, f"11.7.{n}.1", start=100 * n)[0] for n in range(limits.wide + 1)]
         for member in members[: limits.wide]:
             assert table.insert(member) is None
@@ -154,7 +154,8 @@ class TestRoutingTable:
         for member in members:
             table.insert(member)
         target = 2**255
-        expected = sum(member.position ^ target < target for member in members)
+        expected = [member for member in members if member.position ^ target < target]
+        expected.sort(key=lambda member: member.position ^ target)
         assert table.closer_than_us(target, NOW) == expected
 
     def test_removing(self) -> None:
