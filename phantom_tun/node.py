@@ -209,6 +209,7 @@ class Node:
                 lifetime=config.paths.lifetime_minutes * MINUTE,
             ),
             on_event=self._path_event,
+            guard=self.hub.guard,
             clock=self.clock,
             rng=rng,
         )
@@ -272,7 +273,7 @@ class Node:
     async def _start_relay(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.hub.run)
         await nursery.start(self.member.run)
-        nursery.start_soon(self.hops.run)
+        nursery.start_soon(self.hub.guard.forever, self.hops.run)
         await nursery.start(self.links.run, self._listeners, self.board)
         self._phase = "joining"
         bootstrap = [
@@ -280,7 +281,9 @@ class Node:
             for found in self.profile.bootstrap
         ]
         await nursery.start(self.netdb.run, bootstrap)
-        nursery.start_soon(self._own_record.keep_fresh, self.netdb.set_own_record)
+        nursery.start_soon(
+            self.hub.guard.forever, self._own_record.keep_fresh, self.netdb.set_own_record
+        )
 
     async def _start_owner(self, nursery: trio.Nursery, interface: Interface) -> None:
         await nursery.start(self.paths.run)

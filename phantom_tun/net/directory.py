@@ -18,6 +18,7 @@ import trio
 
 from phantom_tun.clock import MINUTE, Clock, Rng
 from phantom_tun.errors import Unreachable
+from phantom_tun.guard import Guard
 from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey
 from phantom_tun.net.ap_database import ApDatabase, Found, Route, claimed_ap4
 from phantom_tun.net.identities import ApIdentity, IdentityStore
@@ -104,6 +105,7 @@ class Directory:
         self._nursery: trio.Nursery | None = None
         self._fetches = 0
         self._counts: Counter[str] = Counter()
+        self._guard = Guard(self._counts)
         self._inquiry = Inquiry(
             database, identities.network, pins, clock=clock, rng=rng, counts=self._counts
         )
@@ -209,7 +211,9 @@ class Directory:
             return
         self._fetches += 1
         entry.done = trio.Event()
-        self._nursery.start_soon(self._fetch, identity, address, entry, entry.done)
+        self._nursery.start_soon(
+            self._guard.once, self._fetch, identity, address, entry, entry.done
+        )
 
     async def _fetch(
         self, identity: str, address: ApAddress, entry: _Entry, done: trio.Event

@@ -7,24 +7,22 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import UsageError
+from phantom_tun.guard import Guard
 from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.switchboard import Switchboard
 
 if TYPE_CHECKING:
     from phantom_tun.net.links import Links
 
-_log = structlog.get_logger(__name__)
-
 
 class TunnelHub:
     """One per node."""
 
-    __slots__ = ("_nursery", "board", "clock", "counts", "limits", "links", "rng")
+    __slots__ = ("_nursery", "board", "clock", "counts", "guard", "limits", "links", "rng")
 
     def __init__(
         self, links: Links, board: Switchboard, limits: PoolLimits, clock: Clock, rng: Rng
@@ -35,6 +33,8 @@ class TunnelHub:
         self.clock = clock
         self.rng = rng
         self.counts: Counter[str] = Counter()
+        self.guard = Guard(self.counts)
+        """Of all tasks that have to do with tunnels."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -51,15 +51,7 @@ class TunnelHub:
         """
         if self._nursery is None:
             raise UsageError("the tunnel hub isn't running")
-        self._nursery.start_soon(self._guarded, work, *args)
-
-    async def _guarded(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
-        # One tunnel's trouble, even a mistake of ours, must not end all the others.
-        try:
-            await work(*args)
-        except Exception:  # noqa: BLE001
-            self.counts["internal_errors"] += 1
-            _log.exception("tunnel task failed")
+        self._nursery.start_soon(self.guard.once, work, *args)
 
     def now(self) -> float:
         """Seconds since the epoch."""

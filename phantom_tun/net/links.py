@@ -77,7 +77,7 @@ class Links(Neighbours):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tend, handlers)
             for listener in listeners:
-                nursery.start_soon(self._listener.serve, listener)
+                nursery.start_soon(self._guard.forever, self._listener.serve, listener)
             task_status.started()
 
     def statistics(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from phantom_tun.clock import Clock, Rng
 from phantom_tun.crypto.certificates import Certificate, link_server_context
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import LinkBroken, PeerError, WireError
+from phantom_tun.guard import Guard
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer, origin
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
@@ -93,6 +94,7 @@ class Listener:
         self._rng = rng
         self._counts = counts
         self._on_link = on_link
+        self._guard = Guard(counts)
         self._strangers = Strangers(limits.strangers, limits.strangers_per_address)
 
     @property
@@ -119,7 +121,7 @@ class Listener:
                 if isinstance(address, ipaddress.IPv6Address):
                     address = address.ipv4_mapped or address
                 if self._strangers.admit(address):
-                    nursery.start_soon(self._meet, tcp, address)
+                    nursery.start_soon(self._guard.once, self._meet, tcp, address)
                 else:
                     self._counts["drop_stranger_limit"] += 1
                     tcp.close()

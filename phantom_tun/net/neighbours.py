@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from phantom_tun.errors import LinkBroken, PeerError, PhantomError, UsageError
+from phantom_tun.guard import Guard
 from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk, BulkLink, Ending
 from phantom_tun.net.connection import Connection
@@ -38,6 +40,7 @@ class Neighbours:
         self._dial_other = dial
         self._limits = limits
         self._counts = counts
+        self._guard = Guard(counts)
         self._quotas = Quotas(limits)
         self._neighbours: dict[NodeId, Neighbour] = {}
         self._handlers: LinkHandlers | None = None
@@ -56,9 +59,7 @@ class Neighbours:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                while True:
-                    await trio.sleep(TIDY_EVERY)
-                    self._tidy()
+                await self._guard.forever(self._tidy_regularly)
         finally:
             self._nursery = None
             for neighbour in self._neighbours.values():
@@ -200,9 +201,14 @@ class Neighbours:
         victim.close()
         del self._neighbours[victim.peer.node_id]
 
-    def _spawn(self, function: object, *args: object) -> None:
+    def _spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(function, *args)  # type: ignore[arg-type]
+            self._nursery.start_soon(self._guard.once, function, *args)
+
+    async def _tidy_regularly(self) -> None:
+        while True:
+            await trio.sleep(TIDY_EVERY)
+            self._tidy()
 
     def _tidy(self) -> None:
         for neighbour in list(self._neighbours.values()):

@@ -7,6 +7,7 @@ transport for calls, a clock and randomness, so a simulated network runs it unch
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 import trio
@@ -17,6 +18,7 @@ from phantom_tun.errors import (
     ProtocolViolation,
     Unreachable,
 )
+from phantom_tun.guard import Guard
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.netdb_calls import NodeCalls, Transport
 from phantom_tun.net.netdb_files import Keeper, NetdbFiles
@@ -107,6 +109,8 @@ class NetdbService:
         self._keeper = Keeper(files, network.network_id, self._book, self._store, rng)
         self._surveys_running = 0
         self._performing = 0
+        self._counts: Counter[str] = Counter()
+        self._guard = Guard(self._counts)
         self._nursery: trio.Nursery | None = None
 
     async def run(
@@ -129,14 +133,15 @@ class NetdbService:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._introductions.run, seeds, cached)
-                nursery.start_soon(self._upkeep.gossip)
-                nursery.start_soon(self._upkeep.recheck)
-                nursery.start_soon(self._upkeep.refresh)
-                nursery.start_soon(self._sampler.run)
-                nursery.start_soon(self._expire)
-                nursery.start_soon(self._keeper.save_nodes)
-                nursery.start_soon(self._keeper.save_holdings)
+                forever = self._guard.forever
+                nursery.start_soon(forever, self._introductions.run, seeds, cached)
+                nursery.start_soon(forever, self._upkeep.gossip)
+                nursery.start_soon(forever, self._upkeep.recheck)
+                nursery.start_soon(forever, self._upkeep.refresh)
+                nursery.start_soon(forever, self._sampler.run)
+                nursery.start_soon(forever, self._expire)
+                nursery.start_soon(forever, self._keeper.save_nodes)
+                nursery.start_soon(forever, self._keeper.save_holdings)
                 await self._introductions.joined.wait()
                 task_status.started()
         finally:
@@ -163,7 +168,7 @@ class NetdbService:
             raise ValueError("a node's record can't be replaced by another node's")
         self._server.own = OwnNode(record, path_key)
         if self._nursery is not None:
-            self._nursery.start_soon(self._introductions.announce)
+            self._nursery.start_soon(self._guard.once, self._introductions.announce)
 
     async def handle_call(self, peer: PeerLike, payload: bytes) -> bytes:
         """Answer a call that came over a link.
@@ -267,6 +272,7 @@ class NetdbService:
             self._searcher.statistics(),
             self._sampler.statistics(),
             self._storage.statistics(),
+            self._counts,
         )
         return {name: count for part in parts for name, count in part.items()}
 
@@ -274,7 +280,7 @@ class NetdbService:
         if self._nursery is None or self._surveys_running >= SURVEYS_AT_ONCE:
             return
         self._surveys_running += 1
-        self._nursery.start_soon(self._survey, call, record, caller)
+        self._nursery.start_soon(self._guard.once, self._survey, call, record, caller)
 
     async def _survey(self, call: KeyWrite, record: APKeyRecord, caller: Caller) -> None:
         try:

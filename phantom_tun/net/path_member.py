@@ -18,6 +18,7 @@ import trio
 
 from phantom_tun.clock import MINUTE, Clock, Rng
 from phantom_tun.errors import LinkBroken, PeerError, UsageError, WorldError
+from phantom_tun.guard import Guard
 from phantom_tun.ids import ConnectionId, NodeId
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.peers import Peer
@@ -128,6 +129,7 @@ class PathMember:
         self._keeping: dict[int, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._counts: Counter[str] = Counter()
+        self._guard = Guard(self._counts)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the links of hops to their successors, rotate keys and forget what is over, until
@@ -135,12 +137,15 @@ class PathMember:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            while True:
-                await trio.sleep(self._limits.sweep_every)
-                now = self._clock.now()
-                self._member.sweep(now)
-                if self._keys.refresh(now):
-                    self._on_new_key(self._keys.published)
+            await self._guard.forever(self._sweep)
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(self._limits.sweep_every)
+            now = self._clock.now()
+            self._member.sweep(now)
+            if self._keys.refresh(now):
+                self._on_new_key(self._keys.published)
 
     def statistics(self) -> dict[str, int]:
         """Counters by name; every array that was dropped is in one of them."""
@@ -246,7 +251,7 @@ class PathMember:
         self._counts[f"hops_{hop.role}"] += 1
         self._on_hop(hop)
         if successor is not None:
-            self._nursery.start_soon(self._keep_link, hop, successor)
+            self._nursery.start_soon(self._guard.once, self._keep_link, hop, successor)
 
     def hop_ended(self, hop: PathHop) -> None:
         """Somebody else found that a hop is over before its expiry. Idempotent."""

@@ -232,14 +232,14 @@ class PathPool:
             except TooFewNodes as error:
                 self._note(error)
                 await self._pause(SHORTAGE_PAUSE)
-            except WorldError as error:
+            except (WorldError, UsageError) as error:  # a full disk, for instance
                 self._note(error)
                 failures += 1
 
     async def _pause(self, seconds: float) -> None:
         await trio.sleep(seconds * self._rng.uniform(0.75, 1.25))
 
-    def _note(self, error: WorldError) -> None:
+    def _note(self, error: WorldError | UsageError) -> None:
         self._counts["builds_failed"] += 1
         self.problem = str(error)
         _log.debug("path build failed", kind=self.goal.kind, reason=self.problem)

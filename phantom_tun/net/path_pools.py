@@ -11,6 +11,7 @@ import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import UsageError, WorldError
+from phantom_tun.guard import Guard
 from phantom_tun.ids import EntryId
 from phantom_tun.net.connector import Connector
 from phantom_tun.net.identities import ApIdentity, IdentityStore
@@ -58,6 +59,7 @@ class PathPools:
         wishes: PathWishes,
         *,
         on_event: Callable[[PathEvent], None],
+        guard: Guard,
         clock: Clock,
         rng: Rng,
     ) -> None:
@@ -66,6 +68,7 @@ class PathPools:
         self._identities = identities
         self._wishes = wishes
         self._on_event = on_event
+        self._guard = guard
         self._clock = clock
         self._rng = rng
         self._pools: dict[tuple[str, PathKind], PathPool] = {}
@@ -107,7 +110,7 @@ class PathPools:
         with trio.CancelScope() as self._scopes[name]:
             async with trio.open_nursery() as nursery:
                 for pool in pools:
-                    nursery.start_soon(pool.run)
+                    nursery.start_soon(self._guard.forever, pool.run)
 
     def remove(self, name: str) -> None:
         """Give up all paths of an identity. Idempotent."""

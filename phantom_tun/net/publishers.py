@@ -9,6 +9,7 @@ import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import UsageError
+from phantom_tun.guard import Guard
 from phantom_tun.net.ap_database import ApDatabase, Route
 from phantom_tun.net.identities import ApIdentity, IdentityStore
 from phantom_tun.net.publisher import Publisher
@@ -40,6 +41,8 @@ class Publishers:
         self._rng = rng
         self._publishers: dict[str, Publisher] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._counts: Counter[str] = Counter()
+        self._guard = Guard(self._counts)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -72,7 +75,7 @@ class Publishers:
 
     async def _run(self, name: str, publisher: Publisher) -> None:
         with trio.CancelScope() as self._scopes[name]:
-            await publisher.run()
+            await self._guard.forever(publisher.run)
 
     def remove(self, name: str) -> None:
         """Stop publishing an identity. Idempotent."""
@@ -93,7 +96,7 @@ class Publishers:
 
     def statistics(self) -> dict[str, int]:
         """Sums of counters by name."""
-        total: Counter[str] = Counter()
+        total = self._counts.copy()
         for publisher in self._publishers.values():
             total.update(publisher.statistics())
         return dict(total)

@@ -20,6 +20,7 @@ import trio
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.endpoints import Endpoint, LocalHost
 from phantom_tun.errors import CapacityExceeded, Unreachable, WorldError
+from phantom_tun.guard import Guard
 from phantom_tun.net.expose import ExposeRules
 from phantom_tun.net.session_callers import Callers, NatPeers
 from phantom_tun.net.session_contexts import ContextCache
@@ -78,6 +79,7 @@ class SessionService:
         self._clock = clock
         self._rng = rng
         self._counts: Counter[str] = Counter()
+        self._guard = Guard(self._counts)
         self._contexts = ContextCache()
         self._table = SessionTable(clock, settings.max_sessions, settings.max_sessions_per_caller)
         self._opening = 0
@@ -215,5 +217,5 @@ class SessionService:
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> bool:
         if self._nursery is None:
             return False
-        self._nursery.start_soon(task)
+        self._nursery.start_soon(self._guard.once, task)
         return True

@@ -19,6 +19,7 @@ from phantom_tun.errors import (
     PhantomError,
     ProtocolViolation,
 )
+from phantom_tun.guard import Guard
 from phantom_tun.ids import NodeId
 from phantom_tun.net.connection import Connection
 from phantom_tun.net.limits import LinkLimits
@@ -117,6 +118,7 @@ class SignalLink:
         self._quotas = quotas
         self._events = events
         self._counts = counts
+        self._guard = Guard(counts)
         self._outbox = Outbox(limits.signal_queue)
         self._wakeup = trio.Event()
         self._numbers = count(1)
@@ -341,7 +343,7 @@ class SignalLink:
         if body is not None:
             self.touch()
             self._served += 1
-            nursery.start_soon(self._serve_call, chunk.number, body)
+            nursery.start_soon(self._guard.once, self._serve_call, chunk.number, body)
 
     async def _serve_call(self, number: int, body: bytes) -> None:
         self._counts["calls_served"] += 1
