@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from phantom_tun.errors import PhantomError
 from phantom_tun.lab import lifecycle
@@ -24,6 +21,7 @@ from phantom_tun.lab.demo_steps import RECORDED_BYTES, Demonstration
 from phantom_tun.lab.errors import LabFailed
 from phantom_tun.lab.evidence import carriers, possible_ways, travelled
 from phantom_tun.lab.plan import plan_lab
+from phantom_tun.lab.signals import ending_in_order
 
 
 def show(demo: Demonstration) -> bool:
@@ -73,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     began = time.monotonic()
     try:
-        with _ending_in_order(), ExitStack() as undo:
+        with ending_in_order(), ExitStack() as undo:
             holds = _run(options.nodes, options.hops, options.keep, undo)
     except PhantomError as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -112,21 +110,6 @@ def _clean_up(demo: Demonstration) -> None:
     demo.step("Cleaning up")
     demo.typed(f"lab down --name {demo.store.name}")
     lifecycle.down(demo.store.name)
-
-
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demonstration as Ctrl-C does."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from phantom_tun.lab import namespaces, provision, readiness, topology
+from phantom_tun.lab import namespaces, provision, readiness, signals, topology
 from phantom_tun.lab.errors import (
     BadLabOption,
     DuplicateLab,
@@ -34,7 +33,6 @@ from phantom_tun.lab.record import LabRecord, LabStore, default_root
 _TOOLS = ("ip", "tc", "nsenter", "setpriv")
 _NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _FILES_OF_A_LAB = ("nodes", "netns", "network.toml", "switch.log", "switch.ready")
-_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ def remove(store: LabStore) -> None:
 
     :raises LabFailed: a process would not die.
     """
-    with _signals_held_back():
+    with signals.held_back():
         try:
             record = store.read()
         except UnknownLab:  # crashed before or while the record was written
@@ -237,13 +235,3 @@ def _everybody_may_read() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Whoever interrupts twice must not leave half of it behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
