@@ -183,7 +183,7 @@ class Datagrams:
             self.forget(flow)
         else:
             self._shared.flows.add(flow)
-            self._nursery.start_soon(self._serve, flow)
+            self._nursery.start_soon(self._shared.guard.once, self._serve, flow)
 
     async def _serve(self, flow: DatagramFlow) -> None:
         try:

@@ -89,15 +89,15 @@ class Counters:
     """Named event counts. Each instance is written by one thread only."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def add(self, name: str, count: int = 1) -> None:
         """Count ``count`` more of ``name``."""
-        self._counts[name] += count
+        self.counts[name] += count
 
     def snapshot(self) -> dict[str, int]:
         """All counts so far."""
-        return dict(self._counts)
+        return dict(self.counts)
 
 
 class MessageQueue:

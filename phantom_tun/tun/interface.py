@@ -192,8 +192,8 @@ class Interface:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(running.outbound.run)
                     await nursery.start(running.datagrams.run)
-                    nursery.start_soon(self._tick, running)
-                    nursery.start_soon(_preload)
+                    nursery.start_soon(running.shared.guard.forever, self._tick, running)
+                    nursery.start_soon(running.shared.guard.once, _preload)
                     await self._host.open_firewall()
                     self._running = running
                     await self._change(self._config.addresses)

@@ -140,7 +140,7 @@ class Outbound:
                 self._nursery = nursery
                 for listener in listeners:
                     if listener is not None:
-                        nursery.start_soon(self._accept, listener)
+                        nursery.start_soon(self._shared.guard.forever, self._accept, listener)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -214,7 +214,7 @@ class Outbound:
         if self._nursery is None:
             self._forget(held)
         else:
-            self._nursery.start_soon(self._serve, held)
+            self._nursery.start_soon(self._shared.guard.once, self._serve, held)
 
     def _cancel(self, key: FlowKey) -> None:
         held = self._held.get(key)

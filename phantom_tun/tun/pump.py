@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from phantom_tun.errors import WorldError
+from phantom_tun.guard import Guard
 from phantom_tun.packet.framing import datagram_of
 from phantom_tun.packet.header import MAX_PACKET, FlowKey
 from phantom_tun.packet.rewrite import Translator
@@ -56,6 +57,7 @@ class Pump:
         self._wake: int | None = None
         self._is_stopping = False
         self.counters = Counters()
+        self._guard = Guard(self.counters.counts)
 
     async def run(self) -> None:
         """Pump until :meth:`stop`, whatever is cancelled: the kernel's last segments have to pass
@@ -113,4 +115,8 @@ class Pump:
                 if not inlet.offer(bytes(found[1])):
                     self.counters.add("dropped_queue_full")
                 return
-        self._desk(bytes(packet))
+        try:
+            self._desk(bytes(packet))
+        except Exception:  # noqa: BLE001
+            # Anybody on this machine can send a packet; none may end the node.
+            self._guard.failed(self._desk)

@@ -10,6 +10,7 @@ import trio
 
 from phantom_tun.endpoints import ByteStream, Endpoint
 from phantom_tun.errors import Filtered
+from phantom_tun.guard import Guard
 from phantom_tun.packet.nat import NatTable
 from phantom_tun.tun.bridge import Bridge
 from phantom_tun.tun.flows import BufferPool, Counters, Flow
@@ -39,6 +40,11 @@ class Shared:
     """Everything there is to list or to end."""
     bridges: set[Bridge] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
+
+    @property
+    def guard(self) -> Guard:
+        """Of all tasks that work for one flow."""
+        return Guard(self.counters.counts)
 
     def now(self) -> float:
         """Seconds on trio's clock. Any thread."""
