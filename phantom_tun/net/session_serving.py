@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import trio
@@ -32,6 +32,7 @@ from phantom_tun.net.expose import ExposeRule, ExposeRules, Transport
 from phantom_tun.net.session_callers import Callers
 from phantom_tun.net.session_contexts import ContextCache
 from phantom_tun.net.session_datagrams import SessionDatagrams
+from phantom_tun.net.session_offers import Offer, Offers
 from phantom_tun.net.session_ports import Accept, Identities, Identity, Tunnel
 from phantom_tun.net.session_stream import SessionStream
 from phantom_tun.net.session_table import Carrier, Entry, SessionTable
@@ -81,7 +82,7 @@ class _Visit:
 class _Opened:
     """What a CONNECTED answer promises."""
 
-    service: _Service
+    offer: Offer[_Service]
     handshake: CalleeHandshake
     remote: Endpoint
     """The caller, as the service sees it."""
@@ -139,6 +140,7 @@ class SessionServer:
         self._callers = callers
         self._contexts = contexts
         self._table = table
+        self._offers: Offers[_Service] = Offers()
         self._echo = echo
         self._local_host = local_host
         self._spawn = spawn
@@ -160,7 +162,7 @@ class SessionServer:
             self._counts[f"request_dropped_{type(error).__name__}"] += 1
             return
         try:
-            with ExitStack() as stack:
+            async with AsyncExitStack() as stack:
                 await self._serve(visit, accept, stack)
         except WorldError as error:
             self._counts[f"session_failed_{type(error).__name__}"] += 1
@@ -183,7 +185,7 @@ class SessionServer:
         seen.add(request.nonce, remember_until, now)
         return _Visit(identity, request)
 
-    async def _serve(self, visit: _Visit, accept: Accept, stack: ExitStack) -> None:
+    async def _serve(self, visit: _Visit, accept: Accept, stack: AsyncExitStack) -> None:
         """``stack`` is closed when the session is over."""
         self._pending += 1
         try:
@@ -201,14 +203,10 @@ class SessionServer:
             return
         self._counts["request_answered_connected"] += 1
         answer = Answer(Outcome.CONNECTED, random, decision.handshake.flight)
-        try:
-            tunnel = await accept(lock_answer(answer, visit.request))
-        except BaseException:
-            decision.service.abort()
-            raise
+        tunnel = await accept(lock_answer(answer, visit.request))
         await self._run(visit, decision, answer, tunnel)
 
-    async def _decide(self, visit: _Visit, stack: ExitStack) -> _Opened | Outcome:
+    async def _decide(self, visit: _Visit, stack: AsyncExitStack) -> _Opened | Outcome:
         """The answer.
 
         :raises PeerError: the caller's TLS is not acceptable.
@@ -236,22 +234,30 @@ class SessionServer:
         address = stack.enter_context(self._callers.peer_address(caller, version))
         remote = Endpoint(address, request.source_port)
         target = Endpoint(request.destination, rule.target_port if rule is not None else 0)
+        # Pings of one caller have no ports to tell them apart by, and need none.
+        ends = request.nonce if is_echo else (request.protocol, remote, target)
+        offer = self._offers.joined(ends, lambda: self._reach(request.protocol, remote, target))
         try:
-            with trio.fail_after(LOCAL_WITHIN):
-                service = await self._reach(request.protocol, remote, target)
+            opened = _Opened(await stack.enter_async_context(offer), handshake, remote)
         except Refused:
             return Outcome.REFUSED
         except (Filtered, trio.TooSlowError):
             return Outcome.FILTERED
         except (WorldError, UsageError):
             return Outcome.UNREACHABLE
-        return _Opened(service, handshake, remote)
+        return opened
 
     def _find_rule(self, visit: _Visit) -> ExposeRule | None:
         transport: Transport = "tcp" if visit.request.protocol is session.Protocol.TCP else "udp"
         return self._rules.find(visit.identity.name, transport, visit.request.port)
 
     async def _reach(
+        self, protocol: session.Protocol, caller: Endpoint, target: Endpoint
+    ) -> _Service:
+        with trio.fail_after(LOCAL_WITHIN):
+            return await self._connect(protocol, caller, target)
+
+    async def _connect(
         self, protocol: session.Protocol, caller: Endpoint, target: Endpoint
     ) -> _Service:
         if protocol is session.Protocol.TCP:
@@ -281,7 +287,7 @@ class SessionServer:
             certificate_hash(request.certificate), callee_wrap(request, answer)
         )
         secure = SecureTunnel(channel, tunnel, self._spawn)
-        carrier, carry = opened.service.attach(secure)
+        carrier, carry = opened.offer.service.attach(secure)
         entry = Entry(
             identity=visit.identity.name,
             direction="in",
@@ -292,11 +298,8 @@ class SessionServer:
         )
         with self._table.listed(entry, carrier):
             try:
-                try:
-                    await secure.wait_established(HANDSHAKE_WITHIN)
-                except BaseException:
-                    opened.service.abort()
-                    raise
+                await secure.wait_established(HANDSHAKE_WITHIN)
+                opened.offer.take()
                 await carry()
             finally:
                 carrier.abort()

@@ -13,7 +13,7 @@ from phantom_tun.crypto.certificates import Certificate, make_certificate
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
-from phantom_tun.errors import ConnectFailed, Refused, Unreachable, UsageError
+from phantom_tun.errors import ConnectFailed, Filtered, Refused, Unreachable, UsageError
 from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.network import NetworkParams
@@ -131,15 +131,20 @@ class FakeConnection:
     """A local connection whose service is a coroutine."""
 
     service: StreamService
+    ends: tuple[Endpoint, Endpoint]
     is_aborted: bool = False
+    is_over: bool = False
 
     async def carry(self, stream: ByteStream) -> None:
         """See :class:`phantom_tun.endpoints.LocalConnection`."""
-        await self.service(stream)
+        try:
+            await self.service(stream)
+        finally:
+            self.is_over = True
 
     def abort(self) -> None:
         """See :class:`phantom_tun.endpoints.LocalConnection`."""
-        self.is_aborted = True
+        self.is_aborted = self.is_over = True
 
 
 @dataclass(slots=True)
@@ -147,15 +152,20 @@ class FakeAssociation:
     """The same for datagrams."""
 
     service: DatagramService
+    ends: tuple[Endpoint, Endpoint]
     is_aborted: bool = False
+    is_over: bool = False
 
     async def carry(self, stream: DatagramStream) -> None:
         """See :class:`phantom_tun.endpoints.LocalDatagrams`."""
-        await self.service(stream)
+        try:
+            await self.service(stream)
+        finally:
+            self.is_over = True
 
     def abort(self) -> None:
         """See :class:`phantom_tun.endpoints.LocalDatagrams`."""
-        self.is_aborted = True
+        self.is_aborted = self.is_over = True
 
 
 @dataclass(slots=True)
@@ -176,7 +186,7 @@ class FakeHost:
         await self._called(caller, target)
         if target.port not in self.streams:
             raise Refused("nothing listens")
-        connection = FakeConnection(self.streams[target.port])
+        connection = FakeConnection(self.streams[target.port], (caller, target))
         self.connections.append(connection)
         return connection
 
@@ -185,7 +195,7 @@ class FakeHost:
         await self._called(caller, target)
         if target.port not in self.datagrams:
             raise Refused("nothing listens")
-        association = FakeAssociation(self.datagrams[target.port])
+        association = FakeAssociation(self.datagrams[target.port], (caller, target))
         self.connections.append(association)
         return association
 
@@ -194,3 +204,5 @@ class FakeHost:
         await trio.sleep(self.delay)
         if self.failure is not None:
             raise self.failure
+        if any(c.ends == (caller, target) and not c.is_over for c in self.connections):
+            raise Filtered("a connection with these ends exists already")

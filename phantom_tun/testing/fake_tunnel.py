@@ -173,6 +173,8 @@ class Way:
     identity: str
     is_silent: bool = False
     """Requests get lost there."""
+    loses_answers: bool = False
+    """Requests arrive, and nothing comes back."""
     delay: float = 0.0
     """Seconds until a request arrives."""
     alter_request: Callable[[bytes], bytes] = bytes
@@ -220,6 +222,9 @@ class FakeNetwork:
         over = trio.Event()
         self._nursery.start_soon(self._deliver, way, exchange, over)
         await over.wait()
+        if way.loses_answers:
+            await trio.sleep(SILENT_WAY)
+            raise DeadlineExpired("no answer in time")
         if exchange.answer is None or exchange.caller_tunnel is None:
             raise Unreachable("no tunnel behind the entry id")
         return way.alter_answer(exchange.answer), exchange.caller_tunnel

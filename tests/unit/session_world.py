@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import random
 import time
@@ -105,8 +106,13 @@ class World:
         # Requests that are as old as the service itself are refused.
         await trio.sleep(100)
 
-    async def connect(self, port: int = 80, *, over: int = 6) -> SessionStream:
-        return await self.alice.service.open_stream(*ends(port, over))
+    async def connect(
+        self, port: int = 80, *, over: int = 6, source_port: int = SOURCE_PORT
+    ) -> SessionStream:
+        source, target = ends(port, over)
+        return await self.alice.service.open_stream(
+            dataclasses.replace(source, port=source_port), target
+        )
 
     async def connect_udp(self, port: int = 53, *, over: int = 6) -> SessionDatagrams:
         return await self.alice.service.open_datagrams(*ends(port, over))

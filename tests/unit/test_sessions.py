@@ -293,6 +293,57 @@ async def test_of_two_answers_at_the_same_moment_one_is_taken(
         assert len(world.bob.service.sessions()) == 1
 
 
+async def test_an_answer_that_got_lost_costs_no_more_than_the_next_attempt(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), (*ENTRY, START + 10_000))
+        world.network.ways[route(1)[:2]] = Way(
+            world.bob.service.handle_request, "bob", loses_answers=True
+        )
+        for number in range(5):
+            started = trio.current_time()
+            stream = await world.connect(source_port=SOURCE_PORT + number)
+            assert trio.current_time() - started <= FALLBACK_AFTER + 0.1
+            await stream.send_all(memoryview(b"x"))
+            assert await receive_exactly(stream, 1) == b"x"
+        await trio.sleep(HANDSHAKE_WITHIN)
+        # The service never met two callers with the same address and port, nor one that was reset.
+        assert len(world.bob.host.calls) == 5
+        assert not any(connection.is_aborted for connection in world.bob.host.connections)
+        assert len(world.bob.service.sessions()) == 5
+
+
+async def test_attempts_of_one_call_wait_for_the_service_together(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        world.bob.host.delay = 2.0
+        outcomes: list[Outcome | None] = []
+
+        async def attempt() -> None:
+            outcomes.append(await submitted(world, crafted(world)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt)
+            await trio.sleep(1)
+            nursery.start_soon(attempt)
+        assert outcomes == [Outcome.CONNECTED, Outcome.CONNECTED]
+        await trio.sleep(1)
+        # Both were let go, so nobody is left who could take the service.
+        (connection,) = world.bob.host.connections
+        assert connection.is_aborted
+
+
+async def test_a_call_that_is_connected_is_not_connected_again(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        stream = await world.connect()
+        await trio.sleep(1)
+        assert await submitted(world, crafted(world)) is Outcome.FILTERED
+        await stream.send_all(memoryview(b"x"))
+        assert await receive_exactly(stream, 1) == b"x"
+
+
 async def test_not_all_routes_of_a_long_record_are_tried(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         set_routes(world, *(route(n) for n in range(20)))
@@ -716,8 +767,8 @@ async def test_a_connection_can_be_closed_by_its_number(autojump_clock: MockCloc
 
 async def test_the_number_of_connections_is_bounded(autojump_clock: MockClock) -> None:
     async with running_world(max_sessions=2) as world:
-        for _ in range(2):
-            await world.connect()
+        for number in range(2):
+            await world.connect(source_port=SOURCE_PORT + number)
         await trio.sleep(1)
         with pytest.raises(CapacityExceeded):
             await world.connect()
@@ -751,7 +802,8 @@ async def test_requests_that_are_being_decided_are_bounded(
             await trio.sleep(1)
             assert await submitted(world, crafted(world)) is None
         world.bob.host.delay = 0.0
-        assert await submitted(world, crafted(world)) is Outcome.CONNECTED
+        other = crafted(world, source_port=SOURCE_PORT + 1)
+        assert await submitted(world, other) is Outcome.CONNECTED
 
 
 async def test_a_service_that_does_not_run_answers_nothing(autojump_clock: MockClock) -> None:
