@@ -148,7 +148,6 @@ def _context(protocol: int) -> ssl.SSLContext:
 def link_server_context(certificate: Certificate) -> ssl.SSLContext:
     """For the listener: looks like any HTTPS server, asks for no client certificate."""
     context = _context(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0
     context.set_alpn_protocols(["http/1.1"])
     _load_chain(context, certificate)
     return context

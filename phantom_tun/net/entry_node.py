@@ -159,6 +159,11 @@ class EntryHop:
         self._pool.close()
 
     @property
+    def last_used(self) -> float:
+        """When the owner last answered with a tunnel."""
+        return self._blocks.last_recognised
+
+    @property
     def ready(self) -> int:
         """Ready tunnels."""
         return self._pool.ready
@@ -208,7 +213,7 @@ class EntryHop:
 
     async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
         """The owner's answer to one of our blocks."""
-        pair = self._blocks.recognise(block, 0)
+        pair = self._blocks.recognise(block, 0, self._hub.now())
         secret = self.hop.path_secret
         layers = hop_layers(secret, pair)
         tunnel = Tunnel(

@@ -141,17 +141,23 @@ class ExitHop:
         """Stop; tunnels that are up finish by themselves."""
         self._hub.board.unplug(self._neighbour.node_id, self._connection)
 
+    @property
+    def last_used(self) -> float:
+        """When the owner last wanted a tunnel."""
+        return self._blocks.last_recognised
+
     def block_arrived(self, block: TunnelBlock) -> None:
         """The owner wants a tunnel."""
         if self._waiting >= MAX_READY or self._blocks.exhausted:
             self._hub.counts["drop_block_exit_full"] += 1
             return
+        now = self._hub.now()
         try:
-            after = self._blocks.pass_on(block, 0, self._hub.now())
+            after = self._blocks.pass_on(block, 0, now)
         except CapacityExceeded:
             self._hub.counts["drop_block_rate"] += 1
             return
-        self._hub.start(self._serve, self._blocks.recognise(after, 1))
+        self._hub.start(self._serve, self._blocks.recognise(after, 1, now))
 
     async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
         """Nobody opens bulk links towards an exit node."""

@@ -14,6 +14,9 @@ from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.relay import InteriorHop
 from phantom_tun.path.hop import PathHop
 
+IDLE_LIFE = 900.0
+"""Seconds without any tunnel after which a hop is forgotten: its owner is gone."""
+
 SWEEP_EVERY = 5.0
 """Seconds between looks for expired hops."""
 
@@ -42,13 +45,13 @@ class HopHost:
         self._hops: dict[int, InteriorHop | ExitHop | EntryHop] = {}
 
     async def run(self) -> None:
-        """Forget expired hops until cancelled."""
+        """Forget hops that have expired or that nobody uses, until cancelled."""
         while True:
             await trio.sleep(SWEEP_EVERY)
             now = self._hub.now()
-            for hop in [found.hop for found in self._hops.values()]:
-                if hop.expires <= now:
-                    self.remove(hop)
+            for host in list(self._hops.values()):
+                if host.hop.expires <= now or host.last_used <= now - IDLE_LIFE:
+                    self.remove(host.hop)
 
     def add(self, hop: PathHop) -> None:
         """A build is complete at this node."""

@@ -45,6 +45,11 @@ class InteriorHop:
         for node, connection in self.hop.neighbours:
             self._hub.board.unplug(node.node_id, connection)
 
+    @property
+    def last_used(self) -> float:
+        """When a tunnel last came through."""
+        return self._blocks.last_recognised
+
     def block_arrived(self, block: TunnelBlock, side: int) -> None:
         """Pass a block on to the other neighbour."""
         try:
@@ -66,7 +71,7 @@ class InteriorHop:
 
     async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk, side: int) -> None:
         """Join a bulk link that came back for ``block`` with one towards the other neighbour."""
-        pair = self._blocks.recognise(block, side)
+        pair = self._blocks.recognise(block, side, self._hub.now())
         node, connection = self.hop.neighbours[1 - side]
         layers = hop_layers(self.hop.path_secret, pair)
         opening = pack_opening(Opening.TUNNEL, connection, pair.before, self._hub.rng)

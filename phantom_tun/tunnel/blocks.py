@@ -48,7 +48,7 @@ class HopBlocks:
     one received or as one sent, is never accepted again.
     """
 
-    __slots__ = ("_pending", "_refilled", "_secret", "_seen", "_tokens")
+    __slots__ = ("_pending", "_refilled", "_secret", "_seen", "_tokens", "last_recognised")
 
     def __init__(self, path_secret: bytes, now: float) -> None:
         self._secret = path_secret
@@ -56,6 +56,8 @@ class HopBlocks:
         self._pending: tuple[dict[bytes, tuple[TunnelBlock, float]], ...] = ({}, {})
         self._tokens = BLOCK_BURST
         self._refilled = now
+        self.last_recognised = now
+        """When a tunnel last came of a block: a path in use has one every two minutes at least."""
 
     def pass_on(self, block: TunnelBlock, from_side: int, now: float) -> TunnelBlock:
         """Take a block that came from neighbour ``from_side`` (0 or 1); returns what goes to the
@@ -84,7 +86,7 @@ class HopBlocks:
         """Whether the path has used up its blocks and must close."""
         return len(self._seen) >= 2 * MAX_BLOCKS
 
-    def recognise(self, block: TunnelBlock, from_side: int) -> BlockPair:
+    def recognise(self, block: TunnelBlock, from_side: int, now: float) -> BlockPair:
         """A bulk link came from neighbour ``from_side`` naming ``block``: which tunnel is it?
         Each block is recognised once.
 
@@ -93,6 +95,7 @@ class HopBlocks:
         before = self._pending[1 - from_side].pop(block, None)
         if before is None:
             raise ProtocolViolation("a bulk link names an unknown tunnel block")
+        self.last_recognised = now
         return BlockPair(before[0], block)
 
     @staticmethod

@@ -15,7 +15,7 @@ from phantom_tun.net.buffers import Buffer
 from phantom_tun.net.connector import Connector
 from phantom_tun.net.entry_node import EntryDesk
 from phantom_tun.net.exit_node import EntryDialer
-from phantom_tun.net.hops import HopHost
+from phantom_tun.net.hops import IDLE_LIFE, SWEEP_EVERY, HopHost
 from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.switchboard import Switchboard
@@ -411,3 +411,30 @@ async def test_every_opening_and_package_has_one_size_whatever_it_carries(autoju
         }
         # opening, package, FIN or RESET
         assert sizes == {68, 8196, 4}
+
+
+class MovedClock:
+    """The system's clock, some time later."""
+
+    def __init__(self):
+        self.ahead = 0.0
+
+    def now(self):
+        return SystemClock().now() + self.ahead
+
+
+async def test_a_hop_whose_owner_is_gone_is_forgotten(autojump_clock):
+    async with world(8) as (network, nodes):
+        await both_paths(nodes, 3, 3)
+        await trio.sleep(1)
+        clock = MovedClock()
+        nodes[2].hub.clock = clock
+        assert nodes[2].hops.statistics()["hops"] == 1
+        network.kill(nodes[0].ref.node_id)
+        clock.ahead = IDLE_LIFE - 60
+        await trio.sleep(SWEEP_EVERY + 1)
+        assert nodes[2].hops.statistics()["hops"] == 1
+        clock.ahead = IDLE_LIFE + 60
+        await trio.sleep(SWEEP_EVERY + 1)
+        assert nodes[2].hops.statistics()["hops"] == 0
+        assert nodes[2].board.statistics()["path_connections"] == 0

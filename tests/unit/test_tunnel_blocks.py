@@ -44,7 +44,7 @@ def test_the_owner_derives_what_the_hops_derive_outbound():
     assert [pair.before for pair in pairs] == blocks[:-1]
     # Coming back, each hop recognises what it sent and restores what it got.
     for hop, pair in zip(reversed(hops), reversed(pairs), strict=True):
-        assert hop.recognise(pair.after, 1) == pair
+        assert hop.recognise(pair.after, 1, 0.0) == pair
 
 
 def test_the_owner_derives_what_the_hops_derive_inbound():
@@ -54,7 +54,7 @@ def test_the_owner_derives_what_the_hops_derive_inbound():
         block = hop.pass_on(block, 1, 0.0)
     pairs = inbound_pairs(SECRETS, block)
     for hop, pair in zip(hops, pairs, strict=True):
-        assert hop.recognise(pair.after, 0) == pair
+        assert hop.recognise(pair.after, 0, 0.0) == pair
 
 
 def test_a_repeated_block_is_refused_from_either_side():
@@ -71,10 +71,10 @@ def test_a_block_is_recognised_once_and_only_from_the_right_side():
     hop = HopBlocks(SECRETS[0], 0.0)
     after = hop.pass_on(TunnelBlock(RNG.randbytes(16)), 0, 0.0)
     with pytest.raises(ProtocolViolation):
-        hop.recognise(after, 0)
-    hop.recognise(after, 1)
+        hop.recognise(after, 0, 0.0)
+    hop.recognise(after, 1, 0.0)
     with pytest.raises(ProtocolViolation):
-        hop.recognise(after, 1)
+        hop.recognise(after, 1, 0.0)
 
 
 def test_a_flipped_bit_makes_a_block_unknown():
@@ -82,7 +82,7 @@ def test_a_flipped_bit_makes_a_block_unknown():
     after = bytearray(hop.pass_on(TunnelBlock(RNG.randbytes(16)), 0, 0.0))
     after[3] ^= 1
     with pytest.raises(ProtocolViolation):
-        hop.recognise(TunnelBlock(bytes(after)), 1)
+        hop.recognise(TunnelBlock(bytes(after)), 1, 0.0)
 
 
 def test_blocks_come_through_a_token_bucket():
@@ -105,7 +105,7 @@ def test_unanswered_blocks_are_bounded_and_forgotten_but_stay_refused():
             hop.pass_on(TunnelBlock(RNG.randbytes(16)), 0, now)
     hop.pass_on(TunnelBlock(RNG.randbytes(16)), 0, now + PENDING_LIFE + 1)
     with pytest.raises(ProtocolViolation):
-        hop.recognise(after, 1)
+        hop.recognise(after, 1, 0.0)
     with pytest.raises(ProtocolViolation):
         hop.pass_on(block, 0, now + PENDING_LIFE + 1)
 
