@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from labs import Lab, lab_of
 
 from phantom_tun.lab import lifecycle, provision
 from phantom_tun.lab.errors import LabFailed, NotPrivileged
@@ -20,6 +21,7 @@ STUB = Path(__file__).parent / "stub_daemon.py"
 
 StubLab = Callable[..., LabStore]
 _counter = itertools.count(1)
+_figures: list[str] = []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +31,30 @@ def _privileged() -> None:
         lifecycle.check_machine()
     except (NotPrivileged, LabFailed) as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Lab]:
+    """A lab for everything that harms nobody: twelve nodes, three hops on each side, and the last
+    two nodes are relays without privileges."""
+    with lab_of(
+        *("--nodes", "12", "--relay-only", "2", "--exit-hops", "3", "--entry-hops", "3")
+    ) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def figures() -> Callable[[str], None]:
+    """Takes one line each about what was measured; they are shown after the tests."""
+    return _figures.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what was measured."""
+    if _figures:
+        terminalreporter.section("measured")
+        for line in _figures:
+            terminalreporter.line(line)
 
 
 @pytest.fixture
