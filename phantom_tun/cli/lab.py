@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -18,6 +17,7 @@ from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.plan import plan_lab
+from phantom_tun.lab.signals import ending_in_order
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,7 +79,7 @@ def up(
     ] = False,
 ) -> None:
     """Bring a lab up and wait until every node is ready and its paths stand."""
-    with _own_exit_codes(), _ending_in_order():
+    with _own_exit_codes(), ending_in_order():
         plan = plan_lab(
             name=name,
             nodes=nodes,
@@ -189,19 +189,3 @@ def _own_exit_codes() -> Iterator[None]:
     except (LabUsageError, LabFailed) as error:
         _report(f"phantom-tun: {error}")
         raise typer.Exit(error.exit_code) from None
-
-
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Signals that end a process become exceptions, so that what was begun is undone."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
