@@ -1,0 +1,118 @@
+"""What a run is asked to do, and what comes out of it; the results file is :class:`Report`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """What the links between hosts are like."""
+
+    key: str
+    title: str
+    delay_ms: float = 0.0
+    """One way, between any two hosts."""
+    rate: str | None = None
+    """Of every host's link, each way, as ``tc`` writes it; ``None``: as fast as the machine."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    repetitions: int
+    bulk_s: float
+    """Each transfer."""
+    connections: int
+    """New connections, one after the other."""
+    burst_s: float
+    """Connections as fast as they come."""
+    echoes: int
+    nodes: int
+    """Of our own lab."""
+    hops: int
+    """On each side."""
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One row of the tables."""
+
+    key: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower"]
+    digits: int = 1
+
+
+class SystemResult(msgspec.Struct):
+    """One system under one condition."""
+
+    key: str
+    title: str
+    version: str
+    samples: dict[str, list[float | None]] = msgspec.field(default_factory=dict)
+    """By figure: one value per repetition, ``None`` where the measurement failed."""
+    errors: list[str] = msgspec.field(default_factory=list)
+
+    def add(self, repetition: int, key: str, value: float | None) -> None:
+        """Note what a repetition (from 0) gave; those left out before count as failed."""
+        values = self.samples.setdefault(key, [])
+        values += [None] * (repetition + 1 - len(values))
+        values[repetition] = value
+
+
+class ConditionResult(msgspec.Struct):
+    """All systems under one condition."""
+
+    condition: Condition
+    load_before: tuple[float, float, float]
+    """The machine's load averages before any system was started."""
+    systems: list[SystemResult] = msgspec.field(default_factory=list)
+    load_after: tuple[float, float, float] | None = None
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where it was measured."""
+
+    cpus: int
+    model: str
+    kernel: str
+    memory_gib: float
+    python: str
+
+
+class Report(msgspec.Struct):
+    """One run."""
+
+    when: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    settings: Settings
+    conditions: list[ConditionResult] = msgspec.field(default_factory=list)
+
+
+_F = Figure
+FIGURES = (
+    _F("down_1", "1 stream down", "Mbit/s", "higher"),
+    _F("up_1", "1 stream up", "Mbit/s", "higher"),
+    _F("down_8", "8 streams down", "Mbit/s", "higher"),
+    _F("up_8", "8 streams up", "Mbit/s", "higher"),
+    _F("down_1_cpu", "processor, 1 stream down", "CPU-s/GB", "lower"),
+    _F("up_1_cpu", "processor, 1 stream up", "CPU-s/GB", "lower"),
+    _F("down_8_cpu", "processor, 8 streams down", "CPU-s/GB", "lower"),
+    _F("up_8_cpu", "processor, 8 streams up", "CPU-s/GB", "lower"),
+    _F("connect", "new connection, median", "ms", "lower"),
+    _F("connect_p95", "new connection, p95", "ms", "lower"),
+    _F("connects", "connections, sustained", "1/s", "higher"),
+    _F("connects_cpu", "processor per connection", "CPU-ms", "lower"),
+    _F("echo", "echo idle, median", "ms", "lower", 2),
+    _F("echo_p95", "echo idle, p95", "ms", "lower", 2),
+    _F("echo_loaded", "echo under 8 streams, median", "ms", "lower"),
+    _F("echo_loaded_p95", "echo under 8 streams, p95", "ms", "lower"),
+    _F("memory_client", "memory, client's side", "MiB", "lower"),
+    _F("memory_service", "memory, service's side", "MiB", "lower"),
+    _F("memory_relay", "memory, a relay (median)", "MiB", "lower"),
+    _F("idle_cpu", "processor when idle, all of it", "% of a core", "lower"),
+    _F("start", "start to reachable", "s", "lower"),
+)
