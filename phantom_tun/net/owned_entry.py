@@ -150,7 +150,9 @@ class OwnedEntry:
         pairs = inbound_pairs(secrets, block)
         layers = owner_layers(secrets, pairs, outbound=False)
         box = PackageBox("entry", secrets[-1], pairs[-1])
-        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box)
+        tunnel = Tunnel(
+            bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number
+        )
         try:
             body = Body(Operation.READY)
             if self._updates:
@@ -226,7 +228,7 @@ class DirectEntry:
 
     async def serve(self, sealed_request: bytes, bulk: Bulk) -> Status:
         """See :class:`~phantom_tun.net.entry_node.EntryTarget`."""
-        tunnel = Tunnel(bulk)
+        tunnel = Tunnel(bulk, path_number=self.path.number)
         accepted = False
 
         async def accept(answer: bytes) -> Tunnel:

@@ -195,7 +195,9 @@ class OwnedExit:
         pairs = outbound_pairs(secrets, block)
         layers = owner_layers(secrets, pairs, outbound=True)
         box = PackageBox("exit", secrets[-1], pairs[-1])
-        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box)
+        tunnel = Tunnel(
+            bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number
+        )
         try:
             await tunnel.receive_package(Package.INIT, BUILD_TIMEOUT)
         except (StreamReset, DeadlineExpired, PeerError):
@@ -301,7 +303,7 @@ class DirectExit:
         check_status(status)
         if bulk is None:
             raise Unreachable("the far side gave no answer")
-        return answer, Tunnel(bulk)
+        return answer, Tunnel(bulk, path_number=self.path.number)
 
     async def netdb_call(self, call: bytes) -> bytes:
         """See :class:`Exit`."""

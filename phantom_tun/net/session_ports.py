@@ -19,6 +19,11 @@ from phantom_tun.net.buffers import Buffer
 class Tunnel(Protocol):
     """One routing tunnel after set-up; see :class:`phantom_tun.net.tunnels.Tunnel`."""
 
+    @property
+    def path_number(self) -> int:
+        """The path of ours that it belongs to."""
+        ...
+
     async def wait_readable(self) -> None:
         """Wait until :meth:`receive` has something to say."""
         ...

@@ -295,6 +295,7 @@ class SessionServer:
             port=request.port,
             protocol=request.protocol,
             peer=request.caller,
+            path_number=secure.path_number,
         )
         with self._table.listed(entry, carrier):
             try:

@@ -42,6 +42,8 @@ class SessionInfo:
     """The called port if ``in``, the calling one if ``out``."""
     protocol: str
     """``tcp``, ``udp`` or ``echo``."""
+    path_number: int
+    """The path that carries it."""
     age: float
     """Seconds."""
     bytes_in: int
@@ -60,6 +62,8 @@ class Entry:
     protocol: session.Protocol
     peer: PublicKey | None
     """Inbound: the caller's key."""
+    path_number: int
+    """The path of ours that carries it."""
 
 
 class SessionTable:
@@ -109,6 +113,7 @@ class SessionTable:
                 remote=entry.remote,
                 port=entry.port,
                 protocol=entry.protocol.name.lower(),
+                path_number=entry.path_number,
                 age=now - since,
                 bytes_in=carrier.bytes_in,
                 bytes_out=carrier.bytes_out,

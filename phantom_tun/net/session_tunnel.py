@@ -70,6 +70,11 @@ class SecureTunnel:
         self.closed = trio.Event()
         """Set when nothing of the tunnel is in use any more."""
 
+    @property
+    def path_number(self) -> int:
+        """The path of ours that carries it."""
+        return self._tunnel.path_number
+
     # --- handshake ------------------------------------------------------------------------------
 
     async def send_flight(self) -> None:

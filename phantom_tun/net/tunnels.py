@@ -24,7 +24,16 @@ FINISH_TIMEOUT = 10.0
 class Tunnel:
     """A bulk link with the stream layers of one tunnel."""
 
-    __slots__ = ("_box", "_released", "bulk", "bytes_in", "bytes_out", "incoming", "outgoing")
+    __slots__ = (
+        "_box",
+        "_released",
+        "bulk",
+        "bytes_in",
+        "bytes_out",
+        "incoming",
+        "outgoing",
+        "path_number",
+    )
 
     def __init__(
         self,
@@ -32,10 +41,14 @@ class Tunnel:
         outgoing: tuple[ChainedStream, ...] = (),
         incoming: tuple[ChainedStream, ...] = (),
         box: PackageBox | None = None,
+        *,
+        path_number: int = 0,
     ) -> None:
-        """``outgoing`` and ``incoming`` in the order in which they are applied."""
+        """``outgoing`` and ``incoming`` in the order in which they are applied; ``path_number`` at
+        the owner, who knows which of the paths it belongs to."""
         self.bulk = bulk
         self.outgoing = outgoing
+        self.path_number = path_number
         self.incoming = incoming
         self.bytes_in = 0
         self.bytes_out = 0

@@ -21,6 +21,9 @@ from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 CAPACITY = 262_144
 """Bytes on their way in one direction before the sender has to wait."""
 
+CALLER_PATH, CALLEE_PATH = 3, 4
+"""Numbers of the exit path that a tunnel left through and of the entry path that it came in by."""
+
 SILENT_WAY = 10.0
 """Seconds after which a way that doesn't answer is given up."""
 
@@ -81,7 +84,8 @@ class Lane:
 class FakeTunnel:
     """One end of a tunnel; implements :class:`~phantom_tun.net.session_ports.Tunnel`."""
 
-    def __init__(self, incoming: Lane, outgoing: Lane, rng: Rng) -> None:
+    def __init__(self, incoming: Lane, outgoing: Lane, rng: Rng, path_number: int = 0) -> None:
+        self.path_number = path_number
         self.incoming = incoming
         self.outgoing = outgoing
         self.is_released = False
@@ -162,7 +166,10 @@ class FakeTunnel:
 def tunnel_pair(rng: Rng, capacity: int = CAPACITY) -> tuple[FakeTunnel, FakeTunnel]:
     """The caller's and the callee's end of one tunnel."""
     there, back = Lane(capacity), Lane(capacity)
-    return FakeTunnel(back, there, rng), FakeTunnel(there, back, rng)
+    return (
+        FakeTunnel(back, there, rng, CALLER_PATH),
+        FakeTunnel(there, back, rng, CALLEE_PATH),
+    )
 
 
 @dataclass(slots=True)

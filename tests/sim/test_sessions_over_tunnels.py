@@ -172,6 +172,19 @@ async def test_connections_one_after_the_other_use_the_same_links(
         assert used[-1] == used[5], "no link was lost"
 
 
+@pytest.mark.parametrize(("exit_hops", "entry_hops"), [(0, 0), (2, 1)])
+async def test_each_end_lists_which_of_its_paths_carries_a_connection(
+    autojump_clock: MockClock, exit_hops: int, entry_hops: int
+) -> None:
+    async with sessions(exit_hops, entry_hops) as ends:
+        stream = await ends.connect()
+        await trio.sleep(0.1)
+        assert [found.path_number for found in ends.caller.sessions()] == [1]
+        assert [found.path_number for found in ends.callee.sessions()] == [2]
+        stream.abort()
+        await ends.wait_over()
+
+
 async def test_datagrams_and_pings_go_through(autojump_clock: MockClock) -> None:
     async with sessions(3, 3) as ends:
         source, target = Endpoint(CALLER.ap6, 5000), Endpoint(CALLEE.ap6, 53)

@@ -149,7 +149,7 @@ def lay_path(owner, members, kind):
         )
         before = member
     return OwnedPath(
-        number=1,
+        number={"exit": 1, "entry": 2}[kind],
         kind=kind,
         identity="default",
         members=[member.ref for member in members],
