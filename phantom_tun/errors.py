@@ -85,6 +85,10 @@ class Filtered(ConnectFailed):
     """The port isn't exposed, or not to us, or nobody answered: the application sees silence."""
 
 
+class NoAnswer(Filtered):
+    """Nobody answered: as silent as a filtered port, but the far node may not be there at all."""
+
+
 class Unreachable(ConnectFailed):
     """No such AP address, or no route to it: the application sees ICMP host unreachable."""
 

@@ -17,9 +17,9 @@ import trio
 
 from phantom_tun.clock import MINUTE, SYSTEM_RNG, SystemClock
 from phantom_tun.config import Config
-from phantom_tun.control.model import NetdbAnswer, NodeState
+from phantom_tun.control.model import NodeState
 from phantom_tun.errors import ConfigError, PeerError, WorldError
-from phantom_tun.ids import ApAddress, NodeId
+from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.connector import Connector
 from phantom_tun.net.directory import Directory
@@ -48,14 +48,14 @@ from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.sessions import SessionService, SessionSettings
 from phantom_tun.net.switchboard import Switchboard
 from phantom_tun.netdb.network import NetworkParams
-from phantom_tun.netdb_view import netdb_answer
 from phantom_tun.node_keys import create_node_keys
-from phantom_tun.node_view import NodeView
 from phantom_tun.path.hop import OwnedPath, PathHop
 from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.member import Member, MemberLimits
 from phantom_tun.profile import Profile
 from phantom_tun.tun.interface import Interface
+from phantom_tun.view.backend import NodeView
+from phantom_tun.view.health import PathDeaths
 from phantom_tun.wire.netdb import UpdateApRoutes
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.records import Capability
@@ -94,9 +94,9 @@ class Node:
         self._state_dir = config.node.state_dir
         self._started = self.clock.now()
         self._phase: NodeState = "starting"
-        self._assigned: dict[str, ipaddress.IPv4Address] = {}
-        """AP4 addresses on the interface, by identity."""
-        self._progress = trio.Event()
+        self._was_dialed = False
+        self.deaths = PathDeaths()
+        self.progress = trio.Event()
         """Set, and replaced, whenever a path or lease has changed."""
 
         self.network = NetworkParams(profile.network_id, profile.pow_bits, profile.ap4, profile.ap6)
@@ -213,8 +213,10 @@ class Node:
             clock=self.clock,
             rng=rng,
         )
-        pins = Pins(self._state_dir, self.clock.now)
-        self.directory = Directory(self.connector, self.identities, pins, clock=self.clock, rng=rng)
+        self.pins = Pins(self._state_dir, self.clock.now)
+        self.directory = Directory(
+            self.connector, self.identities, self.pins, clock=self.clock, rng=rng
+        )
         self.publishers = Publishers(
             self.identities,
             self.connector,
@@ -295,9 +297,7 @@ class Node:
             await self._bring_up(identity, hurry=number == 0)
 
     async def _bring_up(self, identity: ApIdentity, *, hurry: bool) -> None:
-        if self._interface is not None:
-            await self._interface.add_address(identity.ap6)
-            await self._assign_ap4(identity)
+        await self._assign_addresses()
         self.paths.add(identity)
         self.publishers.add(identity, hurry=hurry)
 
@@ -309,7 +309,9 @@ class Node:
         :raises UsageError: the name is taken or not a name.
         """
         identity = self.identities.create(name)
-        await self._bring_up(identity, hurry=True)
+        # Whoever asked for it may go away; an identity that is half there helps nobody.
+        with trio.CancelScope(shield=True):
+            await self._bring_up(identity, hurry=True)
         return identity
 
     async def remove_identity(self, name: str) -> None:
@@ -317,22 +319,14 @@ class Node:
 
         :raises UsageError: there is none of that name.
         """
-        identity = self.identities.get(name)
+        self.identities.remove(name)
         self.publishers.remove(name)
         self.paths.remove(name)
         self.directory.forget_identity(name)
         for rule in [found for found in self.rules.rules() if found.identity == name]:
             self.rules.unexpose(name, rule.protocol, rule.port)
-        if self._interface is not None:
-            for address in (identity.ap6, self._assigned.pop(name, None)):
-                if address is not None:
-                    await self._interface.remove_address(address)
-        self.identities.remove(name)
-
-    async def wait_identity_ready(self, identity: ApIdentity) -> None:
-        """Wait until an identity has its addresses and paths both ways."""
-        while not self._identity_ready(identity):
-            await self._progress.wait()
+        with trio.CancelScope(shield=True):
+            await self._assign_addresses()
 
     def _identity_ready(self, identity: ApIdentity) -> bool:
         return (
@@ -342,20 +336,22 @@ class Node:
         )
 
     def _lease_changed(self, identity: ApIdentity) -> None:
+        del identity
         self._tell_progress()
-        self.hub.start(self._assign_ap4, identity)
+        self.hub.start(self._assign_addresses)
 
-    async def _assign_ap4(self, identity: ApIdentity) -> None:
-        """Have the interface own the AP4 address that the identity holds now, and no former one."""
-        before, now = self._assigned.get(identity.name), identity.ap4
-        if self._interface is None or before == now:
-            return
-        if before is not None:
-            del self._assigned[identity.name]
-            await self._interface.remove_address(before)
-        if now is not None:
-            self._assigned[identity.name] = now
-            await self._interface.add_address(now)
+    async def _assign_addresses(self) -> None:
+        """Have the interface own what the identities hold now. Programs that don't choose speak
+        as the first identity."""
+        if self._interface is not None:
+            await self._interface.set_addresses(
+                lambda: [
+                    address
+                    for identity in self.identities.all()
+                    for address in (identity.ap6, identity.ap4)
+                    if address is not None
+                ]
+            )
 
     # --- what the parts ask of each other ---------------------------------------------------------
 
@@ -372,12 +368,14 @@ class Node:
         self.paths.died(path)
 
     def _tell_progress(self) -> None:
-        self._progress.set()
-        self._progress = trio.Event()
+        self.progress.set()
+        self.progress = trio.Event()
 
     def _path_event(self, event: PathEvent) -> None:
         self._tell_progress()
         path = event.path
+        if event.change is Change.DIED:
+            self.deaths.note(self.clock.now())
         _log.info("path", change=event.change.name.lower(), kind=path.kind, hops=path.hops)
         if path.kind == "entry":
             self.publishers.routes_changed(path.identity)
@@ -403,7 +401,7 @@ class Node:
         del peer, payload
         self.hub.counts["drop_override_unsupported"] += 1
 
-    # --- what the owner sees (node_view) ----------------------------------------------------------
+    # --- what the owner sees (view) ---------------------------------------------------------------
 
     @property
     def state(self) -> NodeState:
@@ -421,10 +419,12 @@ class Node:
 
     @property
     def dialable(self) -> bool | None:
-        """Whether other nodes reach us; ``None`` while nobody tried."""
+        """Whether other nodes reach us; ``None`` while nobody has."""
         if not self.config.node.dialable:
             return False
-        return any(not found.dialed for found in self.links.neighbours()) or None
+        found = self.links.neighbours()
+        self._was_dialed |= any(one.signalling and not one.dialed for one in found)
+        return self._was_dialed or None
 
     def uptime(self) -> float:
         """Seconds since the start."""
@@ -434,16 +434,6 @@ class Node:
         """Who may stand next to us in paths."""
         neighbours = (found.node_id for found in self.links.neighbours())
         return frozenset(found for found in neighbours if found in self._guards)
-
-    def warnings(self) -> list[str]:
-        """Sentences about what is wrong or weaker than the owner may think."""
-        found = self.paths.problems() + self.publishers.warnings()
-        if not self.config.node.dialable:
-            found.append(
-                "nobody can dial this node, so its neighbours can tell that it owns the paths it "
-                "uses: prefer guards you trust (guards.trusted)"
-            )
-        return found
 
     def counters(self) -> Mapping[str, Mapping[str, int]]:
         """Every counter, by part."""
@@ -456,16 +446,13 @@ class Node:
             "entries": self.desk.statistics,
             "switchboard": self.board.statistics,
             "directory": self.directory.statistics,
+            "pins": self.pins.statistics,
             "publisher": self.publishers.statistics,
             "sessions": self.sessions.statistics,
         }
         if self._interface is not None:
             parts["interface"] = self._interface.statistics
         return {"tunnels": dict(self.hub.counts), **{name: part() for name, part in parts.items()}}
-
-    async def netdb_answer(self, key: ApAddress | NodeId) -> NetdbAnswer:
-        """What the network database holds about an address or node."""
-        return await netdb_answer(self, key)
 
 
 def _web_page(path: str) -> bytes:

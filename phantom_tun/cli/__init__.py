@@ -3,6 +3,7 @@
 :mod:`main` puts it together; :mod:`exits` says what its exit codes mean; :mod:`session` finds the
 daemon. The commands are in :mod:`lifecycle` (up, down, run), :mod:`overview` (status, peers),
 :mod:`addresses` (address, expose), :mod:`routing` (paths, tunnels), :mod:`probing` (ping, why,
-netdb), :mod:`settings` (config, network) and :mod:`lab`. What people see is drawn by :mod:`text`
-and :mod:`pictures`. Whatever is slow to import is imported by the command that needs it.
+netdb), :mod:`pins`, :mod:`settings` (config, network) and :mod:`lab`. What people see is drawn by
+:mod:`text` and :mod:`pictures`. Whatever is slow to import is imported by the command that needs
+it.
 """

@@ -9,9 +9,9 @@ import typer
 
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, print_json, session_of
-from phantom_tun.cli.text import duration
+from phantom_tun.cli.text import columns, duration
 from phantom_tun.control.dispatch import parse_address
-from phantom_tun.control.model import AddressInfo, ExposeRule, Protocol
+from phantom_tun.control.model import AddressInfo, ExposeRule, Progress, Protocol
 from phantom_tun.control.schema import (
     Expose,
     ListAddresses,
@@ -44,10 +44,21 @@ def list_addresses(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
         return
-    from phantom_tun.cli.pictures import console, table  # noqa: PLC0415 - slow to import
-
-    rows = ((info.name, info.ap4 or "-", info.ap6, str(len(info.exposed))) for info in answer)
-    console().print(table(("name", "IPv4", "IPv6", "exposed ports"), rows))
+    if not answer:
+        typer.echo("this node has no AP addresses: it only relays, or has no interface")
+        return
+    rows = (
+        (
+            info.name,
+            info.ap4 or "-",
+            info.ap6,
+            str(len(info.exposed)),
+            f"waits for {', '.join(info.missing)}" if info.missing else "ready",
+        )
+        for info in answer
+    )
+    for line in columns(("name", "IPv4", "IPv6", "exposed ports", "state"), rows):
+        typer.echo(line)
 
 
 @app.command("new")
@@ -58,8 +69,13 @@ def new_address(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Make another AP address, with a key and paths of its own."""
-    info = session_of(context).ask(NewAddress(name))
+    """Make another AP address, with a key and paths of its own, and wait until it works."""
+
+    def show(progress: Progress) -> None:
+        if not as_json:
+            typer.echo(progress.message, err=True)
+
+    info = session_of(context).ask(NewAddress(name), show)
     if as_json:
         print_json(info)
     else:
@@ -81,6 +97,8 @@ def show_address(
     typer.echo(f"IPv4     {info.ap4 or '-'} ({info.ap4_state})")
     typer.echo(f"IPv6     {info.ap6}")
     typer.echo(f"age      {duration(max(0.0, time.time() - info.created))}")
+    for what in info.missing:
+        typer.echo(f"waits    for {what}")
     for rule in info.exposed:
         typer.echo(f"exposed  {_rule(rule)}")
 
@@ -182,7 +200,7 @@ def _find(infos: tuple[AddressInfo, ...], name: str) -> AddressInfo:
     for info in infos:
         if name in {info.name, info.ap4, info.ap6}:
             return info
-    known = ", ".join(info.name for info in infos)
+    known = ", ".join(info.name for info in infos) or "none"
     raise CommandFailed(ExitCode.NOT_FOUND, f"no address of yours is {name!r}; there are: {known}")
 
 

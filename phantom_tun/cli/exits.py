@@ -36,7 +36,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.USAGE: "the command line makes no sense, or a value is out of range",
     ExitCode.NO_DAEMON: "no daemon answers at the control socket",
     ExitCode.NO_PERMISSION: "this user may not control the daemon",
-    ExitCode.NOT_FOUND: "there is no such address, node, path, tunnel or rule",
+    ExitCode.NOT_FOUND: "there is no such address, node, path, tunnel, rule or pin",
     ExitCode.TIMEOUT: "it took too long, or nothing answered",
     ExitCode.CONFIG: "configuration, network profile, key file or port can't be used",
     ExitCode.CONFLICT: "it exists already, or what was asked contradicts what is there",

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from phantom_tun.cli.session import JsonOption, print_json
+from phantom_tun.cli.text import columns
 from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed, LabUsageError
@@ -106,16 +107,21 @@ def status(
     if as_json:
         print_json(nodes)
         return
-    rows = [("node", "state", "AP4", "AP6", "underlay", "process", "roles")]
-    for node in nodes:
-        pid = "" if node.pid is None else str(node.pid)
-        roles = ", ".join(node.roles)
-        ap4, ap6 = node.ap4 or "", node.ap6 or ""
-        rows.append((node.name, node.state, ap4, ap6, node.underlay, pid, roles))
-    # Not a table of rich's: it would shorten the addresses, which are there to be copied.
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    rows = (
+        (
+            node.name,
+            node.state,
+            node.ap4 or "",
+            node.ap6 or "",
+            node.underlay,
+            "" if node.pid is None else str(node.pid),
+            ", ".join(node.roles),
+        )
+        for node in nodes
+    )
+    heads = ("node", "state", "AP4", "AP6", "underlay", "process", "roles")
+    for line in columns(heads, rows):
+        typer.echo(line)
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True})

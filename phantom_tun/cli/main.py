@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from phantom_tun import __version__
-from phantom_tun.cli import addresses, lifecycle, overview, probing, routing, settings
+from phantom_tun.cli import addresses, lifecycle, overview, pins, probing, routing, settings
 from phantom_tun.cli.exits import MEANINGS, ExitCode, exit_code
 from phantom_tun.cli.lazy import LabGroup
 from phantom_tun.cli.session import JsonOption, Session, print_json
@@ -57,6 +57,7 @@ app.command()(overview.peers)
 app.command()(probing.ping)
 app.command()(probing.why)
 app.add_typer(probing.netdb_app, name="netdb")
+app.add_typer(pins.app, name="pins")
 app.add_typer(settings.network_app, name="network")
 app.add_typer(settings.config_app, name="config")
 app.add_typer(

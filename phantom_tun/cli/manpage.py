@@ -38,7 +38,7 @@ _EXAMPLES = (
     ("Join a network with what a member gave you", ("network join home.toml", "up")),
     ("Offer a web server that listens on port 8080", ("expose 80 --target-port 8080",)),
     ("See which way your connections take", ("paths list",)),
-    ("Find out why an address can't be reached", ("why 250.1.2.3 --port 80",)),
+    ("Find out why an address can't be reached", ("why 250.1.2.3 80",)),
 )
 
 

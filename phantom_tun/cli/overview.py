@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from phantom_tun.cli.session import JsonOption, print_json, session_of
-from phantom_tun.cli.text import counted, duration, short_id
+from phantom_tun.cli.text import columns, counted, duration, short_id
 from phantom_tun.control.model import IdentityStatus, Statistics, Status
 from phantom_tun.control.schema import GetStatistics, GetStatus, ListPeers
 
@@ -44,23 +44,18 @@ def peers(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
         return
-    from phantom_tun.cli.pictures import console, table  # noqa: PLC0415 - slow to import
-
-    console().print(
-        table(
-            ("node", "links", "guard", "address", "roles"),
-            (
-                (
-                    short_id(peer.node_id),
-                    str(peer.links),
-                    "yes" if peer.guard else "",
-                    ", ".join(peer.addresses),
-                    ", ".join(peer.roles),
-                )
-                for peer in answer
-            ),
+    rows = (
+        (
+            short_id(peer.node_id),
+            str(peer.links),
+            "yes" if peer.guard else "",
+            ", ".join(peer.addresses),
+            ", ".join(peer.roles),
         )
+        for peer in answer
     )
+    for line in columns(("node", "links", "guard", "address", "roles"), rows):
+        typer.echo(line)
 
 
 def _status(status: Status) -> Iterator[str]:

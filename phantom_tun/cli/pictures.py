@@ -1,12 +1,10 @@
-"""Paths as pictures, and tables."""
+"""Paths as pictures."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from phantom_tun.cli.text import counted, duration, short_id
@@ -20,14 +18,6 @@ _COLOURS = {"ready": "green", "building": "yellow", "retired": "bright_black"}
 def console() -> Console:
     """Where pictures go: standard output, without colours unless it is a terminal."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True)
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Columns without lines around them."""
-    made = Table(*heads, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def path_picture(path: PathInfo) -> Text:

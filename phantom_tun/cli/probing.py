@@ -8,9 +8,17 @@ import typer
 
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, print_json, session_of
-from phantom_tun.cli.text import counted, duration
+from phantom_tun.cli.text import columns, counted, duration, short_id
 from phantom_tun.control.dispatch import parse_address, parse_key
-from phantom_tun.control.model import NetdbRecord, PingReply, PingSummary, WhyStep
+from phantom_tun.control.model import (
+    NetdbAnswer,
+    NetdbPoll,
+    NetdbRecord,
+    NetdbVote,
+    PingReply,
+    PingSummary,
+    WhyStep,
+)
 from phantom_tun.control.schema import GetNetdb, Ping, Why
 
 netdb_app = typer.Typer(
@@ -81,7 +89,7 @@ def why(
     address: AddressArgument,
     port: Annotated[
         int | None,
-        typer.Option("--port", metavar="P", min=1, max=65535, help="Try this service too."),
+        typer.Argument(metavar="PORT", min=1, max=65535, help="Try this TCP port too."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,19 +119,63 @@ def why(
 def netdb_get(
     context: typer.Context,
     key: Annotated[str, typer.Argument(metavar="KEY", help="An AP address or a node id.")],
+    votes: Annotated[
+        bool,
+        typer.Option(
+            "--votes",
+            help="Ask over several exit paths, or several nodes, and show what each says.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the network database holds about an address or a node."""
     parse_key(key)
-    answer = session_of(context).ask(GetNetdb(key))
+    answer = session_of(context).ask(GetNetdb(key, votes))
     if as_json:
         print_json(answer)
-        return
+    else:
+        _print_answer(answer)
+    if answer.warning:
+        raise CommandFailed(ExitCode.CONFLICT, answer.warning)
+
+
+def _print_answer(answer: NetdbAnswer) -> None:
     typer.echo(f"{answer.key}: {counted(answer.asked, 'node')} answered")
     for record in answer.records:
         typer.echo(_record_line(record))
         for name, value in record.fields.items():
             typer.echo(f"    {name} = {value}")
+    if not answer.polls:
+        return
+    if any(poll.path_id for poll in answer.polls):
+        heads = ("path", "exit node", "says", "storers", "routes", "dissent")
+        lines = columns(heads, map(_path_row, answer.polls))
+    else:
+        rows = ((short_id(poll.answerer), _says(poll)) for poll in answer.polls)
+        lines = columns(("node", "says"), rows)
+    typer.echo()
+    for line in lines:
+        typer.echo(line)
+
+
+def _path_row(poll: NetdbPoll) -> tuple[str, ...]:
+    """What one exit path found out."""
+    who = (poll.path_id, short_id(poll.answerer), _says(poll))
+    if not poll.votes:
+        return (*who, "", "", "")
+    dissent = ", ".join(f"{vote.storers} say {_vote(vote)}" for vote in poll.votes[1:])
+    storers = f"{poll.votes[0].storers} of {poll.answered}"
+    return (*who, storers, str(poll.routes), dissent or "none")
+
+
+def _says(poll: NetdbPoll) -> str:
+    if poll.votes:
+        return _vote(poll.votes[0])
+    return f"no answer: {poll.detail}" if poll.outcome == "failed" else "nothing"
+
+
+def _vote(vote: NetdbVote) -> str:
+    return f"key {short_id(vote.key)}, edition {vote.sequence}"
 
 
 def _ping_line(address: str, reply: PingReply, timeout: float) -> str:

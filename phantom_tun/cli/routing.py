@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from phantom_tun.cli.session import JsonOption, print_json, session_of
-from phantom_tun.cli.text import counted, duration, size
+from phantom_tun.cli.text import columns, counted, duration, size
 from phantom_tun.control.model import PathInfo, Progress
 from phantom_tun.control.schema import CloseTunnel, ListPaths, ListTunnels, RebuildPaths
 
@@ -59,27 +59,26 @@ def list_tunnels(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
         return
-    from phantom_tun.cli.pictures import console, table  # noqa: PLC0415 - slow to import
-
-    console().print(
-        table(
-            ("id", "path", "address", "", "far end", "protocol", "age", "received", "sent"),
-            (
-                (
-                    tunnel.id,
-                    tunnel.path_id,
-                    tunnel.identity,
-                    "to" if tunnel.direction == "out" else "from",
-                    tunnel.remote,
-                    tunnel.protocol,
-                    duration(tunnel.age_s),
-                    size(tunnel.bytes_in),
-                    size(tunnel.bytes_out),
-                )
-                for tunnel in answer
-            ),
+    if not answer:
+        typer.echo("no tunnel carries a connection")
+        return
+    rows = (
+        (
+            tunnel.id,
+            tunnel.path_id,
+            tunnel.identity,
+            "to" if tunnel.direction == "out" else "from",
+            tunnel.remote,
+            tunnel.protocol,
+            duration(tunnel.age_s),
+            size(tunnel.bytes_in),
+            size(tunnel.bytes_out),
         )
+        for tunnel in answer
     )
+    heads = ("id", "path", "address", "", "far end", "protocol", "age", "received", "sent")
+    for line in columns(heads, rows):
+        typer.echo(line)
 
 
 @tunnels_app.command("close")

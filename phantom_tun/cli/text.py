@@ -1,6 +1,8 @@
-"""How numbers are said to people."""
+"""How numbers and tables are said to people."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 
 _MINUTE = 60
 _HOUR = 3600
@@ -36,6 +38,14 @@ def size(count: int) -> str:
 def short_id(identifier: str) -> str:
     """The first eight hex digits."""
     return identifier[:_SHORT_ID]
+
+
+def columns(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table. Nothing is ever shortened or broken: addresses are there to be copied."""
+    cells = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def counted(count: int, noun: str) -> str:

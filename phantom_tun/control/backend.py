@@ -8,6 +8,7 @@ Names of identities that are ``None`` mean the node's first identity.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from phantom_tun.control.model import (
     PeerInfo,
     PingReply,
     PingSummary,
+    PinInfo,
     Progress,
     Statistics,
     Status,
@@ -45,10 +47,14 @@ class ControlBackend(Protocol):
         """All AP identities, the first one first."""
         ...
 
-    async def new_address(self, name: str) -> AddressInfo:
-        """Make an identity and wait until its addresses are claimed.
+    async def new_address(
+        self, name: str, report: Callable[[Progress], Awaitable[None]]
+    ) -> AddressInfo:
+        """Make an identity and wait until its addresses are claimed and its paths stand, reporting
+        what it waits for.
 
-        :raises ControlError: ``conflict``, the name is taken.
+        :raises ControlError: ``conflict``, the name is taken; ``timeout``, it exists but isn't
+            ready yet; ``unavailable``, this node has no AP addresses or isn't in the network yet.
         """
         ...
 
@@ -127,12 +133,32 @@ class ControlBackend(Protocol):
     ) -> PingSummary:
         """Send ``count`` echo requests (``None``: until cancelled), reporting each one's fate.
 
-        :raises ControlError: ``not_found``, no such AP address; ``unavailable``, no path.
+        :raises ControlError: ``not_found``, no such AP address; ``conflict``, it has another owner
+            than the pinned one; ``unavailable``, no path.
         """
         ...
 
-    async def netdb_get(self, key: ApAddress | NodeId) -> NetdbAnswer:
-        """Look up what the network database holds about ``key``.
+    async def netdb_get(self, key: ApAddress | NodeId, *, votes: bool) -> NetdbAnswer:
+        """Look up what the network database holds about ``key``; with ``votes`` over several exit
+        paths, or from several nodes, saying what each of them said.
+
+        :raises ControlError: ``not_found``.
+        """
+        ...
+
+    async def pins(self) -> tuple[PinInfo, ...]:
+        """Every pinned AP4 address, those with a changed key first."""
+        ...
+
+    async def accept_pin(self, address: ipaddress.IPv4Address) -> PinInfo:
+        """Pin the key that was refused last.
+
+        :raises ControlError: ``not_found``, no other key was seen.
+        """
+        ...
+
+    async def remove_pin(self, address: ipaddress.IPv4Address) -> None:
+        """Forget a pin.
 
         :raises ControlError: ``not_found``.
         """

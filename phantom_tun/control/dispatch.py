@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from phantom_tun.control.backend import ControlBackend
 from phantom_tun.control.model import Answer, Done
 from phantom_tun.control.schema import (
+    AcceptPin,
     AnyRequest,
     CloseTunnel,
     ControlError,
@@ -21,11 +22,13 @@ from phantom_tun.control.schema import (
     ListExposed,
     ListPaths,
     ListPeers,
+    ListPins,
     ListTunnels,
     NewAddress,
     Ping,
     RebuildPaths,
     RemoveAddress,
+    RemovePin,
     Shutdown,
     Unexpose,
     Why,
@@ -69,11 +72,25 @@ async def dispatch(
         raise
     except PhantomError as error:
         raise ControlError(code_of(error), str(error)) from error
+    except ExceptionGroup as group:
+        # What a nursery of the backend hands on.
+        known, unknown = group.split(PhantomError)
+        if known is None or unknown is not None:
+            raise
+        first = _first(known)
+        if isinstance(first, ControlError):
+            raise first from group
+        raise ControlError(code_of(first), str(first)) from group
 
 
 def code_of(error: PhantomError) -> ErrorCode:
     """The stable code for an error that isn't a :class:`ControlError`."""
     return next(code for kind, code in _CODES if isinstance(error, kind))
+
+
+def _first(group: ExceptionGroup[PhantomError]) -> PhantomError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 async def _answer(
@@ -89,7 +106,7 @@ async def _answer(
         case ListAddresses():
             return await backend.addresses()
         case NewAddress(name):
-            return await backend.new_address(name)
+            return await backend.new_address(name, report)
         case RemoveAddress(name):
             await backend.remove_address(name)
             return Done()
@@ -120,8 +137,15 @@ async def _answer(
                 size=request.size,
                 report=report,
             )
-        case GetNetdb(key):
-            return await backend.netdb_get(parse_key(key))
+        case GetNetdb(key, votes):
+            return await backend.netdb_get(parse_key(key), votes=votes)
+        case ListPins():
+            return await backend.pins()
+        case AcceptPin(address):
+            return await backend.accept_pin(parse_address4(address))
+        case RemovePin(address):
+            await backend.remove_pin(parse_address4(address))
+            return Done()
         case Why(address, port):
             return await backend.why(parse_address(address), port, report)
         case Shutdown():
@@ -137,6 +161,19 @@ def parse_address(text: str) -> ApAddress:
         return ipaddress.ip_address(text)
     except ValueError as error:
         raise ControlError("invalid", f"{text!r} is not an IPv4 or IPv6 address") from error
+
+
+def parse_address4(text: str) -> ipaddress.IPv4Address:
+    """An IPv4 address: only those are pinned.
+
+    :raises ControlError: ``invalid``.
+    """
+    address = parse_address(text)
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    raise ControlError(
+        "invalid", f"{text} needs no pin: an IPv6 AP address proves its owner's key by itself"
+    )
 
 
 def parse_key(text: str) -> ApAddress | NodeId:

@@ -126,6 +126,8 @@ class AddressInfo(Answer, frozen=True):
     created: float
     """Seconds since the epoch."""
     exposed: tuple[ExposeRule, ...] = ()
+    missing: tuple[str, ...] = ()
+    """What it still waits for, in words; empty once it can be reached and can reach others."""
 
 
 class PathInfo(Answer, frozen=True):
@@ -151,6 +153,7 @@ class TunnelInfo(Answer, frozen=True):
 
     id: str
     path_id: str
+    """The path that carries it, as in :class:`PathInfo`: our exit path or, inward, entry path."""
     identity: str
     direction: Direction
     remote: str
@@ -215,6 +218,36 @@ class NetdbRecord(Answer, frozen=True):
     """Storers that gave another valid one."""
 
 
+class NetdbVote(Answer, frozen=True):
+    """One edition of a key record, or of a node's record, and who vouches for it."""
+
+    key: str
+    """The AP key, or the node's key."""
+    sequence: int
+    """Editions rise: the record's sequence number, or when the node's record was made."""
+    storers: int
+    """Nodes that hold it."""
+
+
+class NetdbPoll(Answer, frozen=True):
+    """What one who was asked found out."""
+
+    path_id: str
+    """The exit path that the question took; empty for a node record, which is asked directly."""
+    answerer: str
+    """Node id of the exit node, or of the node that was asked."""
+    outcome: Literal["found", "nothing", "failed"]
+    detail: str
+    """Why it failed."""
+    votes: tuple[NetdbVote, ...] = ()
+    """What it believes first; what is behind that is dissent."""
+    asked: int = 0
+    """Storers that it asked."""
+    answered: int = 0
+    """Storers that answered it."""
+    routes: int = 0
+
+
 class NetdbAnswer(Answer, frozen=True):
     """What the network database says about an address or a node."""
 
@@ -222,6 +255,36 @@ class NetdbAnswer(Answer, frozen=True):
     records: tuple[NetdbRecord, ...]
     asked: int
     """Nodes that answered."""
+    polls: tuple[NetdbPoll, ...] = ()
+    """Everybody who was asked, if votes were wanted."""
+    warning: str = ""
+    """What is wrong with it: another owner than the pinned one, answers that don't agree."""
+
+
+class PinChangeInfo(Answer, frozen=True):
+    """A key that was refused because another one is pinned."""
+
+    fingerprint: str
+    confirmations: int
+    """Different exit paths that gave it."""
+    seen: float
+    """Seconds since the epoch, last time."""
+    explanation: str
+    """What it may mean and what can be done."""
+
+
+class PinInfo(Answer, frozen=True):
+    """The key that an AP4 address had at first contact."""
+
+    address: str
+    fingerprint: str
+    """The key in hex, in groups of 8."""
+    confirmations: int
+    """Different exit paths over which it was seen at first contact."""
+    since: float
+    """Seconds since the epoch."""
+    change: PinChangeInfo | None = None
+    """Another key that waits for the owner's decision."""
 
 
 class Statistics(Answer, frozen=True):
@@ -242,7 +305,7 @@ class WhyStep(Answer, frozen=True):
     """One thing that has to work on the way to an address."""
 
     name: str
-    """interface, route, record, path, handshake or service."""
+    """interface, network, path, record, handshake or service."""
     outcome: Literal["ok", "failed", "skipped"]
     detail: str
     took_ms: float

@@ -23,6 +23,7 @@ from phantom_tun.control.model import (
     PeerInfo,
     PingReply,
     PingSummary,
+    PinInfo,
     Progress,
     Protocol,
     Statistics,
@@ -112,8 +113,9 @@ class ListAddresses(Request[Never, tuple[AddressInfo, ...]], frozen=True, tag="a
     """All AP identities of this node."""
 
 
-class NewAddress(Request[Never, AddressInfo], frozen=True, tag="address_new"):
-    """Make an AP identity; returns when its addresses are claimed."""
+class NewAddress(Request[Progress, AddressInfo], frozen=True, tag="address_new"):
+    """Make an AP identity; returns when its addresses are claimed and its paths stand. Events say
+    what it waits for."""
 
     name: _Name
     deadline_s: ClassVar[float | None] = 120.0
@@ -192,7 +194,25 @@ class GetNetdb(Request[Never, NetdbAnswer], frozen=True, tag="netdb_get"):
     """Look up an AP address or a node id (64 hex digits)."""
 
     key: _Selector
-    deadline_s: ClassVar[float | None] = 60.0
+    votes: bool = False
+    """Ask over several exit paths, or several nodes, and tell what each one said."""
+    deadline_s: ClassVar[float | None] = 90.0
+
+
+class ListPins(Request[Never, tuple[PinInfo, ...]], frozen=True, tag="pins"):
+    """Every pinned AP4 address, those with a changed key first."""
+
+
+class AcceptPin(Request[Never, PinInfo], frozen=True, tag="pin_accept"):
+    """Trust the key that an AP4 address has now."""
+
+    address: _Address
+
+
+class RemovePin(Request[Never, Done], frozen=True, tag="pin_remove"):
+    """Forget a pin: the next contact counts as the first."""
+
+    address: _Address
 
 
 class Why(Request[WhyStep, Verdict], frozen=True, tag="why"):
@@ -200,7 +220,7 @@ class Why(Request[WhyStep, Verdict], frozen=True, tag="why"):
 
     address: _Address
     port: _Port | None = None
-    deadline_s: ClassVar[float | None] = 120.0
+    deadline_s: ClassVar[float | None] = 150.0
 
 
 class Shutdown(Request[Never, Done], frozen=True, tag="shutdown"):
@@ -223,6 +243,9 @@ AnyRequest = (
     | ListPeers
     | Ping
     | GetNetdb
+    | ListPins
+    | AcceptPin
+    | RemovePin
     | Why
     | Shutdown
 )

@@ -1,7 +1,8 @@
 """The control server: one request per connection, answered by the node's backend.
 
 Bounded everywhere: clients at once, the request line, the time to send it, the time to answer and
-the time a client may take to read a line. A client that goes away cancels what it asked for.
+the time a client may take to read a line. A client that goes away cancels what it asked for. A
+mistake in the node's own code costs the one who asked an answer, and nobody else anything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import math
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -35,7 +36,7 @@ MAX_CLIENTS = 32
 REQUEST_LINE_DEADLINE_S = 10.0
 SEND_DEADLINE_S = 10.0
 _RECEIVE_BYTES = 4096
-_COUNTERS = ("answered", "refused", "denied", "busy", "gone")
+_COUNTERS = ("answered", "refused", "denied", "busy", "gone", "internal_errors")
 
 _log = structlog.get_logger(__name__)
 
@@ -74,8 +75,14 @@ class ControlServer:
                 await self._answer_one(stream)
         except (trio.BrokenResourceError, trio.TooSlowError):
             self._counters["gone"] += 1
+        except Exception:  # noqa: BLE001 - the daemon goes on, whatever became of this client
+            self._mistake()
         finally:
             self._clients -= 1
+
+    def _mistake(self) -> None:
+        self._counters["internal_errors"] += 1
+        _log.exception("a control request failed")
 
     async def _answer_one(self, stream: trio.SocketStream) -> None:
         try:
@@ -132,15 +139,14 @@ class ControlServer:
 
             nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
             try:
-                with trio.fail_after(_deadline(request)):
-                    answer = await dispatch(request, self.backend, report=report)
-                last = encode_result(answer)
-            except trio.TooSlowError:
-                failure = ControlError(
-                    "timeout",
-                    f"the node did not finish within {request.deadline_s:.0f} s; "
-                    "'phantom-tun status' shows what it is doing",
-                )
+                with trio.move_on_after(_deadline(request)) as limit:
+                    last = await self._answer(request, report)
+                if limit.cancelled_caught:
+                    failure = ControlError(
+                        "timeout",
+                        f"the node did not finish within {request.deadline_s:.0f} s; "
+                        "'phantom-tun status' shows what it is doing",
+                    )
             except ControlError as error:
                 failure = error
             nursery.cancel_scope.cancel()
@@ -148,6 +154,27 @@ class ControlServer:
             raise failure
         self._counters["gone" if last is None else "answered"] += 1
         return last
+
+    async def _answer(
+        self, request: AnyRequest, report: Callable[[Answer], Awaitable[None]]
+    ) -> bytes:
+        """The last line if all goes well.
+
+        :raises ControlError: it doesn't.
+        """
+        try:
+            return encode_result(await dispatch(request, self.backend, report=report))
+        except ControlError:
+            raise
+        except trio.TooSlowError as error:
+            raise ControlError("timeout", "what this needs didn't come in time") from error
+        except Exception as error:
+            self._mistake()
+            raise ControlError(
+                "failed",
+                f"the node made a mistake ({type(error).__name__}); its log has the details, "
+                "please report it",
+            ) from error
 
 
 def _deadline(request: AnyRequest) -> float:

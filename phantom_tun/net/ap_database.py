@@ -65,6 +65,9 @@ class Found:
     """What the answering node says the storers said; unproven."""
     bad_routes: int
     """Routes that were left out, because a check failed."""
+    asked: int
+    """Storers that it says it has asked; unproven, as :attr:`answered`."""
+    answered: int
 
 
 def check_resolution(
@@ -101,7 +104,14 @@ def check_resolution(
         known = routes.get(route.entry_id)
         if known is None or known.sequence < route.sequence:
             routes[route.entry_id] = route
-    return Found(record, tuple(routes.values()), resolution.votes, bad)
+    return Found(
+        record,
+        tuple(routes.values()),
+        resolution.votes,
+        bad,
+        resolution.asked,
+        resolution.answered,
+    )
 
 
 def check_write(answer: bytes) -> WriteReport:

@@ -22,7 +22,7 @@ from phantom_tun.guard import Guard
 from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey
 from phantom_tun.net.ap_database import ApDatabase, Found, Route, claimed_ap4
 from phantom_tun.net.identities import ApIdentity, IdentityStore
-from phantom_tun.net.inquiry import Inquiry, Question
+from phantom_tun.net.inquiry import Inquiry, NotPublished, Question
 from phantom_tun.net.pins import PinChanged, Pins
 from phantom_tun.netdb.addresses import ap6_address, is_ap_address
 
@@ -124,13 +124,14 @@ class Directory:
         known, because its routes failed.
 
         :raises PinChanged: (an Unreachable) the AP4 address belonged to another key before.
-        :raises Unreachable: there is no such address, it has no way in, or nobody could be asked.
+        :raises NotPublished: (an Unreachable) there is no such address.
+        :raises Unreachable: it has no way in, or nobody could be asked.
         """
         own = self._identities.owner_of(address)
         if own is not None:
             return _own(own)
         if not is_ap_address(self._network, address):
-            raise Unreachable(f"{address} can't belong to anybody in this network")
+            raise NotPublished(f"{address} can't belong to anybody in this network")
         entry = self._entry(identity, address)
         now = self._clock.now()
         known = entry.usable(now)
@@ -233,6 +234,8 @@ class Directory:
             _log.warning("a pinned AP4 address has another owner now; see: phantom-tun pins list")
             entry.resolved = None
             failure = partial(PinChanged, error.change)
+        except NotPublished as error:
+            failure = partial(NotPublished, str(error))
         except Unreachable as error:
             failure = partial(Unreachable, str(error))
         finally:

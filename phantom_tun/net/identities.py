@@ -172,8 +172,10 @@ class IdentityStore:
             self.create(DEFAULT_NAME)
 
     def all(self) -> list[ApIdentity]:
-        """Every identity, by name."""
-        return [self._identities[name] for name in sorted(self._identities)]
+        """Every identity, the oldest first: that is the one that is meant when none is named."""
+        return sorted(
+            self._identities.values(), key=lambda identity: (identity.created, identity.name)
+        )
 
     def get(self, name: str) -> ApIdentity:
         """The identity called ``name``.

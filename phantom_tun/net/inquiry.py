@@ -33,9 +33,14 @@ STRAGGLERS = 1.0
 ATTEMPTS = 3
 """Questions over different paths before an address is given up."""
 
-_NOTHING = "there is no such AP address"
-
 _log = structlog.get_logger()
+
+
+class NotPublished(Unreachable):
+    """The network has no record of this AP address: nobody has it, or its owner's node is away."""
+
+    def __init__(self, reason: str = "there is no such AP address") -> None:
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,8 @@ class Inquiry:
         """The owner of the address, and for an AP4 how many paths confirmed it at first contact.
 
         :raises PinChanged: (an Unreachable) another key is pinned.
-        :raises Unreachable: nothing there, nobody could be asked, or the paths don't agree.
+        :raises NotPublished: (an Unreachable) nothing there.
+        :raises Unreachable: nobody could be asked, or the paths don't agree.
         """
         address = question.address
         if isinstance(address, ipaddress.IPv6Address):
@@ -136,22 +142,22 @@ class Inquiry:
 
     async def _find_any(self, question: Question) -> Found:
         """The first valid answer; another path is tried after a bad, old, empty or missing one."""
-        failure = _NOTHING
+        failure: Unreachable = NotPublished()
         attempts = min(ATTEMPTS, max(2, self._database.exit_count(question.identity)))
         first = self._rng.randrange(attempts)
         for attempt in range(attempts):
             try:
                 found = await self._ask(question, None if attempt == 0 else first + attempt)
             except WorldError as error:
-                failure = f"the network database could not be asked: {error}"
+                failure = Unreachable(f"the network database could not be asked: {error}")
                 continue
             except PeerError:
-                failure = "the network database gave no valid answer"
+                failure = Unreachable("the network database gave no valid answer")
                 continue
             if found is not None:
                 return found
-            failure = _NOTHING
-        raise Unreachable(failure)
+            failure = NotPublished()
+        raise failure
 
     async def _find_agreed(self, question: Question) -> tuple[Found, int]:
         """The owner that the paths agree on, and how many of them named it."""
@@ -171,7 +177,7 @@ class Inquiry:
         leaders = poll.leaders()
         if not leaders:
             if poll.empty >= ENOUGH_CONFIRMATIONS:
-                raise Unreachable(_NOTHING)
+                raise NotPublished
             # Slower, but it tries again and knows why there is nothing.
             return await self._find_any(question), 1
         newest = max(leaders, key=lambda found: found.record.sequence)

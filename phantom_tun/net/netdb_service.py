@@ -27,6 +27,7 @@ from phantom_tun.net.netdb_sampling import Sampler
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.net.netdb_storage import SURVEYS_AT_ONCE, KeyWrite, StorageClient, Write
 from phantom_tun.net.netdb_upkeep import Upkeep
+from phantom_tun.net.netdb_witnesses import Witness, ask_witnesses
 from phantom_tun.netdb.book import Candidate, NodeBook
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.rules import Caller
@@ -239,6 +240,10 @@ class NetdbService:
         if not alive:
             raise Unreachable("the node isn't in the network database")
         return max(alive, key=lambda record: record.created)
+
+    async def witnesses(self, node_id: NodeId) -> list[Witness]:
+        """What other nodes say about one node, for people."""
+        return await ask_witnesses(node_id, self._calls, self._searcher)
 
     async def random_nodes(self, count: int) -> list[Candidate]:
         """Draw nodes from the whole network, each named by another node."""

@@ -160,13 +160,11 @@ class PathPools:
                 return await self._builder.build("exit", self._wishes.exit_hops, identity)
         return await self._builder.build("exit", self._wishes.exit_hops, identity)
 
-    def problems(self) -> list[str]:
-        """Why builds fail at the moment, one sentence for each pool that has no path."""
-        return [
-            f"no {kind} path for {name!r} yet: {pool.problem}"
-            for (name, kind), pool in self._pools.items()
-            if pool.problem is not None and not pool.current()
-        ]
+    def problem(self, identity: str, kind: PathKind) -> str | None:
+        """Why the last build of a kind of path for an identity failed, for people; ``None`` if it
+        didn't, or there was none."""
+        pool = self._pools.get((identity, kind))
+        return None if pool is None else pool.problem
 
     def statistics(self) -> BuildTotals:
         """Totals over all pools."""

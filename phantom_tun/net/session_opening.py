@@ -23,6 +23,7 @@ from phantom_tun.endpoints import Endpoint
 from phantom_tun.errors import (
     ConnectFailed,
     Filtered,
+    NoAnswer,
     PathUnavailable,
     PeerError,
     PhantomError,
@@ -128,7 +129,7 @@ class _Race:
             raise Unreachable("none of the ways in to this AP address works")
         if any(isinstance(error, PathUnavailable) for error in self.errors):
             raise PathUnavailable("no exit path works at the moment")
-        raise Filtered("nobody answered")
+        raise NoAnswer("nobody answered")
 
 
 class SessionOpener:
@@ -178,7 +179,7 @@ class SessionOpener:
                 resolved = await self._directory.resolve(identity.name, target.address, fresh=True)
                 race = await self._race(_Call(identity.name, role, resolved, protocol, target))
             return race.result()
-        raise Filtered("nobody answered in time")
+        raise NoAnswer("nobody answered in time")
 
     def _role(self, identity: Identity, source_port: int, is_ephemeral: bool) -> _CallerRole:
         if not is_ephemeral:

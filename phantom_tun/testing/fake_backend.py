@@ -20,14 +20,18 @@ from phantom_tun.control.model import (
     IdentityStatus,
     LinkStatus,
     NetdbAnswer,
+    NetdbPoll,
     NetdbRecord,
     NetdbStatus,
+    NetdbVote,
     NetworkStatus,
     NodeState,
     PathInfo,
     PeerInfo,
+    PinChangeInfo,
     PingReply,
     PingSummary,
+    PinInfo,
     Progress,
     Protocol,
     Statistics,
@@ -45,6 +49,21 @@ FAR4 = ipaddress.IPv4Address("250.1.2.3")
 FAR6 = ipaddress.IPv6Address("2001:2f:aaaa::1")
 NODE_IDS = tuple(bytes([number] * 32).hex() for number in range(1, 9))
 OWN_ID = bytes([0xAA] * 32).hex()
+PINS = (
+    PinInfo(
+        "250.6.6.6",
+        ":".join(["11111111"] * 8),
+        3,
+        1_800_000_000.0,
+        PinChangeInfo(
+            ":".join(["22222222"] * 8),
+            2,
+            1_800_086_400.0,
+            "the owner of 250.6.6.6 has changed: phantom-tun pins accept 250.6.6.6",
+        ),
+    ),
+    PinInfo(str(FAR4), ":".join(["66666666"] * 8), 2, 1_800_000_000.0),
+)
 
 
 @dataclass(slots=True)
@@ -57,6 +76,11 @@ class FakeBackend:
     warnings: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = (f"{OWN_ID}@192.0.2.7:443#{'bb' * 32}",)
     fail_builds: bool = False
+    netdb_warning: str = ""
+    has_addresses: bool = True
+    missing: tuple[str, ...] = ()
+    """What every identity waits for."""
+    pinned: dict[str, PinInfo] = field(default_factory=lambda: {pin.address: pin for pin in PINS})
     stuck: bool = False
     """Every call waits for ever."""
     cancelled: list[str] = field(default_factory=list)
@@ -97,13 +121,17 @@ class FakeBackend:
 
     async def addresses(self) -> tuple[AddressInfo, ...]:
         """The identities in order."""
-        return tuple(self._info(name) for name in self._identities)
+        return tuple(self._info(name) for name in self._identities if self.has_addresses)
 
-    async def new_address(self, name: str) -> AddressInfo:
-        """Another identity."""
+    async def new_address(
+        self, name: str, report: Callable[[Progress], Awaitable[None]]
+    ) -> AddressInfo:
+        """Another identity, after two things to wait for."""
         if name in self._identities:
             raise ControlError("conflict", f"there is an address named {name!r} already")
         self._identities[name] = max(self._identities.values()) + 1
+        await report(Progress("waiting for an exit path and an entry path", 0, 2))
+        await report(Progress("waiting for an entry path", 1, 2))
         return self._info(name)
 
     async def remove_address(self, name: str) -> None:
@@ -216,15 +244,27 @@ class FakeBackend:
             raise
         return PingSummary.of(rtts)
 
-    async def netdb_get(self, key: ApAddress | NodeId) -> NetdbAnswer:
-        """Records of the far address and of node 1."""
+    async def netdb_get(self, key: ApAddress | NodeId, *, votes: bool) -> NetdbAnswer:
+        """Records of the far address and of node 1. Of three exit paths that are asked about the
+        address one finds nothing and one fails; of two nodes one knows node 1."""
         if isinstance(key, bytes):
             if key.hex() != NODE_IDS[0]:
                 raise ControlError("not_found", "no node with this id is known in this network")
             record = NetdbRecord("node", {"port": 443}, 3600.0, 3, 0)
-            return NetdbAnswer(key.hex(), (record,), 3)
+            vote = NetdbVote("77" * 32, 1_800_000_000, 1)
+            witnesses = (
+                NetdbPoll("", NODE_IDS[1], "found", "", (vote,)),
+                NetdbPoll("", NODE_IDS[2], "nothing", ""),
+            )
+            return NetdbAnswer(key.hex(), (record,), 3, witnesses if votes else ())
         if key not in {FAR4, FAR6}:
             raise ControlError("not_found", f"no AP address {key} is known in this network")
+        found = (NetdbVote("66" * 32, 3, 3), NetdbVote("55" * 32, 9, 1))
+        polls = (
+            NetdbPoll("1", NODE_IDS[3], "found", "", found, 6, 4, 1),
+            NetdbPoll("2", NODE_IDS[4], "nothing", ""),
+            NetdbPoll("5", NODE_IDS[5], "failed", "no answer in time"),
+        )
         return NetdbAnswer(
             str(key),
             (
@@ -232,7 +272,28 @@ class FakeBackend:
                 NetdbRecord("ap_route", {"entry_node": NODE_IDS[2]}, 1_800.0, 3, 0),
             ),
             4,
+            polls if votes else (),
+            self.netdb_warning,
         )
+
+    async def pins(self) -> tuple[PinInfo, ...]:
+        """Those there are."""
+        return tuple(self.pinned.values())
+
+    async def accept_pin(self, address: ipaddress.IPv4Address) -> PinInfo:
+        """The changed one."""
+        pin = self.pinned.get(str(address))
+        if pin is None or pin.change is None:
+            raise ControlError("not_found", f"no other key was seen for {address}")
+        change = pin.change
+        accepted = PinInfo(pin.address, change.fingerprint, change.confirmations, change.seen)
+        self.pinned[pin.address] = accepted
+        return accepted
+
+    async def remove_pin(self, address: ipaddress.IPv4Address) -> None:
+        """One of them."""
+        if self.pinned.pop(str(address), None) is None:
+            raise ControlError("not_found", f"{address} isn't pinned")
 
     async def why(
         self,
@@ -258,6 +319,7 @@ class FakeBackend:
             ap6=f"2001:2f:1::{number:x}",
             created=1_800_000_000.0,
             exposed=tuple(rule for rule in self._rules.values() if rule.identity == name),
+            missing=self.missing,
         )
 
     def _known(self, name: str | None) -> str:

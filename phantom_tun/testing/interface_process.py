@@ -53,9 +53,11 @@ async def _obey(interface: Interface, command: str) -> Any:
                 for f in interface.flows()
             ]  # fmt: skip
         case ["add", address]:
-            await interface.add_address(ip_address(address))
+            added = (*interface.addresses, ip_address(address))
+            await interface.set_addresses(lambda: added)
         case ["remove", address]:
-            await interface.remove_address(ip_address(address))
+            left = [found for found in interface.addresses if found != ip_address(address)]
+            await interface.set_addresses(lambda: left)
         case ["cpu"]:
             return time.process_time()
         case _:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -93,24 +93,18 @@ class Interface:
         """Our AP addresses at the moment; the first of each family is the default source."""
         return self._addresses
 
-    async def add_address(self, address: ApAddress) -> None:
-        """Own one more address.
+    async def set_addresses(self, wanted: Callable[[], Sequence[ApAddress]]) -> None:
+        """Own these addresses and no others; flows of those that go are reset.
 
-        :raises UsageError: it is outside the AP prefixes or reserved, or the interface is down.
+        :param wanted: asked when earlier changes are done, so that the last word counts whatever
+            the order in which it came.
+        :raises UsageError: one is outside the AP prefixes or reserved, or the interface is down.
         :raises WorldError: the host wouldn't have it.
         """
         async with self._changing:
-            if address not in self._addresses:
-                await self._change((*self._addresses, address))
-
-    async def remove_address(self, address: ApAddress) -> None:
-        """Own an address no longer; its flows are reset.
-
-        :raises UsageError: the interface is down.
-        :raises WorldError: the host failed to remove it.
-        """
-        async with self._changing:
-            await self._change(tuple(a for a in self._addresses if a != address))
+            addresses = tuple(wanted())
+            if addresses != self._addresses:
+                await self._change(addresses)
 
     async def connect_stream(self, caller: Endpoint, target: Endpoint) -> LocalConnection:
         """See :class:`phantom_tun.endpoints.LocalHost`."""

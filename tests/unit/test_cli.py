@@ -90,9 +90,21 @@ def test_peers(shell: Shell, node: FakeBackend) -> None:
 
 
 def test_the_life_of_an_address(shell: Shell, node: FakeBackend) -> None:
-    assert shell.run("address", "new", "web").out == "web  241.0.0.2  2001:2f:1::2\n"
-    assert shell.run("address", "new", "api", "--json").json["ap4"] == "241.0.0.3"
-    assert re.search(r"web +241\.0\.0\.2 +2001:2f:1::2 +0", shell.run("address", "list").out)
+    done = shell.run("address", "new", "web")
+    assert done.out == "web  241.0.0.2  2001:2f:1::2\n"
+    assert done.err.splitlines() == [
+        "waiting for an exit path and an entry path",
+        "waiting for an entry path",
+    ]
+    done = shell.run("address", "new", "api", "--json")
+    assert (done.json["ap4"], done.err) == ("241.0.0.3", "")
+    node.missing = ("an exit path",)
+    listed = shell.run("address", "list").out
+    assert re.search(r"web +241\.0\.0\.2 +2001:2f:1::2 +0 +waits for an exit path", listed)
+    assert "waits    for an exit path" in shell.run("address", "show", "web").out
+    node.missing = ()
+    listed = shell.run("address", "list").out
+    assert re.search(r"web +241\.0\.0\.2 +2001:2f:1::2 +0 +ready", listed)
     names = [info["name"] for info in shell.run("address", "list", "--json").json]
     assert names == ["default", "web", "api"]
     shell.run("expose", "80", "--identity", "web")
@@ -103,6 +115,13 @@ def test_the_life_of_an_address(shell: Shell, node: FakeBackend) -> None:
     assert shell.run("address", "show", "web", "--json").json["name"] == "web"
     assert shell.run("address", "remove", "web", "--yes").out == "web is deleted\n"
     assert shell.run("address", "show", "web").code == ExitCode.NOT_FOUND
+
+
+def test_a_node_without_addresses_says_so(shell: Shell, node: FakeBackend) -> None:
+    node.has_addresses = False
+    assert "no AP addresses" in shell.run("address", "list").out
+    assert shell.run("address", "list", "--json").json == []
+    assert shell.run("address", "show", "default").err.endswith("there are: none\n")
 
 
 def test_deleting_an_address_asks_first(
@@ -158,6 +177,12 @@ def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
         (("ping", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
         (("ping", "250.9.9.9", "-c", "1"), ExitCode.NOT_FOUND, "250.9.9.9"),
         (("why", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
+        (("why", FAR, "0"), ExitCode.USAGE, "'PORT'"),
+        (("why", FAR, "http"), ExitCode.USAGE, "'PORT'"),
+        (("pins", "accept", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
+        (("pins", "accept", str(FAR6)), ExitCode.USAGE, "needs no pin"),
+        (("pins", "remove", str(FAR6)), ExitCode.USAGE, "needs no pin"),
+        (("pins", "accept", FAR, "--yes"), ExitCode.NOT_FOUND, "no other key"),
         (("netdb", "get", "home"), ExitCode.USAGE, "neither an AP address nor a node id"),
         (("netdb", "get", "250.9.9.9"), ExitCode.NOT_FOUND, "250.9.9.9"),
     ],
@@ -287,7 +312,7 @@ def test_other_commands_end_at_once_when_interrupted(
 
 
 def test_why_names_each_step_and_the_verdict(shell: Shell, node: FakeBackend) -> None:
-    done = shell.run("why", FAR, "--port", "80")
+    done = shell.run("why", FAR, "80")
     assert done.code == 0
     assert done.out.splitlines() == [
         "interface  ok          0 ms  phantom0 is up",
@@ -315,6 +340,93 @@ def test_netdb_get_shows_votes_and_dissent(shell: Shell, node: FakeBackend) -> N
     assert shell.run("netdb", "get", NODE_IDS[0], "--json").json["records"][0]["table"] == "node"
 
 
+def test_netdb_get_shows_what_every_path_says(shell: Shell, node: FakeBackend) -> None:
+    lines = shell.run("netdb", "get", FAR, "--votes").out.splitlines()
+    heads, *rows = lines[lines.index("") + 1 :]
+    assert heads.split() == ["path", "exit", "node", "says", "storers", "routes", "dissent"]
+    assert [" ".join(row.split()) for row in rows] == [
+        "1 04040404 key 66666666, edition 3 3 of 4 1 1 say key 55555555, edition 9",
+        "2 05050505 nothing",
+        "5 06060606 no answer: no answer in time",
+    ]
+    polls = shell.run("netdb", "get", FAR, "--votes", "--json").json["polls"]
+    assert [poll["outcome"] for poll in polls] == ["found", "nothing", "failed"]
+    assert shell.run("netdb", "get", FAR, "--json").json["polls"] == []
+
+
+def test_netdb_get_shows_what_every_node_says(shell: Shell, node: FakeBackend) -> None:
+    lines = shell.run("netdb", "get", NODE_IDS[0], "--votes").out.splitlines()
+    assert [" ".join(line.split()) for line in lines[-3:]] == [
+        "node says",
+        "02020202 key 77777777, edition 1800000000",
+        "03030303 nothing",
+    ]
+
+
+def test_netdb_get_ends_with_a_conflict_when_the_owner_has_changed(
+    shell: Shell, node: FakeBackend
+) -> None:
+    node.netdb_warning = "the owner of 250.1.2.3 has changed"
+    done = shell.run("netdb", "get", FAR)
+    assert done.code == ExitCode.CONFLICT
+    assert done.err == "phantom-tun: the owner of 250.1.2.3 has changed\n"
+    assert "sequence = 3" in done.out
+    assert shell.run("netdb", "get", FAR, "--json").json["warning"] == node.netdb_warning
+
+
+# --- pins --------------------------------------------------------------------------------------
+
+
+def test_changed_owners_are_listed_first_and_loudly(shell: Shell, node: FakeBackend) -> None:
+    out = shell.run("pins", "list").out
+    assert out.index("WARNING: THE OWNER OF 250.6.6.6 HAS CHANGED!") < out.index(FAR)
+    for word in ("pinned", "offered", "11111111:", "22222222:", "over 3 paths"):
+        assert word in out
+    assert "phantom-tun pins accept 250.6.6.6" in out
+    assert out.count("WARNING") == 1
+    listed = shell.run("pins", "list", "--json").json
+    assert [pin["change"] is None for pin in listed] == [False, True]
+
+
+def test_without_pins_the_list_says_so(shell: Shell, node: FakeBackend) -> None:
+    node.pinned.clear()
+    assert shell.run("pins", "list").out.startswith("no address is pinned")
+    assert shell.run("pins", "list", "--json").json == []
+
+
+def test_accepting_a_key_asks_first(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
+    answers = iter((False, True))
+
+    def confirm(question: str, *, err: bool) -> bool:
+        assert err
+        questions.append(question)
+        return next(answers)
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    done = shell.run("pins", "accept", "250.6.6.6")
+    assert (done.code, node.pinned["250.6.6.6"].change is None) == (1, False)
+    assert "new key  22222222:" in done.err
+    assert "nothing was changed" in done.err
+    done = shell.run("pins", "accept", "250.6.6.6", "--json")
+    assert done.json["fingerprint"].startswith("22222222:")
+    assert len(questions) == 2
+    done = shell.run("pins", "accept", "250.6.6.6")
+    assert (done.code, len(questions)) == (ExitCode.NOT_FOUND, 2)
+
+
+def test_accepting_without_a_question(shell: Shell, node: FakeBackend) -> None:
+    done = shell.run("pins", "accept", "250.6.6.6", "--yes")
+    assert done.out.startswith("250.6.6.6 belongs to 22222222:")
+
+
+def test_forgetting_a_pin(shell: Shell, node: FakeBackend) -> None:
+    assert shell.run("pins", "remove", FAR).out == f"{FAR} is no longer pinned\n"
+    assert shell.run("pins", "remove", FAR).code == ExitCode.NOT_FOUND
+
+
 # --- exit codes and errors ---------------------------------------------------------------------
 
 
@@ -333,6 +445,9 @@ def test_netdb_get_shows_votes_and_dissent(shell: Shell, node: FakeBackend) -> N
         ("ping", FAR),
         ("why", FAR),
         ("netdb", "get", FAR),
+        ("pins", "list"),
+        ("pins", "accept", FAR),
+        ("pins", "remove", FAR),
         ("down",),
     ],
 )
@@ -467,6 +582,16 @@ def test_durations(seconds: float, said: str) -> None:
     assert text.duration(seconds) == said
 
 
+def test_tables_are_aligned_and_never_shortened() -> None:
+    wide = "x" * 300
+    assert list(text.columns(("a", "b", "c"), [("1", wide, ""), ("22", "y", "z")])) == [
+        f"a   b{' ' * 299}  c",
+        f"1   {wide}",
+        f"22  y{' ' * 299}  z",
+    ]
+    assert list(text.columns(("a", "b"), [])) == ["a  b"]
+
+
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")]
 )
@@ -477,7 +602,7 @@ def test_sizes(count: int, said: str) -> None:
 def test_the_program_has_every_command() -> None:
     expected = (
         "up down run status address expose unexpose paths tunnels peers ping netdb why network "
-        "config lab version exit-codes"
+        "pins config lab version exit-codes"
     )
     group: Any = typer.main.get_command(main.app)
     assert set(group.commands) == set(expected.split())

@@ -30,7 +30,10 @@ EXAMPLES: list[schema.AnyRequest] = [
     schema.CloseTunnel("t1"),
     schema.ListPeers(),
     schema.Ping("250.1.2.3", 3, 0.5, 2.0, 1000),
-    schema.GetNetdb("250.1.2.3"),
+    schema.GetNetdb("250.1.2.3", votes=True),
+    schema.ListPins(),
+    schema.AcceptPin("250.1.2.3"),
+    schema.RemovePin("250.1.2.3"),
     schema.Why("250.1.2.3", 80),
     schema.Shutdown(),
 ]

@@ -88,6 +88,11 @@ async def test_each_request_gets_its_typed_answer(tmp_path: Path) -> None:
         assert (status.state, status.links.bulk_idle) == ("ready", 4)
         assert (await node.call(schema.GetStatistics())).groups["links"] == {"opened": 12}
         assert (await node.call(schema.NewAddress("web"))).ap4 == "241.0.0.2"
+        assert [pin.change is None for pin in await node.call(schema.ListPins())] == [False, True]
+        assert (await node.call(schema.AcceptPin("250.6.6.6"))).change is None
+        await node.call(schema.RemovePin("250.6.6.6"))
+        assert len(await node.call(schema.ListPins())) == 1
+        assert len((await node.call(schema.GetNetdb(str(FAR4), votes=True))).polls) == 3
         assert [info.name for info in await node.call(schema.ListAddresses())] == ["default", "web"]
         rule = await node.call(schema.Expose(53, "udp", (str(FAR4),), 5353, "web"))
         assert (rule.to, rule.target_port) == ((str(FAR4),), 5353)
@@ -108,11 +113,12 @@ async def test_each_request_gets_its_typed_answer(tmp_path: Path) -> None:
         assert node.stopped == 1
         await wait_until(lambda: node.server.statistics()["clients"] == 0)
         assert node.server.statistics() == {
-            "answered": 18,
+            "answered": 23,
             "refused": 0,
             "denied": 0,
             "busy": 0,
             "gone": 0,
+            "internal_errors": 0,
             "clients": 0,
         }
 
@@ -124,6 +130,9 @@ async def test_events_come_before_the_result(tmp_path: Path) -> None:
         assert [event.done for event in events] == [1, 2]
         assert isinstance(events[0], Progress)
         assert len(built) == 2
+        events.clear()
+        await node.call(schema.NewAddress("web"), events.append)
+        assert [event.message.split()[0] for event in events] == ["waiting", "waiting"]
         events.clear()
         summary = await node.call(schema.Ping(str(FAR4), 3, interval_s=0.01), events.append)
         assert events == [PingReply(1, 64, 12.5), PingReply(2, 64, 12.5), PingReply(3, 0, None)]
@@ -144,6 +153,10 @@ async def test_events_come_before_the_result(tmp_path: Path) -> None:
         (schema.RebuildPaths("p9"), "not_found"),
         (schema.Unexpose(80), "not_found"),
         (schema.Expose(80, identity="nobody"), "not_found"),
+        (schema.AcceptPin("2001:2f::5"), "invalid"),
+        (schema.AcceptPin("250.9.9.9"), "not_found"),
+        (schema.RemovePin("nonsense"), "invalid"),
+        (schema.RemovePin("250.9.9.9"), "not_found"),
         (schema.NewAddress("default"), "conflict"),
         (schema.RemoveAddress("default"), "conflict"),
     ],
@@ -201,6 +214,68 @@ async def test_a_request_that_takes_too_long_is_ended(
             await node.call(schema.RebuildPaths())
         assert failure.value.code == "timeout"
         assert node.backend.cancelled == ["rebuild_paths"]
+
+
+class Mistaken(FakeBackend):
+    """Its ``peers`` fails in a way that nobody has thought of; so does its ``ping``, on the way."""
+
+    error: Exception = ZeroDivisionError("a mistake of ours")
+
+    async def peers(self) -> Any:
+        raise self.error
+
+    async def ping(self, address: Any, *, report: Any, **_: Any) -> Any:
+        async with trio.open_nursery() as nursery:
+            await report(PingReply(1, 64, 1.0))
+            nursery.start_soon(self.peers)
+
+
+@pytest.mark.parametrize("request_", [schema.ListPeers(), schema.Ping(str(FAR4), 1)])
+async def test_a_mistake_of_the_node_costs_one_answer_and_not_the_daemon(
+    tmp_path: Path, request_: Any
+) -> None:
+    async with serving(tmp_path) as node:
+        node.server.backend = Mistaken()
+        for _attempt in range(2):
+            with pytest.raises(ControlError, match="made a mistake") as failure:
+                await node.call(request_)
+            assert failure.value.code == "failed"
+        assert (await node.call(schema.GetStatus())).state == "ready"
+        await wait_until(lambda: node.server.statistics()["clients"] == 0)
+        counts = node.server.statistics()
+        assert (counts["internal_errors"], counts["refused"], counts["clients"]) == (2, 2, 0)
+
+
+async def test_a_mistake_elsewhere_in_serving_a_client_ends_only_that_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as node:
+        monkeypatch.setattr(server, "decode_request", lambda _line: 1 / 0)
+        with pytest.raises(ControlError) as failure:
+            await node.call(schema.GetStatus())
+        assert failure.value.code == "no_daemon"
+        monkeypatch.undo()
+        assert (await node.call(schema.GetStatus())).state == "ready"
+        assert node.server.statistics()["internal_errors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "code"),
+    [
+        (schema.ListPeers(), trio.TooSlowError(), "timeout"),
+        (schema.Ping(str(FAR4), 1), PathUnavailable("no path"), "unavailable"),
+        (schema.Ping(str(FAR4), 1), ControlError("conflict", "no"), "conflict"),
+    ],
+)
+async def test_errors_keep_their_codes_through_the_nurseries_of_a_backend(
+    tmp_path: Path, request_: Any, error: Exception, code: str
+) -> None:
+    async with serving(tmp_path) as node:
+        node.server.backend = Mistaken()
+        node.server.backend.error = error  # type: ignore[attr-defined]
+        with pytest.raises(ControlError) as failure:
+            await node.call(request_)
+        assert failure.value.code == code
 
 
 async def test_several_clients_are_answered_at_once(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ async def test_guard_first_addresses_last_and_all_undone(mock_clock: Any) -> Non
     with pytest.raises(Filtered):
         await w.interface.connect_stream(end(FAR[4], 1), end(OWN[4], 1))
     with pytest.raises(UsageError):
-        await w.interface.add_address(ip_address("127.1.0.2"))
+        await w.interface.set_addresses(lambda: [ip_address("127.1.0.2")])
 
 
 async def test_a_failing_host_is_reported_as_it_is(autojump_clock: Any) -> None:
@@ -209,15 +209,16 @@ async def test_addresses_come_and_go(mock_clock: Any) -> None:
         await w.send(packet)
         await w.all_decided()
         assert w.count("dropped_source_not_ours") == 1
-        await w.interface.add_address(extra)
-        await w.interface.add_address(extra)
-        assert w.host.addresses == (*CONFIG.addresses, extra)
+        await w.interface.set_addresses(lambda: [extra, *CONFIG.addresses])
+        assert w.host.addresses == w.interface.addresses == (extra, *CONFIG.addresses)
+        steps = list(w.host.steps)
+        await w.interface.set_addresses(lambda: [extra, *CONFIG.addresses])
+        assert w.host.steps == steps
         await w.send(packet)
         call = await w.overlay.wait_call()
         mock_clock.rate = 1000
-        await w.interface.remove_address(extra)
+        await w.interface.set_addresses(lambda: CONFIG.addresses)
         mock_clock.rate = 0
-        await w.interface.remove_address(extra)
         await trio.testing.wait_all_tasks_blocked()
         assert call.is_cancelled
         assert w.host.addresses == CONFIG.addresses
@@ -230,8 +231,20 @@ async def test_addresses_come_and_go(mock_clock: Any) -> None:
 async def test_only_ap_addresses_can_be_ours(mock_clock: Any, address: str) -> None:
     async with world(mock_clock) as w:
         with pytest.raises(UsageError):
-            await w.interface.add_address(ip_address(address))
+            await w.interface.set_addresses(lambda: [*CONFIG.addresses, ip_address(address)])
         assert w.interface.addresses == CONFIG.addresses
+
+
+async def test_the_last_wish_for_addresses_counts(autojump_clock: Any) -> None:
+    first, second = ip_address("127.1.0.2"), ip_address("127.1.0.3")
+    wanted = [first]
+    async with world(autojump_clock) as w:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(w.interface.set_addresses, lambda: list(wanted))
+            nursery.start_soon(w.interface.set_addresses, lambda: list(wanted))
+            await trio.lowlevel.checkpoint()
+            wanted[:] = [second]
+        assert w.host.addresses == (second,)
 
 
 async def test_the_largest_packet_is_read_whole(mock_clock: Any) -> None:

@@ -1,0 +1,96 @@
+"""What is wrong with a node, or weaker than its owner may think (``status``, "warning:")."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from phantom_tun.clock import MINUTE
+from phantom_tun.net.pins import PinChanged
+from phantom_tun.path.hop import PathKind
+
+if TYPE_CHECKING:
+    from phantom_tun.node import Node
+
+DEATHS = 3
+"""Paths that die within :data:`DEATHS_WITHIN` before their owner is told."""
+DEATHS_WITHIN = 10 * MINUTE
+DIALED_WITHIN = 10 * MINUTE
+"""In a network of any size a dialable node is dialed much sooner."""
+BUILT_WITHIN = 20.0
+"""Seconds after the start from which on a missing path is worth a word even if no build failed."""
+
+
+class PathDeaths:
+    """Remembers when paths died before their time."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=1000)
+
+    def note(self, now: float) -> None:
+        """A path died."""
+        self._times.append(now)
+
+    def recent(self, now: float) -> int:
+        """How many died within :data:`DEATHS_WITHIN`."""
+        return sum(1 for time in self._times if now - DEATHS_WITHIN < time <= now)
+
+    def warnings(self, now: float) -> list[str]:
+        """A sentence if there are too many."""
+        count = self.recent(now)
+        if count < DEATHS:
+            return []
+        return [
+            f"{count} paths died before their time within {DEATHS_WITHIN / MINUTE:.0f} minutes: "
+            "this machine's connection is bad, or nodes come and go, or somebody breaks paths so "
+            "that they are rebuilt through nodes of his; if it goes on, use guards you trust "
+            "(guards.trusted) and avoid what must not be found out"
+        ]
+
+
+def warnings(node: Node) -> list[str]:
+    """Sentences, the most urgent ones first."""
+    if node.state in {"starting", "joining", "stopping"}:
+        return []
+    return [
+        *(str(PinChanged(change)) for change in node.pins.changes()),
+        *_paths(node),
+        *node.publishers.warnings(),
+        *node.deaths.warnings(node.clock.now()),
+        *_dialing(node),
+    ]
+
+
+def _paths(node: Node) -> list[str]:
+    """One sentence for each identity and direction without a path."""
+    consequences: dict[PathKind, str] = {
+        "exit": "it can't reach anybody",
+        "entry": "nobody can reach it",
+    }
+    found = []
+    for identity in node.identities.all():
+        standing = {
+            "exit": node.connector.exit_count(identity.name),
+            "entry": node.connector.entry_count(identity.name),
+        }
+        for kind, consequence in consequences.items():
+            reason = node.paths.problem(identity.name, kind)
+            if standing[kind] or (reason is None and node.uptime() < BUILT_WITHIN):
+                continue
+            reason = reason or "none is built yet"
+            found.append(f"no {kind} path for {identity.name!r}, so {consequence}: {reason}")
+    return found
+
+
+def _dialing(node: Node) -> list[str]:
+    if not node.config.node.dialable:
+        return [
+            "nobody can dial this node, so its neighbours can tell that it owns the paths it "
+            "uses: prefer guards you trust (guards.trusted)"
+        ]
+    if node.dialable is None and node.uptime() >= DIALED_WITHIN:
+        return [
+            f"no other node has reached port {node.config.node.port} since the start: a firewall "
+            "or router may be in the way; let it through, or set node.dialable to false"
+        ]
+    return []

@@ -1,0 +1,278 @@
+"""Why an AP address can't be reached: the way there, step by step (``phantom-tun why``)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from phantom_tun.control.model import Verdict, WhyStep
+from phantom_tun.control.schema import ControlError
+from phantom_tun.endpoints import Endpoint
+from phantom_tun.errors import (
+    Filtered,
+    NoAnswer,
+    PathUnavailable,
+    PeerError,
+    PhantomError,
+    Refused,
+    StreamReset,
+    Unreachable,
+    WorldError,
+)
+from phantom_tun.ids import ApAddress
+from phantom_tun.net.identities import ApIdentity
+from phantom_tun.net.inquiry import NotPublished
+from phantom_tun.net.pins import PinChanged
+from phantom_tun.netdb.addresses import is_ap_address
+from phantom_tun.path.hop import PathKind
+from phantom_tun.view import identities, probing
+
+if TYPE_CHECKING:
+    from phantom_tun.node import Node
+
+STEP_WITHIN = 28.0
+"""Seconds for one step: a little more than a connection attempt or a resolution has."""
+LOCAL_WITHIN = 3.0
+"""Seconds for a local service to accept."""
+
+_PING_SIZE = 56
+_LOOK_AT_STATUS = "'phantom-tun status' says how far it is and what is in the way"
+_OWN_PATHS = "wait some seconds and try again; if it goes on, 'phantom-tun paths rebuild'"
+_GONE = (
+    "its node has probably gone, without having had the time to say so, or its paths are just "
+    "changing: try again in a minute, then ask its owner"
+)
+
+_Attempt = Callable[[], Awaitable[str]]
+
+
+class _Stopped(PhantomError):  # noqa: N818 - reads as what happened
+    """The way ends here; ``str()`` says how, :attr:`fix` what can be done."""
+
+    def __init__(self, detail: str, fix: str) -> None:
+        super().__init__(detail)
+        self.fix = fix
+
+
+class Inquest:
+    """One inquiry into why ``address``, and its TCP ``port``, can or can't be reached."""
+
+    def __init__(self, node: Node, address: ApAddress, port: int | None) -> None:
+        self._node = node
+        self._address = address
+        self._port = port
+        self._ways = 0
+
+    async def hold(self, report: Callable[[WhyStep], Awaitable[None]]) -> Verdict:
+        """Try one step after the other, report each, and say what it all means."""
+        own = self._node.identities.owner_of(self._address)
+        stopped: _Stopped | None = None
+        for name, attempt in self._steps(own):
+            if stopped is not None or attempt is None:
+                detail = "" if stopped is not None else "not needed: the address is this node's own"
+                await report(WhyStep(name, "skipped", detail, 0.0))
+                continue
+            began = trio.current_time()
+            try:
+                detail = await self._try(attempt)
+            except _Stopped as error:
+                stopped, detail = error, str(error)
+            took = (trio.current_time() - began) * 1000
+            await report(WhyStep(name, "ok" if stopped is None else "failed", detail, took))
+        if stopped is not None:
+            return Verdict(False, f"It doesn't work: {stopped}.", stopped.fix)
+        if own is not None:
+            return Verdict(True, "It is this node's own address, and others can reach it.", "")
+        return Verdict(True, "It works.", "")
+
+    def _steps(self, own: ApIdentity | None) -> list[tuple[str, _Attempt | None]]:
+        steps: list[tuple[str, _Attempt | None]] = [
+            ("interface", self._interface),
+            ("network", self._network),
+            ("path", self._path if own is None else lambda: self._own_paths(own)),
+            ("record", self._record if own is None else lambda: self._own_record(own)),
+            ("handshake", self._handshake if own is None else None),
+        ]
+        if self._port is not None:
+            port = self._port
+            steps.append(
+                (
+                    "service",
+                    (lambda: self._service(port))
+                    if own is None
+                    else (lambda: self._own_service(own, port)),
+                )
+            )
+        return steps
+
+    @staticmethod
+    async def _try(attempt: _Attempt) -> str:
+        """
+        :raises _Stopped: it failed.
+        """
+        try:
+            with trio.fail_after(STEP_WITHIN):
+                return await attempt()
+        except trio.TooSlowError as error:
+            raise _Stopped("no answer in time", "try again in a minute") from error
+        except ControlError as error:
+            raise _Stopped(str(error), _LOOK_AT_STATUS) from error
+        except PathUnavailable as error:
+            raise _Stopped(f"this node's own way out failed ({error})", _OWN_PATHS) from error
+
+    # --- this node ------------------------------------------------------------------------------
+
+    async def _interface(self) -> str:
+        reason = identities.no_addresses(self._node)
+        if reason is not None:
+            raise _Stopped(reason, "ask a node that has an interface")
+        return f"{self._node.interface_name} is up"
+
+    async def _network(self) -> str:
+        identities.check_running(self._node)
+        connected = len(self._node.links.neighbours())
+        if not connected:
+            raise _Stopped(
+                "no link to any other node stands",
+                "check this machine's connection; 'phantom-tun network show' lists the nodes that "
+                "are asked first",
+            )
+        return f"linked with {_counted(connected, 'other node')}"
+
+    async def _path(self) -> str:
+        identity = identities.one(self._node, None)
+        exits = self._node.connector.exit_count(identity.name)
+        if not exits:
+            raise self._no_path(identity, "exit")
+        return f"{_counted(exits, 'exit path')} ready"
+
+    async def _own_paths(self, own: ApIdentity) -> str:
+        entries = self._node.connector.entry_count(own.name)
+        if not entries:
+            raise self._no_path(own, "entry")
+        return f"{_counted(entries, 'entry path')} ready"
+
+    def _no_path(self, identity: ApIdentity, kind: PathKind) -> _Stopped:
+        reason = self._node.paths.problem(identity.name, kind)
+        because = "the first one isn't built yet" if reason is None else reason
+        return _Stopped(f"no {kind} path of {identity.name!r} stands: {because}", _LOOK_AT_STATUS)
+
+    # --- the address ----------------------------------------------------------------------------
+
+    async def _record(self) -> str:
+        address = self._address
+        if not is_ap_address(self._node.network, address):
+            raise _Stopped(probing.no_ap_address(self._node, address), "check the address")
+        name = identities.one(self._node, None).name
+        try:
+            resolved = await self._node.directory.resolve(name, address)
+        except PinChanged as error:
+            raise _Stopped(
+                str(error).rstrip("."),
+                f"ask its owner for the fingerprint; 'phantom-tun pins list' shows both keys, "
+                f"'phantom-tun pins accept {address}' trusts the new one",
+            ) from error
+        except NotPublished as error:
+            raise _Stopped(
+                probing.not_published(address),
+                "check the address with its owner, whose node may also have been away for long",
+            ) from error
+        except Unreachable as error:
+            raise _Stopped(
+                str(error), "its owner's node is away or has no paths at the moment: ask its owner"
+            ) from error
+        self._ways = len(resolved.routes)
+        return f"published, {_counted(self._ways, 'way')} in"
+
+    async def _own_record(self, own: ApIdentity) -> str:
+        try:
+            found = await self._node.directory.ask(own.name, self._address)
+        except (PeerError, WorldError) as error:
+            raise _Stopped(f"the network database gave no answer ({error})", _OWN_PATHS) from error
+        if found is None or not found.routes:
+            what = "it isn't" if found is None else "no way in is"
+            raise _Stopped(
+                f"{what} published at the moment",
+                f"it is published within a minute after a path stands; {_LOOK_AT_STATUS}",
+            )
+        if found.record.public_key != own.public_key:
+            raise _Stopped(
+                "the network database names another owner of it",
+                f"another identity may have claimed it while this node was away; {_LOOK_AT_STATUS}",
+            )
+        return f"published, {_counted(len(found.routes), 'way')} in"
+
+    async def _handshake(self) -> str:
+        source = probing.source_for(self._node, self._address)
+        try:
+            async with probing.echo_exchange(self._node, source, self._address) as echo:
+                rtt = await probing.echo_once(echo, 1, _PING_SIZE)
+        except (NoAnswer, StreamReset) as error:
+            raise _Stopped(f"its node is found, but doesn't answer ({error})", _GONE) from error
+        except Filtered:
+            return "reached; it doesn't answer pings"
+        except Unreachable as error:
+            ways = _counted(self._ways, "way")
+            raise _Stopped(f"{ways} in published, and none of them works", _GONE) from error
+        return f"answers in {rtt:.1f} ms"
+
+    # --- the service ----------------------------------------------------------------------------
+
+    async def _service(self, port: int) -> str:
+        source = probing.source_for(self._node, self._address)
+        try:
+            stream = await self._node.sessions.open_stream(source, Endpoint(self._address, port))
+        except Refused as error:
+            raise _Stopped(
+                f"port {port} is exposed, but nothing listens there",
+                "its owner has to start the service",
+            ) from error
+        except NoAnswer as error:
+            raise _Stopped(f"port {port} doesn't answer", _GONE) from error
+        except Filtered as error:
+            raise _Stopped(
+                f"port {port} isn't exposed, or not to {source.address}",
+                f"its owner has to expose it: 'phantom-tun expose {port}', with '--to "
+                f"{source.address}' if only for you",
+            ) from error
+        except Unreachable as error:
+            raise _Stopped(f"port {port} can't be reached ({error})", _GONE) from error
+        stream.abort()
+        return f"port {port} accepts connections"
+
+    async def _own_service(self, own: ApIdentity, port: int) -> str:
+        rule = self._node.rules.find(own.name, "tcp", port)
+        if rule is None:
+            raise _Stopped(
+                f"port {port} isn't exposed",
+                f"'phantom-tun expose {port} --identity {own.name}' lets others reach it",
+            )
+        who = "" if not rule.to else f" to {_counted(len(rule.to), 'address', 'addresses')} only"
+        try:
+            with trio.fail_after(LOCAL_WITHIN):
+                stream = await trio.open_tcp_stream(str(self._address), rule.target_port)
+        except (OSError, trio.TooSlowError) as error:
+            refused = isinstance(error, OSError) and errno.ECONNREFUSED in _numbers(error)
+            what = "nothing listens there" if refused else "it can't be reached on this machine"
+            raise _Stopped(
+                f"port {port} is exposed{who}, but {what} (local port {rule.target_port})",
+                "start the service, and let it listen at this address or at all of them",
+            ) from error
+        await stream.aclose()
+        return f"port {port} is exposed{who} and accepts connections"
+
+
+def _counted(count: int, noun: str, plural: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
+
+
+def _numbers(error: OSError) -> set[int | None]:
+    """The numbers of all errors that :func:`trio.open_tcp_stream` sums up in one."""
+    numbers: set[int | None] = {error.errno}
+    for cause in (error.__cause__, *getattr(error.__cause__, "exceptions", ())):
+        if isinstance(cause, OSError):
+            numbers.add(cause.errno)
+    return numbers

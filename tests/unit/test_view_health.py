@@ -1,0 +1,109 @@
+"""The warnings of ``status``: each of them comes when it should, and not otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from view_world import NOW, FakeIdentity, World
+
+from phantom_tun.clock import MINUTE
+from phantom_tun.config import Config
+from phantom_tun.ids import PublicKey
+from phantom_tun.net.pins import PinChanged
+from phantom_tun.testing.fake_owner import FakeOwner
+from phantom_tun.view.health import BUILT_WITHIN, DEATHS_WITHIN, DIALED_WITHIN, PathDeaths, warnings
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_healthy_node_has_nothing_to_say(world: World) -> None:
+    assert warnings(world.node) == []
+
+
+def test_deaths_count_within_their_time() -> None:
+    deaths = PathDeaths()
+    for time in (0.0, 300.0, 599.0):
+        deaths.note(time)
+    assert deaths.recent(599.0) == 3
+    assert deaths.recent(600.0) == 2
+    assert deaths.recent(599.0 + DEATHS_WITHIN) == 0
+
+
+@pytest.mark.parametrize(("count", "warned"), [(0, False), (2, False), (3, True), (9, True)])
+def test_repeated_deaths_of_paths_are_told(world: World, count: int, *, warned: bool) -> None:
+    for _ in range(count):
+        world.deaths.note(NOW - MINUTE)
+    said = warnings(world.node)
+    assert bool(said) == warned
+    assert all(f"{count} paths died before their time within 10 minutes" in line for line in said)
+
+
+def test_old_deaths_are_not_told(world: World) -> None:
+    for _ in range(9):
+        world.deaths.note(NOW - DEATHS_WITHIN)
+    assert warnings(world.node) == []
+
+
+def test_an_identity_without_paths_says_why(world: World) -> None:
+    world.identities.append(FakeIdentity("web"))
+    world.entries = 0
+    world.problems = {("web", "entry"): "the first member can't be reached"}
+    assert warnings(world.node) == [
+        "no entry path for 'default', so nobody can reach it: none is built yet",
+        "no entry path for 'web', so nobody can reach it: the first member can't be reached",
+    ]
+    world.exits = 0
+    assert "it can't reach anybody" in warnings(world.node)[0]
+
+
+def test_a_problem_is_no_news_while_a_path_stands(world: World) -> None:
+    world.problems = {("default", "exit"): "too few nodes"}
+    assert warnings(world.node) == []
+
+
+def test_a_node_that_just_started_isnt_warned_of_the_paths_it_builds(world: World) -> None:
+    world.exits = 0
+    world.up_for = BUILT_WITHIN - 1
+    assert warnings(world.node) == []
+    world.problems = {("default", "exit"): "too few nodes"}
+    assert "too few nodes" in warnings(world.node)[0]
+
+
+@pytest.mark.parametrize("state", ["starting", "joining", "stopping"])
+def test_nothing_is_expected_of_a_node_that_isnt_there(world: World, state: str) -> None:
+    world.exits, world.state = 0, state
+    assert warnings(world.node) == []
+
+
+def test_a_node_that_nobody_dials_is_told_of_firewalls(world: World) -> None:
+    world.dialable, world.up_for = None, DIALED_WITHIN - 1
+    assert warnings(world.node) == []
+    world.up_for = DIALED_WITHIN
+    (line,) = warnings(world.node)
+    assert "no other node has reached port 443" in line
+
+
+def test_a_node_that_cant_be_dialed_is_told_what_that_means(tmp_path: Path) -> None:
+    config = Config()
+    config = msgspec.structs.replace(
+        config, node=msgspec.structs.replace(config.node, dialable=False)
+    )
+    world = World(tmp_path, config, dialable=False)
+    (line,) = warnings(world.node)
+    assert "guards.trusted" in line
+
+
+def test_a_changed_owner_comes_first(world: World) -> None:
+    address = FakeOwner().ap4
+    world.pins.confirm(address, PublicKey(b"a" * 32), 2)
+    with pytest.raises(PinChanged):
+        world.pins.confirm(address, PublicKey(b"b" * 32), 2)
+    world.publisher_warnings = ["the AP4 address had to change"]
+    first, second = warnings(world.node)
+    assert f"phantom-tun pins accept {address}" in first
+    assert second == "the AP4 address had to change"
