@@ -46,7 +46,7 @@ from phantom_tun.wire.tunnel import (
 REQUEST_READ_TIMEOUT = 10.0
 """Seconds for the exit node to send the whole sealed request."""
 
-TAKE_TIMEOUT = 5.0
+TAKE_TIMEOUT = 10.0
 """Seconds a request may wait for a tunnel to get ready."""
 
 ANSWER_TIMEOUT = 15.0

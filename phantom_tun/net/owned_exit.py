@@ -42,14 +42,15 @@ from phantom_tun.wire.tunnel import (
 BUILD_TIMEOUT = 6.0
 """Seconds from sending a block to the exit node's init package."""
 
-TAKE_TIMEOUT = 6.0
+TAKE_TIMEOUT = 12.0
 """Seconds a connect may wait for a ready tunnel."""
 
 RESULT_TIMEOUT = 21.0
 """Seconds from the request to the result: a little more than the exit node allows itself."""
 
 FAILURES_UNTIL_DEAD = 3
-"""Builds in a row that fail before the path is given up."""
+"""Builds in a row that fail before the path is given up. One that was overtaken by another isn't
+counted: the path works, it only has more to do than it can."""
 
 RETRY_DELAY = 0.5
 """Seconds before a failed build is tried again."""
@@ -111,6 +112,7 @@ class OwnedExit:
         self._pool = ReadyPool(limits, self._start_build)
         self._expected: dict[TunnelBlock, trio.Event] = {}
         self._failures = 0
+        self._last_tunnel = 0.0
         self._closed = False
         self._first = trio.Event()
         self.active = 0
@@ -157,11 +159,11 @@ class OwnedExit:
 
     async def _build(self) -> None:
         while not self._closed:
+            began = trio.current_time()
             if await self._send_block_and_wait():
-                self._failures = 0
                 return
             self._hub.counts["outbound_builds_failed"] += 1
-            self._failures += 1
+            self._failures += self._last_tunnel < began
             if self._failures >= FAILURES_UNTIL_DEAD:
                 break
             await trio.sleep(RETRY_DELAY)
@@ -205,6 +207,8 @@ class OwnedExit:
             tunnel.reset()
             return
         came.set()
+        self._failures = 0
+        self._last_tunnel = trio.current_time()
         self._first.set()
         keep = self._hub.rng.uniform(self._limits.recycle_min_s, self._limits.recycle_max_s)
         if await self._pool.offer_and_watch(tunnel, keep):

@@ -26,7 +26,8 @@ class PoolLimits:
 
     low: int = 3
     high: int = 48
-    max_building: int = 64
+    max_building: int = 24
+    """At one time; a crowd of builds would only make each other late."""
     recycle_min_s: float = 60.0
     recycle_max_s: float = 120.0
 
