@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import statistics
 import subprocess
@@ -31,7 +32,7 @@ LEAD_SECONDS = 0.5
 """How long a load runs before what happens under it is measured."""
 IDLE_SECONDS = 2.0
 ECHO_SECONDS = 5.0
-CONNECT_SECONDS = 20.0
+CONNECT_SECONDS = 10.0
 
 Samples = Mapping[str, float]
 
@@ -256,7 +257,7 @@ def repetition(
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that is not below ``share`` (0 to 1) of all."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _latencies(key: str, outcome: Outcome) -> Samples:
