@@ -150,9 +150,7 @@ class OwnedEntry:
         pairs = inbound_pairs(secrets, block)
         layers = owner_layers(secrets, pairs, outbound=False)
         box = PackageBox("entry", secrets[-1], pairs[-1])
-        tunnel = Tunnel(
-            bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number
-        )
+        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number)
         try:
             body = Body(Operation.READY)
             if self._updates:
