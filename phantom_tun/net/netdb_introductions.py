@@ -78,7 +78,7 @@ class Introductions:
         """Somebody named a node (``record`` is genuine)."""
         if not self._book.heard(record) or not record.dialable or self._given_up(record):
             return
-        if self.wanted(record.node_id):
+        if self.wanted(record.node_id) or self._book.table.would_take(record):
             self._want(record.ref(), lasting=False, created=record.created)
 
     def wanted(self, node_id: NodeId) -> bool:

@@ -57,7 +57,7 @@ class NodeBook:
         self._max_keyed = max_keyed
         self._contacts: dict[NodeId, Contact] = {}
         self._keyed = 0
-        self.table = RoutingTable(own_id, limits)
+        self.table = RoutingTable(own_id, rng.randbytes(16), limits)
 
     def __len__(self) -> int:
         return len(self._contacts)
@@ -73,7 +73,7 @@ class NodeBook:
         """Somebody named a node. Returns whether it is one that we don't know."""
         contact = self._contacts.get(record.node_id)
         if contact is not None:
-            contact.renew(record)
+            self._renew(contact, record)
         return contact is None and record.node_id != self._own_id
 
     def met(self, record: NodeRecord, now: float, path_key: bytes | None = None) -> None:
@@ -117,9 +117,9 @@ class NodeBook:
             contact.failed(now)
 
     def expire(self, now: float) -> None:
-        """Forget records that ran out and nodes that are gone for good."""
+        """Forget records that ran out, nodes that are gone, and those we have no use for."""
         for contact in list(self):
-            if contact.record.expires <= now or contact.failures >= GIVE_UP_AFTER:
+            if self._is_useless(contact, now):
                 self.table.remove(contact)
                 self._forget(contact)
 
@@ -211,11 +211,20 @@ class NodeBook:
         if contact is None:
             contact = Contact(record, position(node_id), now)
             self._contacts[node_id] = contact
-        contact.renew(record)
+        self._renew(contact, record)
         if path_key is not None and (contact.path_key is not None or self._room_for_key()):
             self._keyed += contact.path_key is None
             contact.give_key(record, path_key)
         return contact
+
+    def _renew(self, contact: Contact, record: NodeRecord) -> None:
+        if contact.renew(record):
+            # It has to prove that it is there, and finds its place by its new networks.
+            self.table.remove(contact)
+
+    def _is_useless(self, contact: Contact, now: float) -> bool:
+        gone = contact.record.expires <= now or contact.failures >= GIVE_UP_AFTER
+        return gone or (contact.path_key is None and contact not in self.table)
 
     def _room_for_key(self) -> bool:
         if self._keyed < self._max_keyed:

@@ -35,17 +35,23 @@ class Contact:
     """In a row."""
     retry_at: float = 0.0
     """When to try again, if ``failures``."""
+    rank: bytes = b""
+    """Given by the routing table when it takes the contact in: the lowest keep their places."""
 
     @property
     def node_id(self) -> NodeId:
         """Its id."""
         return self.record.node_id
 
-    def renew(self, record: NodeRecord) -> None:
-        """Take a newer record of the same node; it may be back, so it may be tried at once."""
-        if record.created > self.record.created:
-            self.record = record
-            self.retry_at = 0.0
+    def renew(self, record: NodeRecord) -> bool:
+        """Take a newer record of the same node; it may be back, so it may be tried at once.
+        Returns whether it has moved, so that nothing is proven about its addresses."""
+        if record.created <= self.record.created:
+            return False
+        moved = record.addresses != self.record.addresses
+        self.record = record
+        self.retry_at = 0.0
+        return moved
 
     @property
     def key_is_current(self) -> bool:

@@ -1,30 +1,38 @@
 """The routing table: who is how far from us (docs/spec/netdb.md, "Routing table").
 
 One bucket per distance class, k contacts each, a few per prefix. Only nodes that proved that they
-are there come in; a living contact is never displaced, so nobody can push others out by shouting.
+are there come in. Of those that fit a full bucket the ones with the lowest *rank* stay, a hash of
+their prefix under a salt that only this node knows: a fair sample of all it ever heard of. Shouting
+first, often or under ever new ids gains nothing; only more networks do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
+from phantom_tun.crypto.hashes import h
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import Contact, position
 from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixCounter, PrefixLimits
+from phantom_tun.wire.records import NodeRecord
 
 K = 20
 """Bucket size, and how many of the closest nodes store a record."""
 DISPLACEABLE_AFTER = 2
-"""Failures in a row after which a newcomer may take a contact's place."""
+"""Failures in a row after which any newcomer may take a contact's place."""
+_RANK = attrgetter("rank")
 
 
 class RoutingTable:
     """Contacts by distance from ``own_id``."""
 
-    __slots__ = ("_buckets", "_limits", "_own", "_size")
+    __slots__ = ("_buckets", "_limits", "_own", "_salt", "_size")
 
-    def __init__(self, own_id: NodeId, limits: PrefixLimits = BUCKET_LIMITS) -> None:
+    def __init__(self, own_id: NodeId, salt: bytes, limits: PrefixLimits = BUCKET_LIMITS) -> None:
+        """``salt``: random bytes that nobody else knows."""
         self._own = position(own_id)
+        self._salt = salt
         self._limits = limits
         self._buckets: dict[int, list[Contact]] = {}
         self._size = 0
@@ -64,33 +72,51 @@ class RoutingTable:
         return any(len(bucket) >= K for bucket in self._buckets.values())
 
     def insert(self, contact: Contact) -> Contact | None:
-        """Take ``contact`` in, if there is room; it must be dialable and have answered.
+        """Take ``contact`` in, if there is room for it; it must be dialable and have answered.
 
-        Returns whoever is not in the table after that: None if nobody had to stay out, a dead
-        contact that lost its place, or ``contact`` itself.
+        Returns whoever is not in the table after that: None if nobody had to stay out, a contact
+        that lost its place, or ``contact`` itself.
         """
         index = self.bucket_of(contact.position)
-        if index < 0:
-            return contact
         bucket = self._buckets.setdefault(index, [])
         if contact in bucket:
             return None
-        loser = None
-        if len(bucket) >= K:
-            loser = max(bucket, key=lambda member: member.failures)
-            if loser.failures < DISPLACEABLE_AFTER:
-                return contact
+        if index < 0 or not self.would_take(contact.record):
+            return contact
+        loser = self._loser(bucket, contact.record)
+        if loser is not None:
+            self.remove(loser)
+        contact.rank = self._rank(contact.record)
+        bucket.append(contact)
+        self._size += 1
+        return loser
+
+    def would_take(self, record: NodeRecord) -> bool:
+        """Whether there would be room for a node that isn't here yet, if it proved that it is
+        there."""
+        bucket = self._buckets.get(self.bucket_of(position(record.node_id)), [])
+        loser = self._loser(bucket, record)
+        if len(bucket) >= K and loser is None:
+            return False
         counter = PrefixCounter(self._limits)
         for member in bucket:
             if member is not loser:
                 counter.admit(member.record)
-        if not counter.admit(contact.record):
-            return contact
-        if loser is not None:
-            self.remove(loser)
-        bucket.append(contact)
-        self._size += 1
-        return loser
+        return counter.admit(record)
+
+    def _loser(self, bucket: list[Contact], newcomer: NodeRecord) -> Contact | None:
+        """Who would have to go from a full bucket for a newcomer; None if nobody has to or will."""
+        if len(bucket) < K:
+            return None
+        for member in bucket:
+            if member.failures >= DISPLACEABLE_AFTER:
+                return member
+        last = max(bucket, key=_RANK)
+        return last if self._rank(newcomer) < last.rank else None
+
+    def _rank(self, record: NodeRecord) -> bytes:
+        # The worst of a node's prefixes: more addresses must not mean more chances.
+        return max(h("rank", self._salt, part) for part in record.networks.narrow)
 
     def remove(self, contact: Contact) -> None:
         """Forget ``contact``, if it is here."""

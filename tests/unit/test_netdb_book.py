@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 
 import pytest
@@ -166,15 +167,32 @@ class TestBounds:
             record
             for record in (NodeMaker(n).record() for n in range(1, 200))
             if book.table.bucket_of(position(record.node_id)) == 255
-        ][: K + 1]
+        ][: K + 5]
         for record in far:
             book.met(record, NOW)
         assert len(book) == K
+        dead = next(record for record in far if book.get(record.node_id) is not None)
+        late = next(record for record in far if book.get(record.node_id) is None)
         for _ in range(2):
-            book.failed(far[0].node_id, NOW)
-        book.met(far[K], NOW)
-        assert book.get(far[0].node_id) is None
-        assert book.get(far[K].node_id) is not None
+            book.failed(dead.node_id, NOW)
+        book.met(late, NOW)
+        assert book.get(dead.node_id) is None
+        assert book.get(late.node_id) is not None
+
+    def test_a_node_that_moved_has_to_prove_itself_again(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        assert len(book.table) == 1
+        moved = NodeMaker(1, address=ipaddress.IPv4Address("99.1.1.1")).record(NOW + 1)
+        book.heard(moved)
+        assert len(book.table) == 0
+        book.met(moved, NOW + 2, NodeMaker(1).path_key)
+        assert [contact.record for contact in book.table] == [moved]
+        book.met(NodeMaker(2).record(), NOW)
+        book.heard(NodeMaker(2, address=ipaddress.IPv4Address("99.2.1.1")).record(NOW + 1))
+        assert len(book) == 2
+        book.expire(NOW + 2)
+        assert [contact.record for contact in book] == [moved]
+        assert record != moved
 
     def test_nodes_that_can_t_be_dialed_stay_out_of_the_table(self, book: NodeBook) -> None:
         book.met(NodeMaker(1).record(capabilities=Capability.RELAY), NOW)

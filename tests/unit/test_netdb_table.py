@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from phantom_tun.netdb.table import DISPLACEABLE_AFTER, K, RoutingTable
 from phantom_tun.testing.record_factory import NOW, NodeMaker
 
 OWN = NodeId(bytes(32))
+SALT = b"salt"
 
 
 def contact(number: int, address: str | None = None) -> Contact:
@@ -40,7 +42,7 @@ def far(count: int, address: str | None = None, start: int = 0) -> list[Contact]
 
 class TestRoutingTable:
     def test_a_contact_lies_in_the_bucket_of_its_distance(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         assert table.bucket_of(1) == 0
         assert table.bucket_of(2**255) == 255
         assert table.bucket_of(0) == -1
@@ -49,7 +51,7 @@ class TestRoutingTable:
         assert table.used_classes() == [255]
 
     def test_classes_that_are_worth_a_lookup(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         assert table.thin_classes() == []
         members = [contact(number) for number in range(200)]
         for member in members:
@@ -67,36 +69,62 @@ class TestRoutingTable:
 
     def test_our_own_id_never_comes_in(self) -> None:
         made = contact(1)
-        table = RoutingTable(made.node_id)
+        table = RoutingTable(made.node_id, SALT)
         assert table.insert(made) is made
         assert len(table) == 0
 
-    def test_a_bucket_takes_k_and_no_more(self) -> None:
-        table = RoutingTable(OWN)
-        members = far(K + 1)
-        for member in members[:K]:
-            assert table.insert(member) is None
-        assert table.crowded
-        assert table.insert(members[K]) is members[K]
-        assert len(table) == K
+    def test_a_full_bucket_keeps_the_lowest_ranks_in_any_order(self) -> None:
+        members = far(3 * K)
+        kept: list[set[NodeId]] = []
+        for seed in range(4):
+            table = RoutingTable(OWN, SALT)
+            random.Random(seed).shuffle(members)
+            for member in members:
+                expected = table.would_take(member.record)
+                assert (table.insert(member) is not member) is expected
+            assert table.crowded
+            assert len(table) == K
+            kept.append({member.node_id for member in table})
+        assert all(ids == kept[0] for ids in kept)
+
+    def test_which_ones_depends_on_a_secret_salt(self) -> None:
+        members = far(3 * K)
+        kept: list[set[NodeId]] = []
+        for salt in (b"one", b"two"):
+            table = RoutingTable(OWN, salt)
+            for member in members:
+                table.insert(member)
+            kept.append({member.node_id for member in table})
+        assert kept[0] != kept[1]
+
+    def test_new_ids_in_the_same_network_are_no_new_chances(self) -> None:
+        table = RoutingTable(OWN, SALT)
+        for member in far(3 * K):
+            table.insert(member)
+        outsider = next(m for m in far(K, start=5_000) if not table.would_take(m.record))
+        for number, member in enumerate(far(30, str(outsider.record.ips[0]), start=7_000)):
+            assert not table.would_take(member.record), number
+
+    def test_more_addresses_are_no_more_chances(self) -> None:
+        table = RoutingTable(OWN, SALT)
+        for member in far(3 * K):
+            table.insert(member)
+        chances = [m.record for m in far(K, start=5_000) if table.would_take(m.record)]
+        hopeless = [m.record for m in far(K, start=5_000) if not table.would_take(m.record)]
+        both = msgspec.structs.replace(
+            chances[0], addresses=chances[0].addresses + hopeless[0].addresses
+        )
+        assert not table.would_take(both)
 
     def test_inserting_twice_changes_nothing(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         member = contact(1)
         assert table.insert(member) is None
         assert table.insert(member) is None
         assert len(table) == 1
 
-    def test_a_living_contact_is_never_displaced(self) -> None:
-        table = RoutingTable(OWN)
-        members = far(K + 1)
-        for member in members[:K]:
-            table.insert(member)
-        members[3].failures = DISPLACEABLE_AFTER - 1
-        assert table.insert(members[K]) is members[K]
-
     def test_a_dead_contact_makes_place(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         members = far(K + 1)
         for member in members[:K]:
             table.insert(member)
@@ -107,7 +135,7 @@ class TestRoutingTable:
         assert len(table) == K
 
     def test_few_of_one_24_share_a_bucket(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         limits = BUCKET_LIMITS
         same = far(limits.narrow + 1, "11.7.7.7")
         for member in same[: limits.narrow]:
@@ -115,7 +143,7 @@ class TestRoutingTable:
         assert table.insert(same[-1]) is same[-1]
 
     def test_few_of_one_16_share_a_bucket(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         limits = BUCKET_LIMITS
         members = [far(1, f"11.7.{n}.1", start=100 * n)[0] for n in range(limits.wide + 1)]
         for member in members[: limits.wide]:
@@ -123,7 +151,7 @@ class TestRoutingTable:
         assert table.insert(members[-1]) is members[-1]
 
     def test_who_is_displaced_doesn_t_count_against_the_newcomer(self) -> None:
-        table = RoutingTable(OWN, PrefixLimits(narrow=1, wide=1))
+        table = RoutingTable(OWN, SALT, PrefixLimits(narrow=1, wide=1))
         old, new = far(2, "11.7.7.7")
         others = far(K - 1, start=10_000)
         for member in [old, *others]:
@@ -134,13 +162,13 @@ class TestRoutingTable:
     @given(st.integers(0, 2**256 - 1), st.integers(1, 30))
     def test_closest_is_what_sorting_everybody_gives(self, target: int, count: int) -> None:
         members = [contact(number) for number in range(40)]
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         inside = [member for member in members if table.insert(member) is None]
         wanted = sorted(inside, key=lambda member: member.position ^ target)[:count]
         assert table.closest(target, count, NOW) == wanted
 
     def test_failed_and_expired_contacts_are_named_to_nobody(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         good, failed = contact(1), contact(2)
         table.insert(good)
         table.insert(failed)
@@ -149,7 +177,7 @@ class TestRoutingTable:
         assert table.closest(0, 5, NOW + 2 * DAY) == []
 
     def test_counting_who_is_closer(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         members = [contact(number) for number in range(10)]
         for member in members:
             table.insert(member)
@@ -159,7 +187,7 @@ class TestRoutingTable:
         assert table.closer_than_us(target, NOW) == expected
 
     def test_removing(self) -> None:
-        table = RoutingTable(OWN)
+        table = RoutingTable(OWN, SALT)
         member = contact(1)
         table.remove(member)
         table.insert(member)
@@ -218,7 +246,7 @@ class TestContact:
         made = contact(1)
         made.failed(NOW)
         newer = NodeMaker(1).record(NOW + 1)
-        made.renew(newer)
+        assert not made.renew(newer)
         assert made.record is newer
         assert made.retry_at == 0
         assert not made.usable(NOW)
@@ -273,7 +301,7 @@ class TestSourceLimits:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_table_under_random_use_keeps_its_promises(seed: int) -> None:
     rng = random.Random(seed)
-    table = RoutingTable(OWN)
+    table = RoutingTable(OWN, SALT)
     members = [contact(number) for number in range(60)]
     for _ in range(600):
         member = rng.choice(members)
