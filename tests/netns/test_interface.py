@@ -280,7 +280,7 @@ def test_refused_at_once(nodes: tuple[Node, Node], version: int) -> None:
     started = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         nodes[0].dial(version, AP_B[version], CLOSED_PORT)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # the kernel would go on trying for minutes
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs the nft tool")
@@ -294,7 +294,7 @@ def test_a_port_that_the_servers_firewall_rejects_is_refused(
     started = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         a.dial(version, AP_B[version], REJECTED_PORT)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # the kernel would go on trying for minutes
 
 
 @versions
@@ -302,7 +302,7 @@ def test_unknown_address_is_unreachable_at_once(nodes: tuple[Node, Node], versio
     started = time.monotonic()
     with pytest.raises(OSError, match="No route to host"):
         nodes[0].dial(version, UNKNOWN[version], 80)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # the kernel would go on trying for minutes
 
 
 @versions
