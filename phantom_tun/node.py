@@ -94,7 +94,6 @@ class Node:
         self._state_dir = config.node.state_dir
         self._started = self.clock.now()
         self._phase: NodeState = "starting"
-        self._was_dialed = False
         self.deaths = PathDeaths()
         self.progress = trio.Event()
         """Set, and replaced, whenever a path or lease has changed."""
@@ -422,9 +421,7 @@ class Node:
         """Whether other nodes reach us; ``None`` while nobody has."""
         if not self.config.node.dialable:
             return False
-        found = self.links.neighbours()
-        self._was_dialed |= any(one.signalling and not one.dialed for one in found)
-        return self._was_dialed or None
+        return self.links.statistics().get("links_accepted", 0) > 0 or None
 
     def uptime(self) -> float:
         """Seconds since the start."""

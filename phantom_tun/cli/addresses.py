@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from phantom_tun.cli.text import columns, duration
 from phantom_tun.control.dispatch import parse_address
 from phantom_tun.control.model import AddressInfo, ExposeRule, Progress, Protocol
 from phantom_tun.control.schema import (
+    NAME_PATTERN,
     Expose,
     ListAddresses,
     ListExposed,
@@ -70,6 +72,12 @@ def new_address(
     as_json: JsonOption = False,
 ) -> None:
     """Make another AP address, with a key and paths of its own, and wait until it works."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise CommandFailed(
+            ExitCode.USAGE,
+            f"{name!r} can't be a name: 1 to 32 letters a-z, digits and hyphens, not beginning "
+            "with a hyphen",
+        )
 
     def show(progress: Progress) -> None:
         if not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -97,6 +98,10 @@ def why(
     steps: list[WhyStep] = []
 
     def show(step: WhyStep) -> None:
+        if step.outcome == "trying":
+            if not as_json and sys.stdout.isatty():
+                typer.echo(f"{step.name:<10} …\r", nl=False)
+            return
         steps.append(step)
         if not as_json:
             took = f"{step.took_ms:.0f} ms" if step.outcome != "skipped" else ""

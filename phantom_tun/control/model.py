@@ -306,7 +306,8 @@ class WhyStep(Answer, frozen=True):
 
     name: str
     """interface, network, path, record, handshake or service."""
-    outcome: Literal["ok", "failed", "skipped"]
+    outcome: Literal["trying", "ok", "failed", "skipped"]
+    """``trying`` comes first, the outcome in an event of its own."""
     detail: str
     took_ms: float
 

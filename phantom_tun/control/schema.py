@@ -40,6 +40,9 @@ MAX_REQUEST_BYTES = 64 * 1024
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 """Longest line a client accepts."""
 
+NAME_PATTERN = "[a-z0-9][a-z0-9-]{0,31}"
+"""Names of AP identities."""
+
 ErrorCode = Literal[
     "invalid",
     "not_found",
@@ -58,7 +61,7 @@ EventT = TypeVar("EventT")
 ResultT = TypeVar("ResultT")
 
 _Port = Annotated[int, Meta(ge=1, le=65535)]
-_Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
+_Name = Annotated[str, Meta(pattern=f"^{NAME_PATTERN}$")]
 _Address = Annotated[str, Meta(max_length=64)]
 _Id = Annotated[str, Meta(max_length=64)]
 _Selector = Annotated[str, Meta(max_length=64)]

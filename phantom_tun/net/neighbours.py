@@ -149,6 +149,7 @@ class Neighbours:
                 connection.close()
                 return
             neighbour = self._add(peer)
+        self._counts["links_accepted"] += 1
         if kind is LinkKind.SIGNALLING:
             link = self._new_link(neighbour, connection, peer, dialed=False)
             await self._run_signalling(neighbour, link)

@@ -302,6 +302,7 @@ class FakeBackend:
         report: Callable[[WhyStep], Awaitable[None]],
     ) -> Verdict:
         """The far address works, all others have no record."""
+        await report(WhyStep("interface", "trying", "", 0.0))
         await report(WhyStep("interface", "ok", "phantom0 is up", 0.1))
         if address not in {FAR4, FAR6}:
             await report(WhyStep("record", "failed", "no record", 40.0))

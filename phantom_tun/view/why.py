@@ -75,6 +75,7 @@ class Inquest:
                 detail = "" if stopped is not None else "not needed: the address is this node's own"
                 await report(WhyStep(name, "skipped", detail, 0.0))
                 continue
+            await report(WhyStep(name, "trying", "", 0.0))
             began = trio.current_time()
             try:
                 detail = await self._try(attempt)

@@ -168,7 +168,8 @@ def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
         (("unexpose", "80"), ExitCode.NOT_FOUND, "isn't exposed"),
         (("unexpose", "0"), ExitCode.USAGE, "port 0 doesn't exist"),
         (("address", "new", "default"), ExitCode.CONFLICT, "named 'default' already"),
-        (("address", "new", "No Good"), ExitCode.USAGE, "name"),
+        (("address", "new", "No Good"), ExitCode.USAGE, "'No Good' can't be a name: 1 to 32"),
+        (("address", "new", "a" * 33), ExitCode.USAGE, "can't be a name"),
         (("address", "show", "no"), ExitCode.NOT_FOUND, "there are: default"),
         (("address", "remove", "no", "--yes"), ExitCode.NOT_FOUND, "no address named 'no'"),
         (("address", "remove", "default", "--yes"), ExitCode.CONFLICT, "only address"),
@@ -330,6 +331,15 @@ def test_why_names_each_step_and_the_verdict(shell: Shell, node: FakeBackend) ->
     assert done.err == ""
     answer = shell.run("why", FAR, "--json").json
     assert (answer["verdict"]["reachable"], len(answer["steps"])) == (True, 2)
+
+
+def test_why_says_on_a_terminal_what_it_is_trying(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "…" not in shell.run("why", FAR).out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert "interface  …\rinterface  ok" in shell.run("why", FAR).out
+    assert "…" not in shell.run("why", FAR, "--json").out
 
 
 def test_netdb_get_shows_votes_and_dissent(shell: Shell, node: FakeBackend) -> None:

@@ -98,6 +98,16 @@ def test_identities_survive_a_restart(state: Path, clock: SettableClock) -> None
     assert read.created == NOW
 
 
+def test_the_oldest_identity_is_the_first_one(state: Path, clock: SettableClock) -> None:
+    store = load(state, clock)
+    clock.moment += 1
+    store.create("api")
+    clock.moment += 1
+    store.create("a-third")
+    for known in (store, load(state, clock)):
+        assert [identity.name for identity in known.all()] == [DEFAULT_NAME, "api", "a-third"]
+
+
 def test_a_removed_identity_is_gone_and_does_not_come_back(
     state: Path, clock: SettableClock
 ) -> None:

@@ -76,6 +76,7 @@ async def test_one_link_serves_both_sides(autojump_clock):
             assert info.signalling
             assert info.dialed is (node is a)
             assert info.silent == 0
+            assert node.count("links_accepted") == (node is b)
 
 
 async def test_waiting_together_dials_once(autojump_clock):
