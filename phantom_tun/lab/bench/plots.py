@@ -10,7 +10,7 @@ from phantom_tun.lab.bench.report import Spread, cell, spread
 PLOTTED = ("down_1", "up_1", "down_8", "down_1_cpu", "connect", "connects", "echo", "echo_loaded")
 
 _COLUMNS = 2
-_PANEL_WIDTH, _LABEL_WIDTH, _VALUE_WIDTH = 480, 150, 130
+_PANEL_WIDTH, _LABEL_WIDTH, _VALUE_WIDTH = 500, 150, 150
 _BAR, _GAP, _HEAD, _MARGIN = 16, 6, 30, 12
 _OURS, _PEER, _WHISKER = "#2a7d4f", "#8a94a6", "#222"
 _STYLE = "text{font:12px sans-serif;fill:#222}.h{font-weight:bold}.v{font-size:11px}"
