@@ -93,5 +93,6 @@ class LinkLimits:
     """The same for signalling links: what a tunnel block may have to wait for."""
     congestion_control: str | None = "cubic"
     """None leaves the system's default. bbr is slower here."""
-    unacknowledged: float = 30.0
-    """TCP_USER_TIMEOUT: then a connection is broken."""
+    keepalive: float = 60.0
+    """TCP_KEEPIDLE: silence after which the kernel looks whether the other host is still there.
+    There is no TCP_USER_TIMEOUT: it would end a tunnel whose reader takes a break."""

@@ -223,7 +223,8 @@ def prepare_socket(tcp: socket.socket, limits: LinkLimits) -> None:
     """Options of a link's socket that are known before it is connected or accepted."""
     tcp.setblocking(False)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.unacknowledged * 1000))
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(limits.keepalive)))
     if limits.send_buffer is not None:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
     if limits.receive_buffer is not None:

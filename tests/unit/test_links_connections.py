@@ -187,7 +187,7 @@ async def test_an_unreachable_port_is_reported_at_once():
 
 async def test_socket_options_are_set():
     limits = LinkLimits(
-        send_buffer=100_000, receive_buffer=100_000, congestion_control="reno", unacknowledged=7
+        send_buffer=100_000, receive_buffer=100_000, congestion_control="reno", keepalive=7
     )
     with listening() as listener:
         tcp = await connect_tcp(LOOPBACK, listener.getsockname()[1], limits)
@@ -195,7 +195,10 @@ async def test_socket_options_are_set():
         assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 200_000
         assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
         assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+        # It would also end connections whose reader takes a break.
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         found = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         assert found.rstrip(b"\0") == b"reno"
 
