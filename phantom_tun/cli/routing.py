@@ -26,7 +26,7 @@ def list_paths(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
     elif not answer:
-        typer.echo("there are no paths yet; 'phantom-tun status' shows what the node is doing")
+        typer.echo("there are no paths; 'phantom-tun status' shows what the node is doing")
     else:
         _draw(answer)
 

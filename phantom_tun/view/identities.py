@@ -10,6 +10,7 @@ import trio
 from phantom_tun.control.model import AddressInfo, NodeState, Progress
 from phantom_tun.control.schema import ControlError
 from phantom_tun.net.identities import ApIdentity, LeaseState
+from phantom_tun.path.hop import PathKind
 from phantom_tun.view import shapes
 
 if TYPE_CHECKING:
@@ -25,11 +26,22 @@ _NOT_RUNNING: dict[NodeState, str] = {
 }
 
 
+def not_running(node: Node) -> str | None:
+    """Why the node isn't in the network, if it isn't."""
+    return _NOT_RUNNING.get(node.state)
+
+
+def no_path(node: Node, name: str, kind: PathKind) -> str:
+    """That an identity has no path of a kind, and why."""
+    reason = node.paths.problem(name, kind) or "the first one isn't built yet"
+    return f"no {kind} path of {name!r} stands: {reason}"
+
+
 def check_running(node: Node) -> None:
     """
     :raises ControlError: ``unavailable``, the node isn't in the network yet, or any more.
     """
-    reason = _NOT_RUNNING.get(node.state)
+    reason = not_running(node)
     if reason is not None:
         raise ControlError("unavailable", f"{reason}; 'phantom-tun status' shows how far it is")
 

@@ -17,14 +17,17 @@ from phantom_tun.errors import (
     CapacityExceeded,
     Filtered,
     NoAnswer,
+    PathUnavailable,
+    PhantomError,
     StreamReset,
     Unreachable,
+    WorldError,
 )
 from phantom_tun.ids import ApAddress
 from phantom_tun.net.inquiry import NotPublished
 from phantom_tun.net.pins import PinChanged
 from phantom_tun.netdb.addresses import is_ap_address
-from phantom_tun.view.identities import check_running, one
+from phantom_tun.view.identities import check_running, no_path, one
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
@@ -50,8 +53,8 @@ async def ping(
     pace: Pace,
     report: Callable[[PingReply], Awaitable[None]],
 ) -> PingSummary:
-    """Send echo requests, each of them answered or not in its time. A connection that fails, or
-    can't be made in time, is made again for the next one.
+    """Send echo requests, each of them answered or not in its time. A connection that fails is made
+    again for the next one; one that takes long may take the time of several.
 
     :raises ControlError: there is nothing to ping: see :func:`check_target`, :func:`source_for`;
         ``not_found``, nobody has the address; ``conflict``, not the pinned owner any more;
@@ -61,37 +64,55 @@ async def ping(
     check_running(node)
     source = source_for(node, address)
     check_target(node, address)
-    pinger = _Pinger(node, source, Endpoint(address, 0), pace)
+    name = one(node, None).name
+    if not node.connector.exit_count(name):
+        raise PathUnavailable(no_path(node, name, "exit"))
     rtts: list[float | None] = []
-    try:
-        while pace.count is None or len(rtts) < pace.count:
-            if rtts:
-                await trio.sleep(pace.interval_s)
-            reply = await pinger.once(len(rtts) + 1)
-            rtts.append(reply.rtt_ms)
-            await report(reply)
-    finally:
-        await pinger.close()
+    failure: PhantomError | None = None
+    async with trio.open_nursery() as nursery:
+        pinger = _Pinger(node, source, Endpoint(address, 0), pace, nursery)
+        try:
+            while pace.count is None or len(rtts) < pace.count:
+                if rtts:
+                    await trio.sleep(pace.interval_s)
+                reply = await pinger.once(len(rtts) + 1)
+                rtts.append(reply.rtt_ms)
+                await report(reply)
+        except PhantomError as error:
+            failure = error
+        finally:
+            await pinger.close()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return PingSummary.of(rtts)
 
 
 class _Pinger:
     """One address being pinged."""
 
-    def __init__(self, node: Node, source: Endpoint, target: Endpoint, pace: Pace) -> None:
+    def __init__(
+        self, node: Node, source: Endpoint, target: Endpoint, pace: Pace, nursery: trio.Nursery
+    ) -> None:
         self._node = node
         self._source = source
         self._target = target
         self._pace = pace
+        self._nursery = nursery
         self._echo: DatagramStream | None = None
+        self._opened: trio.Event | None = None
+        """While a connection is being made; set when it is there or has failed."""
+        self._failure: WorldError | None = None
 
     async def once(self, sequence: int) -> PingReply:
-        """One echo request."""
+        """One echo request.
+
+        :raises ControlError: what no further attempt would change.
+        :raises WorldError: there's no way out.
+        """
         try:
             with trio.fail_after(self._pace.timeout_s):
-                if self._echo is None:
-                    self._echo = await self._open()
-                rtt = await echo_once(self._echo, sequence, self._pace.size)
+                rtt = await echo_once(await self._exchange(), sequence, self._pace.size)
                 return PingReply(sequence, self._pace.size + 8, rtt)
         except trio.TooSlowError:
             return PingReply(sequence, 0, None)
@@ -101,21 +122,38 @@ class _Pinger:
         except CapacityExceeded as error:
             return PingReply(sequence, 0, None, str(error))
 
-    async def _open(self) -> DatagramStream:
-        """
-        :raises ControlError: what no further attempt would change.
-        """
-        target = self._target
+    async def _exchange(self) -> DatagramStream:
+        """The echo exchange; a new one if there is none. It is made in a task of its own: ways that
+        don't work any more may cost more time than one ping has."""
+        if self._echo is None and self._failure is None:
+            opened = self._opened
+            if opened is None:
+                opened = self._opened = trio.Event()
+                self._nursery.start_soon(self._open, opened)
+            await opened.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None or self._echo is None:
+            raise self._explained(failure or StreamReset("the connection is gone"))
+        return self._echo
+
+    async def _open(self, opened: trio.Event) -> None:
         try:
-            return await self._node.sessions.open_echo(self._source, target)
-        except PinChanged as error:
-            raise ControlError("conflict", str(error)) from error
-        except NotPublished as error:
-            raise ControlError("not_found", not_published(target.address)) from error
-        except NoAnswer:
-            raise
-        except Filtered as error:
-            raise ControlError("timeout", f"{target.address} doesn't answer pings") from error
+            self._echo = await self._node.sessions.open_echo(self._source, self._target)
+        except WorldError as error:
+            self._failure = error
+        self._opened = None
+        opened.set()
+
+    def _explained(self, error: WorldError) -> PhantomError:
+        address = self._target.address
+        match error:
+            case PinChanged():
+                return ControlError("conflict", str(error))
+            case NotPublished():
+                return ControlError("not_found", not_published(address))
+            case Filtered() if not isinstance(error, NoAnswer):
+                return ControlError("timeout", f"{address} doesn't answer pings")
+        return error
 
     async def close(self) -> None:
         """End the echo exchange, if there is one."""

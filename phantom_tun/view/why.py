@@ -27,7 +27,6 @@ from phantom_tun.net.identities import ApIdentity
 from phantom_tun.net.inquiry import NotPublished
 from phantom_tun.net.pins import PinChanged
 from phantom_tun.netdb.addresses import is_ap_address
-from phantom_tun.path.hop import PathKind
 from phantom_tun.view import identities, probing
 
 if TYPE_CHECKING:
@@ -50,11 +49,12 @@ _Attempt = Callable[[], Awaitable[str]]
 
 
 class _Stopped(PhantomError):  # noqa: N818 - reads as what happened
-    """The way ends here; ``str()`` says how, :attr:`fix` what can be done."""
+    """The way ends here; ``str()`` says how, :attr:`verdict` that and what can be done."""
 
-    def __init__(self, detail: str, fix: str) -> None:
+    def __init__(self, detail: str, fix: str, explanation: str = "") -> None:
+        """:param explanation: what to say in the end, if ``detail`` isn't enough."""
         super().__init__(detail)
-        self.fix = fix
+        self.verdict = Verdict(False, explanation or f"It doesn't work: {detail}.", fix)
 
 
 class Inquest:
@@ -84,7 +84,7 @@ class Inquest:
             took = (trio.current_time() - began) * 1000
             await report(WhyStep(name, "ok" if stopped is None else "failed", detail, took))
         if stopped is not None:
-            return Verdict(False, f"It doesn't work: {stopped}.", stopped.fix)
+            return stopped.verdict
         if own is not None:
             return Verdict(True, "It is this node's own address, and others can reach it.", "")
         return Verdict(True, "It works.", "")
@@ -133,7 +133,9 @@ class Inquest:
         return f"{self._node.interface_name} is up"
 
     async def _network(self) -> str:
-        identities.check_running(self._node)
+        reason = identities.not_running(self._node)
+        if reason is not None:
+            raise _Stopped(reason, _LOOK_AT_STATUS)
         connected = len(self._node.links.neighbours())
         if not connected:
             raise _Stopped(
@@ -147,19 +149,16 @@ class Inquest:
         identity = identities.one(self._node, None)
         exits = self._node.connector.exit_count(identity.name)
         if not exits:
-            raise self._no_path(identity, "exit")
+            reason = identities.no_path(self._node, identity.name, "exit")
+            raise _Stopped(reason, _LOOK_AT_STATUS)
         return f"{_counted(exits, 'exit path')} ready"
 
     async def _own_paths(self, own: ApIdentity) -> str:
         entries = self._node.connector.entry_count(own.name)
         if not entries:
-            raise self._no_path(own, "entry")
+            reason = identities.no_path(self._node, own.name, "entry")
+            raise _Stopped(reason, _LOOK_AT_STATUS)
         return f"{_counted(entries, 'entry path')} ready"
-
-    def _no_path(self, identity: ApIdentity, kind: PathKind) -> _Stopped:
-        reason = self._node.paths.problem(identity.name, kind)
-        because = "the first one isn't built yet" if reason is None else reason
-        return _Stopped(f"no {kind} path of {identity.name!r} stands: {because}", _LOOK_AT_STATUS)
 
     # --- the address ----------------------------------------------------------------------------
 
@@ -172,9 +171,10 @@ class Inquest:
             resolved = await self._node.directory.resolve(name, address)
         except PinChanged as error:
             raise _Stopped(
-                str(error).rstrip("."),
+                "its owner isn't the one that is pinned",
                 f"ask its owner for the fingerprint; 'phantom-tun pins list' shows both keys, "
                 f"'phantom-tun pins accept {address}' trusts the new one",
+                str(error),
             ) from error
         except NotPublished as error:
             raise _Stopped(

@@ -95,15 +95,55 @@ async def test_a_connection_that_fails_is_made_again(
         assert failure.closed
 
 
-async def test_a_slow_connection_is_a_lost_ping(world: World, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_slow_connection_takes_the_time_of_several_pings(
+    world: World, autojump_clock: MockClock, *, fails: bool
+) -> None:
+    echoes: list[FakeEcho] = []
+
     async def slow(*_: object) -> FakeEcho:
-        await trio.sleep(100)
-        return FakeEcho()
+        echoes.append(FakeEcho())
+        await trio.sleep(7.5)
+        if fails and len(echoes) == 1:
+            raise Unreachable("no way works")
+        return echoes[-1]
 
     world.node.sessions.open_echo = slow
-    _, replies = await ping(world, 2, timeout_s=3.0)
-    assert [reply.rtt_ms for reply in replies] == [None, None]
-    assert trio.current_time() == pytest.approx(7.0)
+    _, replies = await ping(world, 3, timeout_s=3.0)
+    assert [reply.rtt_ms is None for reply in replies[:2]] == [True, True]
+    # 3 + 1 + 3 s are over: it comes, or fails, before the third ping is sent.
+    assert trio.current_time() == pytest.approx(8.0 if fails else 8.012)
+    assert (replies[2].rtt_ms is None, replies[2].error) == (
+        (True, "no way works") if fails else (False, None)
+    )
+    assert len(echoes) == 1
+    assert echoes[0].closed != fails
+
+
+async def test_a_connection_is_made_once_more_after_it_has_failed(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.echoes = [FakeEcho(dies=True), Unreachable("still away"), FakeEcho()]
+    _, replies = await ping(world, 4)
+    assert [reply.error for reply in replies] == ["the tunnel ended", "still away", None, None]
+
+
+async def test_giving_up_ends_a_connection_that_is_being_made(
+    world: World, autojump_clock: MockClock
+) -> None:
+    ended = False
+
+    async def endless(*_: object) -> FakeEcho:
+        nonlocal ended
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended = True
+        raise AssertionError
+
+    world.node.sessions.open_echo = endless
+    await ping(world, 1)
+    assert ended
 
 
 @pytest.mark.parametrize(
@@ -131,8 +171,11 @@ async def test_a_changed_owner_ends_it_with_the_explanation(world: World) -> Non
 
 
 async def test_without_way_out_it_ends(world: World) -> None:
-    world.echoes = [PathUnavailable("no exit path stands yet")]
-    with pytest.raises(PathUnavailable):
+    world.echoes = [PathUnavailable("the tunnel broke off")]
+    with pytest.raises(PathUnavailable, match="broke off"):
+        await ping(world, 5)
+    world.exits, world.problems = 0, {("default", "exit"): "too few nodes are known"}
+    with pytest.raises(PathUnavailable, match="of 'default' stands: too few nodes are known"):
         await ping(world, 5)
 
 
