@@ -125,7 +125,7 @@ def grow(sizes: Sequence[int], report: Report, *, probes: int = 200, seed: int =
         kib = (rss_kib() - base) / size
         world.cost = Cost()
         found = _lookup_quality(world, probes)
-        cost = world.cost
+        cost, world.cost = world.cost, Cost()
         owners = min(size, 4 * probes)
         makers = [ApMaker(number, NETWORK) for number in range(owners)]
         world.now += MINUTE
@@ -206,7 +206,7 @@ def churn(
         if minute % 10 == 0:
             world.cost = Cost()
             found = _lookup_quality(world, probes)
-            cost = world.cost
+            cost, world.cost = world.cost, Cost()
             right = sum(
                 _resolves(world, world.rng.choice(makers), world.rng.choice(living))
                 for _ in range(probes)
@@ -226,19 +226,18 @@ def attack(
     *,
     share: float = 0.2,
     owners: int = 150,
-    victims: int = 10,
     injected: int = 5,
     resolutions: int = 400,
     draws: int = 1_000,
     seed: int = 1,
 ) -> Attack:
-    """A network with a ``share`` of colluding liars. Near each storage key of the ``victims``' AP4
-    addresses, which the liars claim for themselves, ``injected`` of them place their ids."""
+    """A network with a ``share`` of colluding liars. They claim the AP4 addresses of one owner per
+    200 nodes for themselves, and place ``injected`` ids near each storage key of those."""
     begun = time.monotonic()
     world = World(random.Random(seed), SMALL_AP4, defences)  # noqa: S311
     cabal = Cabal(world)
     makers = [ApMaker(number, SMALL_AP4) for number in range(owners)]
-    attacked = makers[:victims]
+    attacked = makers[: max(1, nodes // 200)]
     liars = _liars(world, nodes, share, [_ap4(maker) for maker in attacked], injected)
     _populate(world, cabal, nodes - len(liars), liars)
     report(f"{nodes} nodes, {len(liars)} of them liars, have joined")
@@ -286,7 +285,7 @@ def eclipse(
     injections: Sequence[int],
     report: Report,
     *,
-    victims: int = 10,
+    victims: int = 5,
     seed: int = 1,
 ) -> list[Eclipse]:
     """What it takes to make some addresses unreachable, or to take them: ever more ids near each of
@@ -315,11 +314,11 @@ def eclipse(
         world.now += MINUTE
         right = wrong = 0
         for maker in makers:
-            for _ in range(4):
+            for _ in range(8):
                 found = world.resolve(world.rng.choice(honest), _ap4(maker))
                 right += found is not None and found.public_key == maker.key.public
                 wrong += found is not None and found.public_key != maker.key.public
-        total = 4 * victims
+        total = 8 * victims
         results.append(Eclipse(injected, right / total, wrong / total))
         report(f"{results[-1]}")
     return results
