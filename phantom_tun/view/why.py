@@ -10,7 +10,7 @@ import trio
 
 from phantom_tun.control.model import Verdict, WhyStep
 from phantom_tun.control.schema import ControlError
-from phantom_tun.endpoints import Endpoint
+from phantom_tun.endpoints import ByteStream, Endpoint
 from phantom_tun.errors import (
     Filtered,
     NoAnswer,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 STEP_WITHIN = 28.0
 """Seconds for one step: a little more than a connection attempt or a resolution has."""
+FAREWELL = 1.0
+"""Seconds for a service to end its side of a connection that it was tried with."""
 LOCAL_WITHIN = 3.0
 """Seconds for a local service to accept."""
 
@@ -65,9 +67,17 @@ class Inquest:
         self._address = address
         self._port = port
         self._ways = 0
+        self._stream: ByteStream | None = None
 
     async def hold(self, report: Callable[[WhyStep], Awaitable[None]]) -> Verdict:
         """Try one step after the other, report each, and say what it all means."""
+        try:
+            return await self._hold(report)
+        finally:
+            if self._stream is not None:
+                await _leave(self._stream)
+
+    async def _hold(self, report: Callable[[WhyStep], Awaitable[None]]) -> Verdict:
         own = self._node.identities.owner_of(self._address)
         stopped: _Stopped | None = None
         for name, attempt in self._steps(own):
@@ -241,7 +251,7 @@ class Inquest:
             ) from error
         except Unreachable as error:
             raise _Stopped(f"port {port} can't be reached ({error})", _GONE) from error
-        stream.abort()
+        self._stream = stream
         return f"port {port} accepts connections"
 
     async def _own_service(self, own: ApIdentity, port: int) -> str:
@@ -264,6 +274,20 @@ class Inquest:
             ) from error
         await stream.aclose()
         return f"port {port} is exposed{who} and accepts connections"
+
+
+async def _leave(stream: ByteStream) -> None:
+    """End in order a connection that has served: a reset looks like trouble to a service."""
+    try:
+        with trio.move_on_after(FAREWELL, shield=True):
+            await stream.send_end()
+            while await stream.receive():
+                pass
+    except StreamReset:
+        pass
+    finally:
+        with trio.CancelScope(shield=True):
+            await stream.aclose()
 
 
 def _counted(count: int, noun: str, plural: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 from trio.testing import MockClock
 from view_world import FakeEcho, FakeIdentity, FakeStream, World, found_of, resolved_of
 
@@ -27,7 +28,7 @@ from phantom_tun.net.inquiry import NotPublished
 from phantom_tun.net.pins import PinChanged
 from phantom_tun.testing.fake_owner import FakeOwner
 from phantom_tun.view.backend import NodeView
-from phantom_tun.view.why import STEP_WITHIN
+from phantom_tun.view.why import FAREWELL, STEP_WITHIN
 
 FAR = FakeOwner()
 
@@ -81,7 +82,18 @@ async def test_all_is_well(world: World, autojump_clock: MockClock) -> None:
         "port 80 accepts connections",
     ]
     assert echo.closed
-    assert stream.aborted
+    assert stream.steps == ["end", "close"]
+
+
+@pytest.mark.parametrize("stream", [FakeStream(endless=True), FakeStream(resets=True)])
+async def test_a_service_is_left_in_order_whatever_it_does(
+    world: World, autojump_clock: MockClock, stream: FakeStream
+) -> None:
+    world.echoes, world.streams = [FakeEcho()], [stream]
+    verdict, _ = await why(world, port=80)
+    assert verdict.reachable
+    assert stream.steps == ["end", "close"]
+    assert trio.current_time() <= FAREWELL + 0.1
 
 
 async def test_without_a_port_no_service_is_tried(world: World, autojump_clock: MockClock) -> None:
@@ -313,7 +325,5 @@ async def test_an_own_service(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _stand_for(monkeypatch: pytest.MonkeyPatch, local: str) -> None:
     """No interface has the AP address: connect to ``local`` instead."""
-    import trio
-
     connect = trio.open_tcp_stream
     monkeypatch.setattr(trio, "open_tcp_stream", lambda _host, port: connect(local, port))

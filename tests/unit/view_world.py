@@ -82,12 +82,27 @@ class FakeEcho:
 
 
 class FakeStream:
-    """A connection that was accepted."""
+    """A connection that was accepted, to a service that sends something first."""
 
-    aborted = False
+    def __init__(self, *, endless: bool = False, resets: bool = False) -> None:
+        self.steps: list[str] = []
+        self._endless = endless
+        self._resets = resets
+        self._waiting = [b"", b"hello"]
 
-    def abort(self) -> None:
-        self.aborted = True
+    async def send_end(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.steps.append("end")
+        if self._resets:
+            raise StreamReset("the service reset it")
+
+    async def receive(self) -> bytes:
+        await trio.sleep(0.01)
+        return b"on and on" if self._endless else self._waiting.pop()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.steps.append("close")
 
 
 @dataclass
