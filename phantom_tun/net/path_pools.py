@@ -66,7 +66,7 @@ class PathPools:
         self._builder = builder
         self._connector = connector
         self._identities = identities
-        self._wishes = wishes
+        self.wishes = wishes
         self._on_event = on_event
         self._guard = guard
         self._clock = clock
@@ -121,7 +121,7 @@ class PathPools:
         self._pools.pop((name, "entry"), None)
 
     def _goal(self, kind: PathKind, identity: ApIdentity) -> Goal:
-        wishes = self._wishes
+        wishes = self.wishes
 
         def route(entry_node: NodeRef, entry_id: EntryId, expires: float) -> bytes:
             return self._identities.make_route(identity, entry_node.node_id, entry_id, expires)
@@ -157,8 +157,8 @@ class PathPools:
         """
         for _ in range(THROWAWAY_ATTEMPTS - 1):
             with contextlib.suppress(WorldError):
-                return await self._builder.build("exit", self._wishes.exit_hops, identity)
-        return await self._builder.build("exit", self._wishes.exit_hops, identity)
+                return await self._builder.build("exit", self.wishes.exit_hops, identity)
+        return await self._builder.build("exit", self.wishes.exit_hops, identity)
 
     def problem(self, identity: str, kind: PathKind) -> str | None:
         """Why the last build of a kind of path for an identity failed, for people; ``None`` if it

@@ -58,6 +58,7 @@ def warnings(node: Node) -> list[str]:
         *node.publishers.warnings(),
         *node.deaths.warnings(node.clock.now()),
         *_dialing(node),
+        *_exposure(node),
     ]
 
 
@@ -79,6 +80,24 @@ def _paths(node: Node) -> list[str]:
                 continue
             reason = reason or "none is built yet"
             found.append(f"no {kind} path for {identity.name!r}, so {consequence}: {reason}")
+    return found
+
+
+def _exposure(node: Node) -> list[str]:
+    """What paths without hops give away."""
+    if not node.identities.all():
+        return []
+    found = []
+    if node.paths.wishes.exit_hops == 0:
+        found.append(
+            "exit paths have no hops, so whoever you connect to sees where this node is: set "
+            "paths.exit_hops, unless you want speed only"
+        )
+    if node.paths.wishes.entry_hops == 0:
+        found.append(
+            "entry paths have no hops, so everybody can find out where this node's addresses are: "
+            "set paths.entry_hops, unless you want them to"
+        )
     return found
 
 

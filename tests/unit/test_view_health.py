@@ -98,6 +98,13 @@ def test_a_node_that_cant_be_dialed_is_told_what_that_means(tmp_path: Path) -> N
     assert "guards.trusted" in line
 
 
+def test_paths_without_hops_are_told_to_hide_nobody(tmp_path: Path) -> None:
+    assert "exit paths have no hops" in warnings(World(tmp_path, exit_hops=0).node)[0]
+    assert "entry paths have no hops" in warnings(World(tmp_path, entry_hops=0).node)[0]
+    relay = World(tmp_path, exit_hops=0, entry_hops=0, identities=[], interface=None)
+    assert warnings(relay.node) == []
+
+
 def test_a_changed_owner_comes_first(world: World) -> None:
     address = FakeOwner().ap4
     world.pins.confirm(address, PublicKey(b"a" * 32), 2)

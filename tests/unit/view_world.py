@@ -114,6 +114,8 @@ class World:
     identities: list[FakeIdentity] = field(default_factory=lambda: [FakeIdentity()])
     state: str = "ready"
     interface: str | None = "phantom0"
+    exit_hops: int = 3
+    entry_hops: int = 3
     exits: int = 2
     entries: int = 2
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -165,7 +167,10 @@ class _Node:
             entry_count=lambda _name: world.entries,
             users=lambda: [SimpleNamespace(path=exit_path(n)) for n in range(world.exits)],
         )
-        self.paths = SimpleNamespace(problem=lambda name, kind: world.problems.get((name, kind)))
+        self.paths = SimpleNamespace(
+            problem=lambda name, kind: world.problems.get((name, kind)),
+            wishes=SimpleNamespace(exit_hops=world.exit_hops, entry_hops=world.entry_hops),
+        )
         self.links = SimpleNamespace(neighbours=lambda: [None] * world.neighbours)
         self.publishers = SimpleNamespace(warnings=lambda: world.publisher_warnings)
         self.directory = SimpleNamespace(
