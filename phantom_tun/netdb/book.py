@@ -133,6 +133,8 @@ class NodeBook:
         if len(self.table) < enough:
             return True
         closer = self.table.closer_than_us(position(key), now)
+        if len(closer) < enough:
+            return True
         return len(closest_allowed((contact.record for contact in closer), enough)) < enough
 
     def keyed_closest(self, near: bytes, now: float) -> Candidate | None:
