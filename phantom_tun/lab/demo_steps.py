@@ -117,7 +117,8 @@ class Demonstration:
         ends = evidence.choose_ends(paths, names)
         if ends is None:
             raise LabFailed(
-                "by chance all nodes of this small lab share their guards; run it again"
+                "the nodes of this small lab share their guards, so no two of them can show that "
+                "a relay sees one end only: give it more nodes (the default of 12 is enough)"
             )
         return ends, names
 

@@ -99,9 +99,10 @@ def down(name: str, root: Path | None = None) -> bool:
     :raises LabFailed: another command is working on it, or a process would not die.
     """
     store = LabStore(root or default_root(), parse_name(name))
-    if not store.exists() and not _stray_holders(name):
-        return False
     if not store.exists():
+        # What others have left behind, or are using, is only root's to take away.
+        if os.geteuid() != 0 or not _stray_holders(name):
+            return False
         remove(store)
         return True
     with store.lock():
