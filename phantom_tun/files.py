@@ -61,9 +61,12 @@ def load_secret(path: Path, *, size: int | None = None) -> bytes | None:
             f"can't read the key file {path}: {error.strerror}; it must be a plain file that "
             f"uid {os.geteuid()} can read (chown {os.geteuid()} {path}; chmod 600 {path})"
         ) from error
-    with os.fdopen(handle, "rb") as file:
-        _check_private(path, os.fstat(file.fileno()))
-        data = file.read(SECRET_MAX_BYTES + 1)
+    try:
+        # Before it becomes a file object, which a directory can't.
+        _check_private(path, os.fstat(handle))
+        data = os.read(handle, SECRET_MAX_BYTES + 1)
+    finally:
+        os.close(handle)
     expected = f"{size} bytes" if size is not None else f"1 to {SECRET_MAX_BYTES} bytes"
     if (size is not None and len(data) != size) or not 0 < len(data) <= SECRET_MAX_BYTES:
         raise ConfigError(

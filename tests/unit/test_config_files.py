@@ -67,6 +67,12 @@ def test_a_fifo_is_no_secret_and_does_not_block(tmp_path: Path) -> None:
         files.load_secret(tmp_path / "identity.key")
 
 
+def test_a_directory_is_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "identity.key").mkdir(mode=0o700)
+    with pytest.raises(ConfigError, match="plain file"):
+        files.load_secret(tmp_path / "identity.key")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_secret_of_another_user_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "identity.key"
