@@ -100,6 +100,13 @@ def test_the_report_says_what_failed_and_how_busy_the_machine_was() -> None:
     assert "![a.svg](a.svg)" in text
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.9, False), (1.1, True)])
+def test_a_run_on_a_busy_machine_is_marked(load: float, busy: bool) -> None:
+    found = result(system("ours", echo=[1.0]))
+    found.load_before = (load, 0.0, 0.0)
+    assert ("busy with other things" in report.markdown(whole(found))) is busy
+
+
 def test_every_figure_has_a_row_of_its_own() -> None:
     assert len({figure.key for figure in FIGURES}) == len(FIGURES)
     assert set(plots.PLOTTED) <= {figure.key for figure in FIGURES}

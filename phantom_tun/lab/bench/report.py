@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from phantom_tun.lab.bench.model import FIGURES, ConditionResult, Figure, Report, SystemResult
 
 NOTHING = "–"
+BUSY_PER_CORE = 0.5
+"""A load average above this, before anything is started, spoils a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         if result.load_after is not None:
             load.append(f"{result.load_after[0]:.1f} after")
         lines += [f"Load average of the machine: {', '.join(load)}.", ""]
+        if result.load_before[0] > machine.cpus * BUSY_PER_CORE:
+            lines += ["**The machine was busy with other things: rely on nothing here.**", ""]
         lines += [values_table(result), ratios_table(result)]
         lines += [f"- {system.title}: {system.version}" for system in result.systems]
         errors = [f"- {s.title}: {text}" for s in result.systems for text in s.errors]
