@@ -8,6 +8,7 @@ transport for calls, a clock and randomness, so a simulated network runs it unch
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -23,6 +24,7 @@ from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.netdb_calls import NodeCalls, Transport
 from phantom_tun.net.netdb_files import Keeper, NetdbFiles
 from phantom_tun.net.netdb_introductions import Introductions
+from phantom_tun.net.netdb_overrides import OverrideFlood
 from phantom_tun.net.netdb_sampling import Sampler
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.net.netdb_storage import SURVEYS_AT_ONCE, KeyWrite, StorageClient, Write
@@ -30,6 +32,7 @@ from phantom_tun.net.netdb_upkeep import Upkeep
 from phantom_tun.net.netdb_witnesses import Witness, ask_witnesses
 from phantom_tun.netdb.book import Candidate, NodeBook
 from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.netdb.overrides import InForce, Overrides
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import OwnNode, Server
 from phantom_tun.netdb.store import ApStore
@@ -37,6 +40,8 @@ from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.wire.netdb import (
     ExtendApLease,
     Method,
+    Override,
+    RegisterNode,
     ReserveAp,
     Resolution,
     ResolveAp,
@@ -82,9 +87,12 @@ class NetdbService:
         clock: Clock,
         rng: Rng,
         files: NetdbFiles = NetdbFiles(),  # noqa: B008 - frozen
+        overrides: Overrides | None = None,
+        on_override: Callable[[InForce], None] = lambda _: None,
     ) -> None:
         """``record``: our own, with the 1,216-byte public ``path_key`` that it names;
-        ``transport``: ``Links.call``."""
+        ``transport``: ``Links.call``; ``overrides``: None obeys none and passes none on;
+        ``on_override`` is told what override commands are in force whenever that changes."""
         self._network = network
         self._clock = clock
         self._rng = rng
@@ -108,6 +116,9 @@ class NetdbService:
             knows_everybody=lambda: self._upkeep.complete,
         )
         self._keeper = Keeper(files, network.network_id, self._book, self._store, rng)
+        if overrides is None:
+            overrides = Overrides(network, (), ())
+        self._flood = OverrideFlood(overrides, self._calls, self._server, on_override)
         self._surveys_running = 0
         self._performing = 0
         self._counts: Counter[str] = Counter()
@@ -141,6 +152,8 @@ class NetdbService:
                 nursery.start_soon(forever, self._upkeep.refresh)
                 nursery.start_soon(forever, self._sampler.run)
                 nursery.start_soon(forever, self._expire)
+                nursery.start_soon(forever, self._flood.flood)
+                nursery.start_soon(forever, self._flood.review_regularly)
                 nursery.start_soon(forever, self._keeper.save_nodes)
                 nursery.start_soon(forever, self._keeper.save_holdings)
                 await self._introductions.joined.wait()
@@ -178,7 +191,11 @@ class NetdbService:
         """
         call = decode_call(payload)
         caller = Caller(peer.node_id, peer.address)
+        if isinstance(call, Override):
+            return self._flood.receive(call.command, caller.node_id).encode()
         answer = self._server.answer(call, self._clock.now(), caller)
+        if isinstance(call, RegisterNode):
+            self._flood.greet(caller.node_id)
         if isinstance(call, ReserveAp | ExtendApLease) and isinstance(answer, Stored):
             record = self._storage.contested(call, answer)
             if record is not None:
@@ -257,6 +274,16 @@ class NetdbService:
         """The newest record of every node we know."""
         return [contact.record for contact in self._book]
 
+    def command(self, encoded: bytes) -> Stored:
+        """An override command that a person gives here; it is obeyed and passed on if it is valid.
+        ``refusal`` says whether it was taken."""
+        return self._flood.receive(encoded, None)
+
+    @property
+    def in_force(self) -> InForce:
+        """The override commands that this node obeys at the moment."""
+        return self._server.view
+
     def report_failure(self, node_id: NodeId) -> None:
         """A node didn't do what it should (a link to it failed, it refused): it is no candidate
         until it proves that it is there, which it is asked to do a second later."""
@@ -277,6 +304,7 @@ class NetdbService:
             self._searcher.statistics(),
             self._sampler.statistics(),
             self._storage.statistics(),
+            self._flood.statistics(),
             self._counts,
         )
         return {name: count for part in parts for name, count in part.items()}

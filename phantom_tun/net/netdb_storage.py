@@ -190,7 +190,7 @@ class StorageClient:
         )
         by_id = {record.node_id: record for record in storers}
         full = {record.node_id for record in storers[:FULL_ANSWERS]}
-        tally = Tally(self._verifier, address, now)
+        tally = self._tally(address, now)
 
         async def ask(record: NodeRecord) -> None:
             whole = record.node_id in full
@@ -204,10 +204,14 @@ class StorageClient:
             await self._poll([by_id[node_id] for node_id in wanted], ask)
         return tally, len(storers)
 
+    def _tally(self, address: ApAddress, now: float) -> Tally:
+        pinned = self._server.view.pinned_keys.get(address)
+        return Tally(self._verifier, address, now, pinned)
+
     async def _survey(self, address: ApAddress) -> Tally:
         now = self._calls.clock.now()
         keys = list(keys_to_read(self._verifier.network.network_id, address, now))
-        tally = Tally(self._verifier, address, now)
+        tally = self._tally(address, now)
         held = self._store.holding(address, now).record
         if held is not None:
             tally.know(held)

@@ -81,7 +81,7 @@ class Upkeep:
             await trio.sleep(RECHECK_EVERY * self._rng.uniform(0.75, 1.25))
             async with trio.open_nursery() as nursery:
                 for contact in self._book.due(self._calls.clock.now(), RECHECKS_AT_ONCE):
-                    nursery.start_soon(self._visit, contact, self._calls.own_id)
+                    nursery.start_soon(self._meet_again, contact)
 
     async def refresh(self) -> None:
         """Fill the routing table by lookups, and keep it filled, for ever."""
@@ -101,6 +101,14 @@ class Upkeep:
             classes = table.used_classes()
             if classes:
                 await self._searcher.search(self._within(self._rng.choice(classes)))
+
+    async def _meet_again(self, contact: Contact) -> None:
+        # An introduction, not just a question: while it was gone it may have forgotten us.
+        try:
+            nodes = await self._calls.register(contact.record.ref())
+        except (WorldError, PeerError):
+            return
+        self._introductions.heard_all(nodes)
 
     async def _visit(self, contact: Contact, target: bytes) -> None:
         record = contact.record

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from phantom_tun.clock import HOUR, MINUTE, Rng
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import Contact, position
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixLimits, closest_allowed
 from phantom_tun.netdb.table import K, RoutingTable
 from phantom_tun.wire.records import NodeRecord
@@ -57,6 +58,9 @@ class NodeBook:
         self._max_keyed = max_keyed
         self._contacts: dict[NodeId, Contact] = {}
         self._keyed = 0
+        self._view = NOTHING_IN_FORCE
+        self._banned: dict[NodeId, NodeRecord] = {}
+        """Nodes that we knew before override commands banned them."""
         self.table = RoutingTable(own_id, rng.randbytes(16), limits)
 
     def __len__(self) -> int:
@@ -70,11 +74,13 @@ class NodeBook:
         return self._contacts.get(node_id)
 
     def heard(self, record: NodeRecord) -> bool:
-        """Somebody named a node. Returns whether it is one that we don't know."""
+        """Somebody named a node. Returns whether it is one that we don't know, and may."""
         contact = self._contacts.get(record.node_id)
         if contact is not None:
             self._renew(contact, record)
-        return contact is None and record.node_id != self._own_id
+        if contact is not None or record.node_id == self._own_id:
+            return False
+        return not self._view.bans(record)
 
     def met(self, record: NodeRecord, now: float, path_key: bytes | None = None) -> None:
         """A node proved that it is there, perhaps with the ``path_key`` that its record names."""
@@ -115,6 +121,21 @@ class NodeBook:
         contact = self._contacts.get(node_id)
         if contact is not None:
             contact.failed(now)
+
+    def obey(self, view: InForce) -> None:
+        """Follow the override commands that are in force from now on: banned nodes are nowhere."""
+        self._view = view
+        for contact in [contact for contact in self if view.bans(contact.record)]:
+            self._banned[contact.node_id] = contact.record
+            self.table.remove(contact)
+            self._forget(contact)
+        self._banned = {
+            node_id: record for node_id, record in self._banned.items() if view.bans(record)
+        }
+
+    def known_records(self) -> list[NodeRecord]:
+        """All nodes known, banned ones included: what the budget for bans is reckoned by."""
+        return [*(contact.record for contact in self), *self._banned.values()]
 
     def expire(self, now: float) -> None:
         """Forget records that ran out, nodes that are gone, and those we have no use for."""
@@ -207,7 +228,7 @@ class NodeBook:
 
     def _learn(self, record: NodeRecord, now: float, path_key: bytes | None) -> Contact | None:
         node_id = record.node_id
-        if node_id == self._own_id:
+        if node_id == self._own_id or self._view.bans(record):
             return None
         contact = self._contacts.get(node_id)
         if contact is None:

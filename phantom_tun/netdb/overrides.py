@@ -62,6 +62,7 @@ class InForce:
     deleted_keys: frozenset[bytes] = frozenset()
     pinned_keys: Mapping[ApAddress, bytes] = field(default_factory=dict)
     """Addresses that belong to an AP key whatever the votes say."""
+    pinned_records: tuple[APKeyRecord, ...] = ()
     over_budget: tuple[OverrideRecord, ...] = ()
     """Bans that would cover too many nodes, or a trusted one, and are not in force."""
 
@@ -151,6 +152,7 @@ class Overrides:
         prefixes: list[IpNetwork] = []
         deleted: set[bytes] = set()
         pinned: dict[ApAddress, bytes] = {}
+        records: list[APKeyRecord] = []
         refused: list[OverrideRecord] = []
         covered: set[NodeId] = set()
         for command in self._current(now):
@@ -168,9 +170,16 @@ class Overrides:
             elif action is OverrideAction.DELETE_RECORD:
                 deleted.add(command.subject)
             elif action is OverrideAction.PIN_RECORD:
-                pinned |= self._pins(command)
+                record = decode(APKeyRecord, command.record)
+                records.append(record)
+                pinned |= self._pins(record)
         return InForce(
-            frozenset(nodes), tuple(prefixes), frozenset(deleted), pinned, tuple(refused)
+            frozenset(nodes),
+            tuple(prefixes),
+            frozenset(deleted),
+            pinned,
+            tuple(records),
+            tuple(refused),
         )
 
     def _check(self, command: OverrideRecord, now: float) -> None:
@@ -222,8 +231,7 @@ class Overrides:
         alone = InForce(banned_prefixes=(parse_prefix(command.subject),))
         return {record.node_id for record in known if alone.bans(record)}
 
-    def _pins(self, command: OverrideRecord) -> dict[ApAddress, bytes]:
-        record = decode(APKeyRecord, command.record)
+    def _pins(self, record: APKeyRecord) -> dict[ApAddress, bytes]:
         pins: dict[ApAddress, bytes] = {
             ap6_address(self._network, record.public_key): record.public_key
         }

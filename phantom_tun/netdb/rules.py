@@ -70,6 +70,8 @@ class Circumstances(Generic[_R]):
     """What came beside a node record."""
     public: bool = False
     """This node has a public address itself."""
+    banned: bool = False
+    """An override command is against it."""
     responsible: bool = True
     """This node is among the storers of one of the record's addresses."""
     lease_free: bool = True
@@ -259,6 +261,11 @@ REGISTRATION_TABLE: Table[NodeRecord] = Table(
         AcceptanceRule(
             Refusal.PATH_KEY, "the path key beside it is the one it names", _has_its_path_key
         ),
+        AcceptanceRule(
+            Refusal.BANNED,
+            "no override command bans or deletes what it is about",
+            lambda _, circumstances: not circumstances.banned,
+        ),
     ),
 )
 """A node record in register_node."""
@@ -272,6 +279,11 @@ KEY_RECORD_TABLE: Table[APKeyRecord] = Table(
     ),
     acceptance=(
         AcceptanceRule(Refusal.EXPIRED, "has not expired", _not_expired),
+        AcceptanceRule(
+            Refusal.BANNED,
+            "no override command bans or deletes what it is about",
+            lambda _, circumstances: not circumstances.banned,
+        ),
         AcceptanceRule(
             Refusal.FROM_THE_FUTURE, "was created at most 5 minutes ahead", _not_from_the_future
         ),
@@ -314,6 +326,11 @@ ROUTE_TABLE: Table[APRoute] = Table(
     lasting=(LastingRule(Refusal.SIGNATURE, _SIGNED, _is_signed),),
     acceptance=(
         AcceptanceRule(Refusal.EXPIRED, "has not expired", _not_expired),
+        AcceptanceRule(
+            Refusal.BANNED,
+            "no override command bans or deletes what it is about",
+            lambda _, circumstances: not circumstances.banned,
+        ),
         AcceptanceRule(Refusal.LIFETIME, "expires within 25 hours from now", _route_lifetime),
         AcceptanceRule(
             Refusal.SEQUENCE,

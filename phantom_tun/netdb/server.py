@@ -15,6 +15,7 @@ from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, keys_to_read
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.limits import SourceLimits
 from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.rules import (
     MAX_SKEW,
     REGISTRATION_TABLE,
@@ -33,6 +34,7 @@ from phantom_tun.wire.netdb import (
     ExtendApLease,
     Held,
     KeyedNode,
+    Override,
     RandomNodes,
     Refusal,
     Registered,
@@ -73,6 +75,8 @@ class Server:
         verifier: Verifier,
     ) -> None:
         self.own = own
+        self.view = NOTHING_IN_FORCE
+        """What override commands are in force."""
         self._network = network
         self._book = book
         self._store = store
@@ -86,12 +90,13 @@ class Server:
         """Answer a call. ``caller`` None: this node asks itself. ``vouched``: the record in the
         call is held by most of those that should hold it.
 
-        :raises ProtocolViolation: the caller asks too often.
+        :raises ProtocolViolation: the caller asks too often, or is banned.
         """
         if caller is not None:
             if not self._limits.allows(caller.node_id, now):
                 self._counts["calls_over_limit"] += 1
                 raise ProtocolViolation("a node asks more often than it may")
+            self._check_ban(caller)
             self._book.succeeded(caller.node_id, now)
         match call:
             case ClosestNodes(target=target):
@@ -106,6 +111,14 @@ class Server:
                 return self._store_key_record(encoded, now, caller, vouched=vouched)
             case UpdateApRoutes(routes=routes):
                 return self._store_routes(routes, now, caller)
+            case Override():
+                raise ProtocolViolation("override commands are taken elsewhere")
+
+    def obey(self, view: InForce) -> None:
+        """Follow the override commands that are in force from now on, in everything."""
+        self.view = view
+        self._book.obey(view)
+        self._store.obey(view)
 
     def duty(self, address: ApAddress, now: float) -> bool:
         """Whether this node is one of the storers of ``address``, by its own clock or by one that
@@ -127,6 +140,11 @@ class Server:
         """Counts for people: calls over the limit, and refused records by rule."""
         return dict(self._counts)
 
+    def _check_ban(self, caller: Caller) -> None:
+        if caller.node_id in self.view.banned_nodes or self.view.bans_address(caller.address):
+            self._counts["calls_of_banned_nodes"] += 1
+            raise ProtocolViolation("a banned node calls")
+
     def _closest(self, target: bytes, now: float) -> tuple[bytes, ...]:
         return tuple(record.encoded for record in self._book.closest(target, K, now))
 
@@ -138,7 +156,11 @@ class Server:
             REGISTRATION_TABLE.check_acceptance(
                 record,
                 Circumstances(
-                    now, caller=caller, path_key=call.path_key, public=self.own.record.public
+                    now,
+                    banned=self.view.bans(record),
+                    caller=caller,
+                    path_key=call.path_key,
+                    public=self.own.record.public,
                 ),
             )
             nodes = self._closest(record.node_id, now)

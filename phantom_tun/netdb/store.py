@@ -16,6 +16,7 @@ from phantom_tun.ids import ApAddress
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.limits import SourceLimits
 from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.rules import (
     KEY_RECORD_TABLE,
     ROUTE_TABLE,
@@ -80,6 +81,7 @@ class ApStore:
         self._per_prefix = SourceLimits(
             rate=NEW_ENTRIES_PER_PREFIX / HOUR, burst=NEW_ENTRIES_PER_PREFIX
         )
+        self._view = NOTHING_IN_FORCE
         self.changes = 0
         """Counts what was taken in; whoever writes the store to disk compares."""
 
@@ -93,7 +95,7 @@ class ApStore:
         else:
             public_key = self._by_ap6.get(address)
         entry = self._entries.get(public_key) if public_key else None
-        if entry is None:
+        if entry is None or address not in {entry.ap6, entry.lease}:
             return NOTHING
         record = entry.record if entry.record and entry.record.expires > now else None
         routes = (held.route for held in entry.routes.values() if held.route.expires > now)
@@ -125,6 +127,7 @@ class ApStore:
             now,
             held=entry.record if entry is not None else None,
             vouched=vouched,
+            banned=record.public_key in self._view.deleted_keys,
             responsible=duty.ap6 or duty.ap4,
             lease_free=free or duty.ap6,
             within_source_limits=entry is not None or self._may_bring(caller, now),
@@ -142,7 +145,7 @@ class ApStore:
             self.settle_lease(claimed, record.public_key)
             entry.lease = claimed
             self._leases[claimed] = record.public_key
-        return self._leases[claimed]
+        return holder if holder is not None else record.public_key
 
     def put_route(self, route: APRoute, now: float, *, duty: Duty, caller: Caller | None) -> None:
         """Take a genuine route in; ``caller`` as for :meth:`put_key_record`.
@@ -155,6 +158,7 @@ class ApStore:
         circumstances = Circumstances(
             now,
             held=held.route if held is not None else None,
+            banned=route.public_key in self._view.deleted_keys,
             responsible=duty.ap6,
             among_newest=oldest is None or oldest.sequence < route.sequence,
             within_source_limits=entry is not None or self._may_bring(caller, now),
@@ -169,7 +173,11 @@ class ApStore:
         entry.routes[route.entry_id] = _HeldRoute(route, until)
 
     def lease_holder(self, address: ipaddress.IPv4Address, now: float) -> bytes | None:
-        """The AP key with an unexpired lease of ``address``, as far as this node knows."""
+        """The AP key with an unexpired lease of ``address``, as far as this node knows, or the one
+        that an override command pins it to."""
+        pinned = self._view.pinned_keys.get(address)
+        if pinned is not None:
+            return pinned
         public_key = self._leases.get(address)
         if public_key is None:
             return None
@@ -181,6 +189,15 @@ class ApStore:
         holder = self._leases.get(address)
         if holder is not None and holder != winner:
             self._release(self._entries[holder])
+
+    def obey(self, view: InForce) -> None:
+        """Follow the override commands that are in force from now on."""
+        self._view = view
+        for address, public_key in view.pinned_keys.items():
+            if isinstance(address, ipaddress.IPv4Address):
+                self.settle_lease(address, public_key)
+        for public_key in view.deleted_keys & self._entries.keys():
+            self._drop(public_key)
 
     def expire(self, now: float, duty_for: Callable[[ApAddress], bool]) -> None:
         """Drop what has run out, and what is stored elsewhere by now."""
@@ -197,8 +214,7 @@ class ApStore:
                 (entry.record is not None or entry.routes) and duty_for(entry.ap6)
             )
             if not useful:
-                self._release(entry)
-                del self._entries[public_key], self._by_ap6[entry.ap6]
+                self._drop(public_key)
 
     def records(self) -> Iterable[tuple[APKeyRecord | None, bool, tuple[APRoute, ...]]]:
         """Everything held, for the file that survives a restart: key record, whether its AP4 lease
@@ -214,6 +230,12 @@ class ApStore:
             "held_leases": len(self._leases),
             "held_routes": sum(len(entry.routes) for entry in self._entries.values()),
         }
+
+    def _drop(self, public_key: bytes) -> None:
+        entry = self._entries.pop(public_key)
+        self._release(entry)
+        del self._by_ap6[entry.ap6]
+        self.changes += 1
 
     def _release(self, entry: _Entry) -> None:
         if entry.lease is not None:

@@ -36,7 +36,11 @@ class _Edition:
 class Tally:
     """The votes on one address."""
 
-    def __init__(self, verifier: Verifier, address: ApAddress, now: float) -> None:
+    def __init__(
+        self, verifier: Verifier, address: ApAddress, now: float, pinned: bytes | None = None
+    ) -> None:
+        """``pinned``: the AP key that an override command gives the address to."""
+        self._pinned = pinned
         self._verifier = verifier
         self._address = address
         self._now = now
@@ -173,6 +177,7 @@ class Tally:
             holders = per_key[edition.public_key]
             has_quorum = counts[edition] >= min(QUORUM, holders)
             return (
+                edition.public_key != self._pinned,
                 -holders,
                 self._tie_break(edition),
                 edition.public_key,

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import trio
 
 from phantom_tun.errors import LinkBroken, PeerError
-from phantom_tun.ids import NodeId
+from phantom_tun.ids import NodeId, PublicKey
 from phantom_tun.net.netdb_files import NetdbFiles
 from phantom_tun.net.netdb_service import NetdbService
+from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
 from phantom_tun.wire.nodes import NodeRef
@@ -63,6 +64,8 @@ class MemoryNetwork:
         self.allowed: LinkFilter = lambda _caller, _callee: True
         self.calls: Counter[NodeId] = Counter()
         self.bytes_carried = 0
+        self.override_keys: list[PublicKey] = []
+        """Of the services made from here on."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -83,6 +86,7 @@ class MemoryNetwork:
             clock=self.clock,
             rng=random.Random(self.rng.random()),  # noqa: S311
             files=files,
+            overrides=Overrides(maker.network, self.override_keys, ()),
         )
 
     def start(

@@ -1,8 +1,9 @@
 """Calls and answers of the network database (docs/spec/netdb.md, "Calls").
 
 Seven calls exist and nothing else is accepted: the six of the strict interface, and the step of a
-lookup. Each is a msgpack array headed by its method number, in canonical form. Records inside are
-opaque bytes here; whoever receives them decodes and verifies each one.
+lookup; override commands are passed on in the same way. Each is a msgpack array headed by its
+method number, in canonical form. Records inside are opaque bytes here; whoever receives them
+decodes and verifies each one.
 
 The same call means two things. Between nodes it asks what *the callee itself* holds; inside a
 tunnel (``NetdbService.perform``) it asks the terminating node what *the network* holds.
@@ -22,6 +23,7 @@ from phantom_tun.wire.records import (
     MAX_AP_KEY_RECORD_LEN,
     MAX_AP_ROUTE_LEN,
     MAX_NODE_RECORD_LEN,
+    MAX_OVERRIDE_LEN,
     PATH_KEY_LEN,
     Bytes32,
     Counter,
@@ -47,6 +49,8 @@ class Method(enum.IntEnum):
     RANDOM_NODES = 5
     RESOLVE_AP = 6
     CLOSEST_NODES = 7
+    OVERRIDE = 8
+    """Not a call of the interface: a command on its way from node to node."""
 
 
 class Refusal(enum.IntEnum):
@@ -163,6 +167,12 @@ class ClosestNodes(Message, frozen=True, array_like=True, tag=int(Method.CLOSEST
     target: Bytes32
 
 
+class Override(Message, frozen=True, array_like=True, tag=int(Method.OVERRIDE)):
+    """An override command is passed on. Answered by :class:`Stored`."""
+
+    command: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_OVERRIDE_LEN)]
+
+
 Call = (
     RegisterNode
     | ReserveAp
@@ -171,6 +181,7 @@ Call = (
     | RandomNodes
     | ResolveAp
     | ClosestNodes
+    | Override
 )
 
 
@@ -280,11 +291,12 @@ _METHODS: dict[type[Message], Method] = {
     RandomNodes: Method.RANDOM_NODES,
     ResolveAp: Method.RESOLVE_AP,
     ClosestNodes: Method.CLOSEST_NODES,
+    Override: Method.OVERRIDE,
 }
 
 
 def method_of(call: Call) -> Method:
-    """Which of the seven calls this is."""
+    """Which call this is."""
     return _METHODS[type(call)]
 
 

@@ -7,12 +7,14 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from phantom_tun.clock import HOUR, MINUTE
+from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import (
     CapacityExceeded,
     PeerError,
@@ -25,6 +27,7 @@ from phantom_tun.net.netdb_files import NetdbFiles
 from phantom_tun.net.netdb_service import PERFORMED_AT_ONCE, NetdbService
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.rules import Caller
+from phantom_tun.netdb.signing import sign_override
 from phantom_tun.testing.netdb_network import Handler, MemoryNetwork, makers
 from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker, NodeMaker
 from phantom_tun.wire.netdb import (
@@ -46,6 +49,7 @@ from phantom_tun.wire.netdb import (
     decode_call,
 )
 from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.records import OverrideAction
 
 AP = ApMaker(1)
 AP6 = ap6_address(NETWORK, AP.key.public)
@@ -543,6 +547,107 @@ class TestSplits:
             again = AP.record(network.clock.now(), sequence=2)
             await left[1].write(ExtendApLease(again.encoded))
             assert (await right[3].resolve(AP4)).key_record == again.encoded
+
+
+class TestOverrides:
+    KEY = SigningKey(b"o" * 32)
+
+    def command(
+        self,
+        network: MemoryNetwork,
+        number: int,
+        action: OverrideAction,
+        subject: bytes,
+        **more: Any,
+    ) -> bytes:
+        now = network.clock.now()
+        return sign_override(
+            more.pop("key", self.KEY),
+            NETWORK.network_id,
+            number=number,
+            action=action,
+            subject=subject,
+            created=now,
+            expires=now + HOUR,
+            **more,
+        ).encoded
+
+    @asynccontextmanager
+    async def network(self, count: int) -> AsyncIterator[tuple[MemoryNetwork, list[NetdbService]]]:
+        async with memory_network() as network:
+            network.override_keys = [self.KEY.public]
+            services = start(network, count)
+            await wait_until(everybody_knows(services, count - 1), 3)
+            yield network, services
+
+    async def test_a_ban_cuts_a_node_from_everybody(self, autojump_clock: MockClock) -> None:
+        async with self.network(24) as (network, services):
+            hostile = services[7]
+            node_id = hostile.own_record.node_id
+            others = [service for service in services if service is not hostile]
+            given = self.command(network, 1, OverrideAction.BAN_NODE, node_id)
+            assert services[3].command(given).refusal == Refusal.NONE
+
+            def cut(service: NetdbService) -> bool:
+                return node_id not in {record.node_id for record in service.known_records()}
+
+            assert await wait_until(lambda: all(map(cut, others)), 5) < 1
+            await trio.sleep(120)
+            assert all(map(cut, others))
+            assert all(service.in_force.bans(hostile.own_record) for service in others)
+            lifted = self.command(network, 2, OverrideAction.UNBAN_NODE, node_id)
+            services[9].command(lifted)
+            await wait_until(everybody_knows(others, 23), 300)
+
+    async def test_forged_and_replayed_commands_change_nothing(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with self.network(6) as (network, services):
+            victim = services[2].own_record.node_id
+            forged = self.command(
+                network, 1, OverrideAction.BAN_NODE, victim, key=SigningKey(b"x" * 32)
+            )
+            assert services[1].command(forged).refusal == Refusal.SIGNATURE
+            assert services[1].command(b"noise").refusal == Refusal.MALFORMED
+            ban = self.command(network, 1, OverrideAction.BAN_NODE, victim)
+            services[1].command(ban)
+            services[1].command(self.command(network, 2, OverrideAction.UNBAN_NODE, victim))
+            await trio.sleep(2)
+            before = network.calls.total()
+            services[3].command(ban)
+            await trio.sleep(1)
+            assert network.calls.total() - before < 10
+            for service in services:
+                assert not service.in_force.banned_nodes
+
+    async def test_a_newcomer_is_told(self, autojump_clock: MockClock) -> None:
+        async with self.network(6) as (network, services):
+            victim = services[2].own_record.node_id
+            services[1].command(self.command(network, 1, OverrideAction.BAN_NODE, victim))
+            await trio.sleep(2)
+            late = network.start(NodeMaker(70), [services[0].own_record.ref()])
+            await wait_until(lambda: victim in late.in_force.banned_nodes, 3)
+
+    async def test_a_deleted_record_is_gone_and_a_pinned_one_is_back(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with self.network(8) as (network, services):
+            now = network.clock.now()
+            await reserve(services[1], AP, now)
+            delete = self.command(network, 1, OverrideAction.DELETE_RECORD, AP.key.public)
+            services[5].command(delete)
+            await trio.sleep(2)
+            assert not (await services[2].resolve(AP4)).key_record
+            assert (await reserve(services[1], AP, now, sequence=2)).refusal == Refusal.BANNED
+            record = AP.record(now, sequence=3)
+            pin = self.command(
+                network, 2, OverrideAction.PIN_RECORD, AP.key.public, record=record.encoded
+            )
+            services[4].command(pin)
+            await trio.sleep(2)
+            found = await services[2].resolve(AP4)
+            assert found.key_record == record.encoded
+            assert [vote.storers for vote in found.votes] == [8]
 
 
 class Liars:

@@ -16,6 +16,7 @@ from phantom_tun.ids import NetworkId, NodeId
 from phantom_tun.netdb import cachefile
 from phantom_tun.netdb.book import CANDIDATE_FOR, GIVE_UP_AFTER, NodeBook
 from phantom_tun.netdb.contact import position
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
@@ -262,6 +263,30 @@ class TestQuestions:
         stalest = book.stalest(NOW + 2)
         assert stalest is not None
         assert stalest.record == second
+
+
+class TestBans:
+    def test_a_banned_node_is_nowhere_until_the_ban_ends(self, book: NodeBook) -> None:
+        banned, other = meet(book, 1), meet(book, 2)
+        book.obey(InForce(banned_nodes=frozenset({banned.node_id})))
+        assert ids(book) == {other.node_id}
+        assert len(book.table) == 1
+        assert not book.heard(banned)
+        book.met(banned, NOW, NodeMaker(1).path_key)
+        book.vouched(banned, NOW, NodeMaker(1).path_key)
+        assert book.get(banned.node_id) is None
+        assert set(book.known_records()) == {banned, other}
+        book.obey(NOTHING_IN_FORCE)
+        assert book.known_records() == [other]
+        assert book.heard(banned)
+        meet(book, 1)
+        assert ids(book) == {banned.node_id, other.node_id}
+
+    def test_a_banned_prefix_bans_all_of_it(self, book: NodeBook) -> None:
+        banned, other = meet(book, 1), meet(book, 2)
+        book.obey(InForce(banned_prefixes=(ipaddress.IPv4Network("11.1.0.0/16"),)))
+        assert ids(book) == {other.node_id}
+        assert not book.heard(banned)
 
 
 class TestCacheFile:

@@ -168,6 +168,10 @@ class TestAcceptingNodeRecords:
         circumstances = when(NOW, caller=near, path_key=NODE.path_key)
         REGISTRATION_TABLE.check_acceptance(NODE.record(), circumstances)
 
+    def test_registration_of_a_banned_node(self) -> None:
+        circumstances = when(NOW, caller=CALLER, path_key=NODE.path_key, banned=True)
+        assert refused(REGISTRATION_TABLE, NODE.record(), circumstances) is Refusal.BANNED
+
     @pytest.mark.parametrize("path_key", [None, bytes(1_216)])
     def test_registration_with_another_path_key(self, path_key: bytes | None) -> None:
         circumstances = when(NOW, caller=CALLER, path_key=path_key)
@@ -205,6 +209,9 @@ class TestKeyRecords:
         late = NOW + HOUR
         KEY_RECORD_TABLE.check_acceptance(AP.record(), when(late, held=AP.record()))
         KEY_RECORD_TABLE.check_acceptance(AP.record(), when(late, vouched=True))
+
+    def test_deleted(self) -> None:
+        assert refused(KEY_RECORD_TABLE, AP.record(), when(NOW, banned=True)) is Refusal.BANNED
 
     @pytest.mark.parametrize("sequence", [4, 5])
     def test_sequence_must_rise(self, sequence: int) -> None:
@@ -246,6 +253,9 @@ class TestRoutes:
     def test_lifetime(self) -> None:
         long = AP.route(entry_node=CALLER.node_id, lifetime=MAX_ROUTE_LIFETIME + 1)
         assert refused(ROUTE_TABLE, long, when(NOW)) is Refusal.LIFETIME
+
+    def test_deleted(self) -> None:
+        assert refused(ROUTE_TABLE, self.ROUTE, when(NOW, banned=True)) is Refusal.BANNED
 
     def test_sequence_must_rise(self) -> None:
         rival = AP.route(entry_node=NodeId(bytes(32)))

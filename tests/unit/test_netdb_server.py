@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 
 import msgspec
@@ -12,6 +13,7 @@ from phantom_tun.errors import ProtocolViolation
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.book import NodeBook
+from phantom_tun.netdb.overrides import InForce
 from phantom_tun.netdb.rules import MAX_SKEW, Caller
 from phantom_tun.netdb.server import CALLS_AT_ONCE, OwnNode, Server, expect
 from phantom_tun.netdb.store import ApStore
@@ -24,6 +26,7 @@ from phantom_tun.wire.netdb import (
     ExtendApLease,
     Held,
     KeyedNode,
+    Override,
     RandomNodes,
     Refusal,
     Registered,
@@ -208,6 +211,30 @@ class TestStoring:
             call = ReserveAp(ApMaker(number).record(ap4_n=None).encoded)
             refusals.add(expect(world.server.answer(call, NOW, caller()), Stored).refusal)
         assert refusals == {Refusal.NONE, Refusal.NOT_RESPONSIBLE}
+
+
+class TestBans:
+    def test_a_banned_node_gets_no_answer(self, world: World) -> None:
+        node_id = PEER.record().node_id
+        for view in (
+            InForce(banned_nodes=frozenset({node_id})),
+            InForce(banned_prefixes=(ipaddress.IPv4Network("11.1.0.0/16"),)),
+        ):
+            world.server.obey(view)
+            with pytest.raises(ProtocolViolation, match="banned"):
+                world.server.answer(ClosestNodes(bytes(32)), NOW, caller())
+        assert world.server.statistics() == {"calls_of_banned_nodes": 2}
+        world.server.answer(ClosestNodes(bytes(32)), NOW, caller(NodeMaker(2)))
+
+    def test_a_banned_node_at_another_address_can_t_register(self, world: World) -> None:
+        world.server.obey(InForce(banned_prefixes=(ipaddress.IPv4Network("11.1.0.1/32"),)))
+        near = Caller(PEER.record().node_id, ipaddress.IPv4Address("11.1.0.9"))
+        answer = expect(world.server.answer(register(), NOW, near), Registered)
+        assert answer.refusal == Refusal.BANNED
+
+    def test_override_commands_are_not_for_the_server(self, world: World) -> None:
+        with pytest.raises(ProtocolViolation):
+            world.server.answer(Override(b"o"), NOW, caller())
 
 
 class TestLimits:

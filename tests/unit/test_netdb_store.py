@@ -10,6 +10,7 @@ import pytest
 from phantom_tun.clock import HOUR, MINUTE
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.rules import Caller, RuleBroken
 from phantom_tun.netdb.store import (
     NEW_ENTRIES_PER_NODE,
@@ -166,6 +167,48 @@ class TestLeases:
         assert store.put_key_record(rival.record(), NOW, duty=ONLY4, caller=caller()) == (
             rival.key.public
         )
+
+
+class TestOverrides:
+    def test_a_deleted_key_is_dropped_and_not_taken_again(self, store: ApStore) -> None:
+        route = AP.route(entry_node=ENTRY)
+        store.put_key_record(AP.record(), NOW, duty=BOTH, caller=caller())
+        store.put_route(route, NOW, duty=ONLY6, caller=caller())
+        store.obey(InForce(deleted_keys=frozenset({AP.key.public, b"x" * 32})))
+        assert len(store) == 0
+        assert store.holding(AP4, NOW) is NOTHING
+        newer = AP.record(sequence=2)
+        assert (
+            refusal(lambda: store.put_key_record(newer, NOW, duty=BOTH, caller=caller()))
+            is Refusal.BANNED
+        )
+        assert (
+            refusal(lambda: store.put_route(route, NOW, duty=ONLY6, caller=caller()))
+            is Refusal.BANNED
+        )
+        store.obey(NOTHING_IN_FORCE)
+        store.put_key_record(newer, NOW, duty=BOTH, caller=caller())
+
+    def test_a_pinned_address_changes_hands(self, store: ApStore, rival: ApMaker) -> None:
+        store.put_key_record(AP.record(), NOW, duty=BOTH, caller=caller())
+        store.obey(InForce(pinned_keys={AP4: rival.key.public}))
+        assert store.lease_holder(AP4, NOW) == rival.key.public
+        assert store.holding(AP4, NOW) is NOTHING
+        again = AP.record(sequence=2)
+        assert (
+            refusal(lambda: store.put_key_record(again, NOW, duty=ONLY4, caller=caller()))
+            is Refusal.LEASE_HELD
+        )
+        holder = store.put_key_record(rival.record(), NOW, duty=BOTH, caller=caller())
+        assert holder == rival.key.public
+        assert store.holding(AP4, NOW).record == rival.record()
+
+    def test_a_pin_doesn_t_give_the_address_to_a_record_that_claims_another(
+        self, store: ApStore
+    ) -> None:
+        store.put_key_record(AP.record(ap4_n=1), NOW, duty=BOTH, caller=caller())
+        store.obey(InForce(pinned_keys={AP4: AP.key.public}))
+        assert store.holding(AP4, NOW) is NOTHING
 
 
 class TestRoutes:

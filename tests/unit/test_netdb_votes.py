@@ -119,6 +119,13 @@ class TestLeases:
         result = made.resolution(7)
         assert [vote.public_key for vote in result.votes] == [RIVAL.key.public, AP.key.public]
 
+    def test_a_pinned_key_wins_whatever_the_votes(self) -> None:
+        made = Tally(VERIFIER, AP4, NOW, AP.key.public)
+        for number in range(9):
+            made.add(storer(number), full((AP if number == 4 else RIVAL).record()))
+        assert made.winner() == AP.record()
+        assert [vote.storers for vote in made.resolution(9).votes] == [1, 8]
+
     def test_all_editions_of_a_key_count_for_it(self) -> None:
         first, second = AP.record(), AP.record(sequence=2)
         made = tally(

@@ -24,6 +24,7 @@ from phantom_tun.wire.netdb import (
     Held,
     KeyedNode,
     Method,
+    Override,
     RandomNodes,
     Registered,
     RegisterNode,
@@ -50,6 +51,7 @@ CALLS: tuple[Call, ...] = (
     RandomNodes(ID),
     ResolveAp(bytes(16), full=True),
     ClosestNodes(ID),
+    Override(b"o" * 2_816),
 )
 ANSWERS: tuple[Answer, ...] = (
     Registered(0, b"r" * 512, KEY, (b"n" * 512,) * MAX_NODES),
@@ -83,7 +85,7 @@ def test_answers_for_anonymized_nodes_fit_a_package() -> None:
             assert len(answer.encode()) <= NETDB_BODY_LEN
 
 
-def test_there_are_seven_calls() -> None:
+def test_there_are_seven_calls_and_the_override() -> None:
     assert {method_of(call) for call in CALLS} == set(Method)
     for number in range(256):
         if number not in set(Method):
@@ -128,6 +130,8 @@ def test_messages_over_their_limit_are_refused_unparsed() -> None:
         UpdateApRoutes((b"r",) * (MAX_ROUTES + 1)),
         UpdateApRoutes((b"r" * 301,)),
         RandomNodes(bytes(31)),
+        Override(b"o" * 2_817),
+        Override(b""),
         ClosestNodes(bytes(33)),
     ],
 )
