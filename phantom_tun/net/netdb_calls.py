@@ -60,6 +60,10 @@ class NodeCalls:
         self.own_id = server.own.record.node_id
         self._counts: Counter[str] = Counter()
 
+    def ref(self, record: NodeRecord) -> NodeRef:
+        """How we dial a node."""
+        return record.ref(self._server.own.ip_version)
+
     async def ask(
         self, ref: NodeRef, call: Call, kind: type[_A], deadline: float = CALL_DEADLINE
     ) -> _A:
@@ -93,7 +97,7 @@ class NodeCalls:
         :raises WorldError: no answer.
         :raises PeerError: an answer that makes no sense, or a record in it that isn't genuine.
         """
-        ref = record.ref()
+        ref = self.ref(record)
         answer = await self.ask(ref, ClosestNodes(target), CloserNodes)
         nodes = self._genuine(ref, answer.nodes)
         self.book.met(record, self.clock.now())

@@ -19,7 +19,7 @@ from phantom_tun.netdb import cachefile, holdings
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.store import ApStore
 from phantom_tun.netdb.verifier import Verifier
-from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.records import NodeRecord
 
 FIRST_SAVE = 10.0
 SAVE_NODES_EVERY = 3 * MINUTE
@@ -58,15 +58,15 @@ class Keeper:
         self._rng = rng
         self._saved_changes = 0
 
-    def load(self, verifier: Verifier, now: float) -> list[NodeRef]:
+    def load(self, verifier: Verifier, now: float) -> list[NodeRecord]:
         """Bring back what earlier runs left; returns nodes that can be asked."""
-        nodes: list[NodeRef] = []
+        nodes: list[NodeRecord] = []
 
         def load_nodes(data: bytes) -> None:
             for node in cachefile.load(data, verifier, now):
                 self._book.restore(node.record, node.path_key, node.last_ok)
                 if node.record.dialable:
-                    nodes.append(node.record.ref())
+                    nodes.append(node.record)
 
         _read(self._files.nodes, load_nodes)
         _read(self._files.holdings, lambda data: holdings.load(data, verifier, self._store, now))

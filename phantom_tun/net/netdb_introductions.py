@@ -79,7 +79,7 @@ class Introductions:
         if not self._book.heard(record) or not record.dialable or self._given_up(record):
             return
         if self.wanted(record.node_id) or self._book.table.would_take(record):
-            self._want(record.ref(), lasting=False, created=record.created)
+            self._want(self._calls.ref(record), lasting=False, created=record.created)
 
     def wanted(self, node_id: NodeId) -> bool:
         """Whether we would introduce ourselves to a node: while we know few, or if it is one of
@@ -92,13 +92,13 @@ class Introductions:
         for record in records:
             self.heard(record)
 
-    async def run(self, seeds: list[NodeRef], cached: list[NodeRef]) -> None:
+    async def run(self, seeds: list[NodeRef], cached: list[NodeRecord]) -> None:
         """Introduce us to ``seeds`` (the profile's nodes, for ever), to some ``cached`` nodes, and
         to whoever is heard of."""
         for ref in seeds:
             self._want(ref, lasting=True)
-        for ref in self._rng.sample(cached, min(len(cached), ENOUGH)):
-            self._want(ref, lasting=False)
+        for record in self._rng.sample(cached, min(len(cached), ENOUGH)):
+            self._want(self._calls.ref(record), lasting=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._reprime, seeds)
             while True:
@@ -115,7 +115,7 @@ class Introductions:
         limiter = trio.CapacityLimiter(AT_ONCE)
         async with trio.open_nursery() as nursery:
             for contact in list(self._book.table):
-                nursery.start_soon(self._tell, contact.record.ref(), limiter)
+                nursery.start_soon(self._tell, self._calls.ref(contact.record), limiter)
 
     def statistics(self) -> dict[str, int]:
         """Counts for people."""

@@ -107,14 +107,16 @@ class OverrideFlood:
         async with trio.open_nursery() as nursery:
             for contact in list(self._calls.book.table):
                 if contact.node_id != source:
-                    nursery.start_soon(self._tell, contact.record.ref(), command, limiter)
+                    nursery.start_soon(
+                        self._tell, self._calls.ref(contact.record), command, limiter
+                    )
 
     async def _tell_all(self, node_id: NodeId) -> None:
         contact = self._calls.book.get(node_id)
         if contact is not None:
             limiter = trio.CapacityLimiter(math.inf)
             for command in self._overrides.commands():
-                await self._tell(contact.record.ref(), command, limiter)
+                await self._tell(self._calls.ref(contact.record), command, limiter)
 
     async def _tell(
         self, ref: NodeRef, command: OverrideRecord, limiter: trio.CapacityLimiter

@@ -106,7 +106,7 @@ class Sampler:
         for answerer in answerers[:_TRIES]:
             self._remember(answerer.node_id)
             try:
-                record, path_key = await self._calls.random_node(answerer.ref(), node_id)
+                record, path_key = await self._calls.random_node(self._calls.ref(answerer), node_id)
             except (WorldError, PeerError):
                 continue
             if record.node_id == node_id:

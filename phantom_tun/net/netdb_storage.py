@@ -124,7 +124,7 @@ class StorageClient:
                 stored = self._server.answer(call, self._calls.clock.now(), own)
                 answers.append(expect(stored, Stored))
             else:
-                answers.append(await self._calls.ask(record.ref(), call, Stored))
+                answers.append(await self._calls.ask(self._calls.ref(record), call, Stored))
 
         await self._poll(storers, tell)
         refusals = Counter(answer.refusal for answer in answers if answer.refusal)
@@ -227,12 +227,12 @@ class StorageClient:
             answer = self._server.answer(call, self._calls.clock.now(), None)
             tally.add(record.node_id, expect(answer, Held))
             return
-        held = await self._calls.ask(record.ref(), call, Held)
+        held = await self._calls.ask(self._calls.ref(record), call, Held)
         try:
             tally.add(record.node_id, held)
         except (WireError, RecordRefused, ProtocolViolation):
             self._counts["false_answers"] += 1
-            self._calls.distrust(record.ref())
+            self._calls.distrust(self._calls.ref(record))
 
     async def _storers(self, keys: list[StorageKey]) -> list[NodeRecord]:
         """Everybody who should hold something under one of ``keys``, the closest of each first."""

@@ -62,6 +62,12 @@ class OwnNode:
         if not equal(path_key_digest(self.path_key), self.record.path_key_digest):
             raise ValueError("the path key isn't the one that the own record names")
 
+    @property
+    def ip_version(self) -> int | None:
+        """By which IP version it reaches others, if it has addresses of one only."""
+        versions = {ip.version for ip in self.record.ips}
+        return versions.pop() if len(versions) == 1 else None
+
 
 class Server:
     """Answers calls; holds no state of its own but limits and counts."""

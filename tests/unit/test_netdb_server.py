@@ -36,7 +36,7 @@ from phantom_tun.wire.netdb import (
     Stored,
     UpdateApRoutes,
 )
-from phantom_tun.wire.records import Capability
+from phantom_tun.wire.records import Capability, NodeAddress
 
 ME = NodeMaker(0)
 PEER = NodeMaker(1)
@@ -114,6 +114,19 @@ class TestRegistering:
     def test_the_own_path_key_must_be_the_one_of_the_own_record(self) -> None:
         with pytest.raises(ValueError, match="path key"):
             OwnNode(ME.record(), PEER.path_key)
+
+
+class TestOwnNode:
+    def test_the_ip_version_follows_from_the_addresses(self) -> None:
+        four = NodeAddress.of(ipaddress.IPv4Address("11.0.0.1"), 443)
+        six = NodeAddress.of(ipaddress.IPv6Address("2a00::1"), 443)
+        versions = [
+            OwnNode(
+                msgspec.structs.replace(ME.record(), addresses=addresses), ME.path_key
+            ).ip_version
+            for addresses in ((four,), (six,), (four, six))
+        ]
+        assert versions == [4, 6, None]
 
 
 class TestNaming:
