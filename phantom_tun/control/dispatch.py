@@ -35,6 +35,7 @@ from phantom_tun.control.schema import (
 )
 from phantom_tun.errors import (
     CapacityExceeded,
+    ConfigError,
     DeadlineExpired,
     PathUnavailable,
     PhantomError,
@@ -46,6 +47,7 @@ from phantom_tun.ids import ApAddress, NodeId
 _NODE_ID = re.compile("[0-9a-fA-F]{64}")
 
 _CODES: tuple[tuple[type[PhantomError], ErrorCode], ...] = (
+    (ConfigError, "failed"),  # a file of the node, not the request
     (UsageError, "invalid"),
     (Unreachable, "not_found"),
     (DeadlineExpired, "timeout"),

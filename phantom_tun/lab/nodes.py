@@ -21,7 +21,7 @@ from phantom_tun.lab.processes import (
     wait_paused,
 )
 from phantom_tun.lab.record import LabStore, NodeRecord
-from phantom_tun.places import SOCKET_VARIABLE
+from phantom_tun.places import CONFIG_VARIABLE, SOCKET_VARIABLE
 
 STOP_SECONDS = 30.0
 PAUSE_SECONDS = 10.0
@@ -63,7 +63,11 @@ def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
     :raises UnknownNode: there is no such node.
     """
     node = store.read().node(name)
-    environment = dict(os.environ) | {SOCKET_VARIABLE: node.control_socket}
+    files = provision.NodeFiles(Path(node.control_socket).parent)
+    environment = dict(os.environ) | {
+        SOCKET_VARIABLE: node.control_socket,
+        CONFIG_VARIABLE: str(files.config),
+    }
     environment["PATH"] = f"{provision.PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return ["nsenter", f"--net={node.holder}", "--"], environment
 

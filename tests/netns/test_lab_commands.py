@@ -96,6 +96,13 @@ def test_nobody_has_the_address(client: Node) -> None:
         assert "can't belong to anybody" in done.stderr
 
 
+def test_a_node_of_a_lab_knows_its_own_files(lab: Lab, client: Node) -> None:
+    done = client.phantom_tun("network", "invite")
+    assert f'name = "lab-{lab.name}"' in done.stdout
+    assert client.node_id in done.stdout
+    assert str(client.state_dir) in client.phantom_tun("config", "show").stdout
+
+
 def test_own_addresses(client: Node) -> None:
     done = client.phantom_tun("why", client.ap(4))
     assert (done.returncode, "others can reach it" in done.stdout) == (0, True)
@@ -175,11 +182,8 @@ def test_a_new_address_works_in_both_directions(client: Node, server: Node) -> N
             assert fetch(server, there) == f"0 200 {server.ap(version)}"
     assert server.phantom_tun("address", "remove", "a-second", "--yes").returncode == 0
     assert made["ap4"] not in server.check("ip", "addr", "show", "phantom0")
-    assert json.loads(server.phantom_tun("expose", "--list", "--json").stdout) == [
-        rule
-        for rule in json.loads(server.phantom_tun("expose", "--list", "--json").stdout)
-        if rule["identity"] == "default"
-    ]
+    rules = json.loads(server.phantom_tun("expose", "--list", "--json").stdout)
+    assert {rule["identity"] for rule in rules} == {"default"}
     assert server.phantom_tun("address", "show", "a-second").returncode == ExitCode.NOT_FOUND
 
 

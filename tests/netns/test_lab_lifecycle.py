@@ -276,14 +276,17 @@ def test_exec_passes_everything_through(stub_lab: StubLab, lab_name: str) -> Non
     socket_path = json.loads(run_lab("status", "--json", "--name", lab_name).stdout)[1][
         "control_socket"
     ]
-    script = "cat; echo to-stderr >&2; echo $PHANTOM_TUN_SOCKET; ip -br addr show eth0; exit 7"
+    script = (
+        "cat; echo to-stderr >&2; echo $PHANTOM_TUN_SOCKET; grep -c profile $PHANTOM_TUN_CONFIG; "
+        "ip -br addr show eth0; exit 7"
+    )
     done = run_lab(
         "exec", "--name", lab_name, "n2", "--", "sh", "-c", script, stdin="through stdin\n"
     )
     assert done.returncode == 7
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["through stdin", socket_path]
-    assert "10.2.0.1/8" in lines[2]
+    assert lines[:3] == ["through stdin", socket_path, "1"]
+    assert "10.2.0.1/8" in lines[3]
     assert done.stderr == "to-stderr\n"
 
 

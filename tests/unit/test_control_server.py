@@ -30,6 +30,7 @@ from phantom_tun.errors import (
     PathUnavailable,
     PhantomError,
     Unreachable,
+    UsageError,
 )
 from phantom_tun.testing.fake_backend import FAR4, NODE_IDS, FakeBackend
 
@@ -180,7 +181,8 @@ async def test_a_failed_build_is_unavailable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ConfigError("x"), "invalid"),
+        (UsageError("x"), "invalid"),
+        (ConfigError("x"), "failed"),
         (Unreachable("x"), "not_found"),
         (DeadlineExpired("x"), "timeout"),
         (PathUnavailable("x"), "unavailable"),
