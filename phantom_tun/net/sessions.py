@@ -185,9 +185,7 @@ class SessionService:
             self._opening -= 1
         self._counts["open_succeeded"] += 1
         carrier = carrier_over(secure)
-        entry = Entry(
-            identity.name, "out", target, source.port, protocol, None, secure.path_number
-        )
+        entry = Entry(identity.name, "out", target, source.port, protocol, None, secure.path_number)
         if not self._spawn(lambda: self._list(entry, carrier, secure)):
             carrier.abort()
         return carrier
