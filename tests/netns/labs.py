@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 
-def phantom_tun(
+def run_phantom_tun(
     *arguments: str, timeout: float = PATIENCE, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """``phantom-tun …`` in a process of its own."""
@@ -74,7 +74,7 @@ class Node:
         self.underlay6: str = facts["underlay6"]
         self.state_dir = Path(facts["state_dir"])
         self.roles: list[str] = facts["roles"]
-        self.log = Path(facts["log"])
+        self.directory = Path(facts["log"]).parent
         self.control_socket = Path(facts["control_socket"])
         self._addresses = {4: facts["ap4"], 6: facts["ap6"]}
         self.pid: int = facts["pid"]
@@ -95,6 +95,10 @@ class Node:
     def ask(self, request: Request[E, R]) -> R:
         """One request over the control socket."""
         return ControlClient(self.control_socket).call(request)
+
+    def memory(self) -> int:
+        """Resident bytes of the daemon."""
+        return resident(self.pid)
 
     @property
     def node_id(self) -> str:
@@ -129,7 +133,8 @@ class Node:
         with ThreadPoolExecutor(1) as executor:
             return executor.submit(enter).result()
 
-    def _command(self, command: Sequence[str]) -> list[str]:
+    def command(self, *command: str) -> list[str]:
+        """What runs ``command`` there."""
         return ["nsenter", f"--net={self._namespace_path}", "--", *command]
 
     def run(
@@ -137,7 +142,7 @@ class Node:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
         return subprocess.run(
-            self._command(command),
+            self.command(*command),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -153,14 +158,14 @@ class Node:
 
     def phantom_tun(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """``phantom-tun …`` about this node."""
-        return phantom_tun("lab", "exec", "--name", self._lab.name, self.name, "--",
+        return run_phantom_tun("lab", "exec", "--name", self._lab.name, self.name, "--",
                            "phantom-tun", *arguments)  # fmt: skip
 
     @contextlib.contextmanager
     def serving(self, port: int, *command: str, **options: Any) -> Iterator[None]:
         """A program that serves ``port`` until the end of the block."""
         with subprocess.Popen(
-            self._command(command),
+            self.command(*command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -212,6 +217,18 @@ class Node:
         sock.listen(512)
         return sock
 
+    @contextlib.contextmanager
+    def joined(
+        self, server: Node, port: int, version: int = 4
+    ) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Both ends of one connection to ``server``: the caller's, the called one's."""
+        with server.listen(version, port) as listener:
+            caller = self.dial(version, server.ap(version), port)
+            called, _ = listener.accept()
+        called.settimeout(caller.gettimeout())
+        with caller, called:
+            yield caller, called
+
 
 class Lab:
     """A network that is up."""
@@ -229,7 +246,7 @@ class Lab:
     def command(self, *arguments: str, timeout: float = PATIENCE) -> str:
         """``phantom-tun lab … --name …``, which must succeed."""
         verb, *rest = arguments
-        return phantom_tun("lab", verb, "--name", self.name, *rest, timeout=timeout, check=True
+        return run_phantom_tun("lab", verb, "--name", self.name, *rest, timeout=timeout, check=True
                            ).stdout  # fmt: skip
 
     def refresh(self) -> None:
@@ -241,7 +258,7 @@ class Lab:
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each daemon."""
-        return {name: resident(node.pid) for name, node in self.nodes.items()}
+        return {name: node.memory() for name, node in self.nodes.items()}
 
     def by_id(self) -> dict[str, Node]:
         """The nodes, by the ids that ``paths list`` shows."""
@@ -261,8 +278,8 @@ def lab_of(*options: str, seconds: float = 300.0) -> Iterator[Lab]:
     """``phantom-tun lab up OPTIONS``; gone at the end of the block."""
     name = f"acc{os.getpid()}-{next(_counter)}"
     try:
-        phantom_tun("lab", "up", "--name", name, "--timeout", f"{seconds:.0f}", *options,
+        run_phantom_tun("lab", "up", "--name", name, "--timeout", f"{seconds:.0f}", *options,
                     timeout=seconds + 60, check=True)  # fmt: skip
         yield Lab(name)
     finally:
-        phantom_tun("lab", "down", "--name", name, check=True)
+        run_phantom_tun("lab", "down", "--name", name, check=True)

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 from labs import Lab
 
+MOST_UNDER_WAY = 96 << 20
+"""Bytes that a chain of seven links may hold, mostly in the kernel's buffers."""
+MOST_GROWTH = 32 << 20
+"""Bytes that a daemon may grow by."""
+
 _PIECE = 1 << 16
 
 

@@ -3,7 +3,6 @@ TCP, UDP and ICMP would show it, and what must not pass doesn't."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import random
 import socket
@@ -29,7 +28,7 @@ from services import (
     KeyValue,
     serving,
 )
-from stalling import stall
+from stalling import MOST_GROWTH, MOST_UNDER_WAY, stall
 from watching import Watch, send_raw
 
 from phantom_tun.control.schema import ListPaths
@@ -43,8 +42,6 @@ AP4, AP6 = ipaddress.ip_network("240.0.0.0/4"), ipaddress.ip_network("2001:2f::/
 NOBODY = "65534"
 MAY_READ = 1 << 2
 """CAP_DAC_READ_SEARCH: what a relay needs where it can't otherwise read its own program."""
-MOST_UNDER_WAY = 96 << 20
-MOST_GROWTH = 32 << 20
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SILENCE = 5.0
 """Seconds without an answer after which nothing is taken to be the answer."""
@@ -91,19 +88,6 @@ def receive_all(sock: socket.socket) -> bytes:
     return bytes(data)
 
 
-@contextlib.contextmanager
-def joined(
-    client: Node, server: Node, version: int = 4
-) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of one connection."""
-    with server.listen(version, RAW) as listener:
-        caller = client.dial(version, server.ap(version), RAW)
-        called, _ = listener.accept()
-    called.settimeout(caller.gettimeout())
-    with caller, called:
-        yield caller, called
-
-
 # --- TCP ------------------------------------------------------------------------------------------
 
 
@@ -127,7 +111,7 @@ def test_half_close(client: Node, server: Node, version: int) -> None:
 
 
 def test_half_close_by_the_server(client: Node, server: Node) -> None:
-    with joined(client, server) as (caller, called):
+    with client.joined(server, RAW) as (caller, called):
         called.sendall(b"over to you")
         called.shutdown(socket.SHUT_WR)
         assert receive_all(caller) == b"over to you"
@@ -138,7 +122,7 @@ def test_half_close_by_the_server(client: Node, server: Node) -> None:
 
 @pytest.mark.parametrize("who", ["caller", "called"])
 def test_a_reset_reaches_the_other_end(client: Node, server: Node, who: str) -> None:
-    with joined(client, server) as (caller, called):
+    with client.joined(server, RAW) as (caller, called):
         resets, hears = (caller, called) if who == "caller" else (called, caller)
         caller.sendall(b"x")
         assert called.recv(1) == b"x"
@@ -151,7 +135,7 @@ def test_a_reset_reaches_the_other_end(client: Node, server: Node, who: str) -> 
 @pytest.mark.parametrize("who", ["caller", "called"])
 def test_bytes_arrive_whole_and_in_order(client: Node, server: Node, who: str) -> None:
     data = random.Random(who).randbytes(4 << 20)
-    with joined(client, server, 6) as (caller, called):
+    with client.joined(server, RAW, 6) as (caller, called):
         sends, reads = (caller, called) if who == "caller" else (called, caller)
 
         def send() -> None:
@@ -274,7 +258,7 @@ def test_a_port_that_is_exposed_to_one_address_only(
 def test_a_reader_that_stops_stops_the_sender(
     network: Lab, client: Node, server: Node, who: str, figures: Callable[[str], None]
 ) -> None:
-    with joined(client, server, 6) as ends:
+    with client.joined(server, RAW, 6) as ends:
         sender, reader = ends if who == "caller" else ends[::-1]
         seen = stall(network, sender, reader, 12.0)
     assert seen.accepted_late < 1 << 20
@@ -395,13 +379,13 @@ def test_what_is_for_no_ap_address_goes_nowhere(
             )
         finally:
             client.check("ip", "route", "del", prefix)
-        assert not {str(there) for there in outside.destinations()} & {address}
+        assert ipaddress.ip_address(address) not in outside.seen()
 
 
 def test_ap_addresses_are_never_seen_outside(client: Node, server: Node) -> None:
     with Watch(client, "eth0") as outside, client.dial(6, server.ap(6), ECHO) as sock:
         receive_until(sock, b"\n")
-        seen = outside.destinations()
+        seen = outside.seen()
     assert seen
     assert not [address for address in seen if address in AP4 or address in AP6]
 

@@ -28,6 +28,7 @@ class Watch:
             return sock
 
         self._socket = node.inside(open_socket)
+        self._seen: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
 
     def __enter__(self) -> Watch:
         return self
@@ -40,9 +41,9 @@ class Watch:
     ) -> None:
         self._socket.close()
 
-    def destinations(self) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-        """Whom all packets since the last call were for."""
-        found = set()
+    def seen(self) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+        """Whom all packets so far were for."""
+        found = self._seen
         while select.select([self._socket], [], [], 0)[0]:
             frame = self._socket.recv(128)
             kind, packet = int.from_bytes(frame[12:14], "big"), frame[_ETHERNET_LEN:]
