@@ -76,7 +76,13 @@ async def test_one_link_serves_both_sides(autojump_clock):
             assert info.signalling
             assert info.dialed is (node is a)
             assert info.silent == 0
-            assert node.count("links_accepted") == (node is b)
+
+
+async def test_who_was_dialed_can_tell(autojump_clock):
+    async with world(2) as (_, a, b):
+        await a.links.signal(b.ref, b"hello")
+        await wait_all_tasks_blocked()
+        assert (a.count("links_accepted"), b.count("links_accepted")) == (0, 1)
 
 
 async def test_waiting_together_dials_once(autojump_clock):
