@@ -17,7 +17,6 @@ from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
 from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.owned_entry import Accept, DirectEntry, OwnedEntry
 from phantom_tun.net.owned_exit import DirectExit, OwnedExit
-from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.tunnels import Tunnel
 from phantom_tun.path.hop import OwnedPath
 
@@ -26,6 +25,10 @@ FIRST_TUNNEL_TIMEOUT = 8.0
 
 WAIT_FOR_PATH = 15.0
 """Seconds that a connect waits for an exit path when there is none yet."""
+
+
+MAX_ENDING = 8
+"""Paths used once that are kept until they retire."""
 
 
 class OwnerEvents(Protocol):
@@ -66,6 +69,7 @@ class Connector:
         self._exits: dict[str, list[OwnedExit | DirectExit]] = {}
         self._entries: dict[str, list[OwnedEntry | DirectEntry]] = {}
         self._retired: list[OwnedExit | DirectExit | OwnedEntry | DirectEntry] = []
+        self._ending: list[OwnedExit] = []
         self._changed = trio.Event()
 
     # --- paths come and go ----------------------------------------------------------------------
@@ -75,7 +79,7 @@ class Connector:
 
         :raises DeadlineExpired: it gave none; the path is dropped again.
         """
-        user = self._plug_in(path, self._hub.limits)
+        user = self._plug_in(path)
         try:
             if isinstance(user, OwnedExit | OwnedEntry):
                 await user.wait_first(FIRST_TUNNEL_TIMEOUT)
@@ -95,17 +99,15 @@ class Connector:
             for users in table.values():
                 for user in [found for found in users if found.path is path]:
                     users.remove(user)  # type: ignore[arg-type]
-                    user.unplug()
+                    user.retire()
                     self._retired.append(user)
 
-    def _plug_in(
-        self, path: OwnedPath, limits: PoolLimits
-    ) -> OwnedExit | DirectExit | OwnedEntry | DirectEntry:
+    def _plug_in(self, path: OwnedPath) -> OwnedExit | DirectExit | OwnedEntry | DirectEntry:
         user: OwnedExit | OwnedEntry | DirectEntry
         if path.kind == "exit":
             if not path.members:
                 return DirectExit(path, self._dialer, self._database)
-            user = OwnedExit(path, self._hub, limits, self._events.path_died)
+            user = OwnedExit(path, self._hub, self._events.path_died)
         elif path.members:
             user = OwnedEntry(path, self._hub, self._events.handle_request, self._events.path_died)
         else:
@@ -189,14 +191,32 @@ class Connector:
         @asynccontextmanager
         async def use() -> AsyncIterator[OwnedExit | DirectExit]:
             path = await self._events.throwaway_exit(identity)
-            way = self._plug_in(path, PoolLimits(low=1, high=1))
+            way = self._plug_in(path)
+            assert isinstance(way, OwnedExit | DirectExit)  # noqa: S101
             try:
-                assert isinstance(way, OwnedExit | DirectExit)  # noqa: S101
+                if isinstance(way, OwnedExit):
+                    await way.wait_filled(FIRST_TUNNEL_TIMEOUT)
                 yield way
             finally:
-                way.unplug()
+                self._let_end(way)
 
         return use()
+
+    def _let_end(self, way: OwnedExit | DirectExit) -> None:
+        """A path that was used once goes on looking like any other until its time is over: one that
+        is given up at once would be known for an exit path, and its owner's side with it."""
+        self._ending = [ending for ending in self._ending if not ending.ended]
+        if isinstance(way, OwnedExit) and len(self._ending) < MAX_ENDING:
+            self._ending.append(way)
+            self._hub.start_or(self._idle_until_retired, way.unplug, way)
+        else:
+            way.unplug()
+
+    async def _idle_until_retired(self, way: OwnedExit) -> None:
+        try:
+            await trio.sleep(max(0.0, way.path.retires - self._hub.now()))
+        finally:
+            way.unplug()
 
     def queue_update(self, identity: str, call: bytes) -> None:
         """Have one of the identity's entry nodes carry out a netdb call, as soon as it opens a

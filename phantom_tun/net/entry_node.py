@@ -21,19 +21,20 @@ from phantom_tun.errors import (
     PathUnavailable,
     PeerError,
     StreamReset,
-    WorldError,
+    WireError,
 )
 from phantom_tun.ids import EntryId, NodeId, TunnelBlock
+from phantom_tun.net.announcer import BUILD_TIMEOUT, Announcer
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.peers import Peer
 from phantom_tun.net.rates import RateTable
-from phantom_tun.net.ready_pool import ReadyPool
 from phantom_tun.net.splice import splice
 from phantom_tun.net.tunnels import Tunnel
 from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import HopBlocks
 from phantom_tun.tunnel.layers import PackageBox, hop_layers
+from phantom_tun.wire.records import APRoute, decode
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 from phantom_tun.wire.tunnel import (
     Operation,
@@ -52,14 +53,9 @@ TAKE_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 15.0
 """Seconds for the callee to answer."""
 
-BUILD_TIMEOUT = 5.0
-"""Seconds from sending a block to the owner's init package."""
-
-BUILD_RETRY_DELAYS = (1.0, 3.0, 0.0)
-"""Seconds after each failed attempt at one ready tunnel."""
-
-FIRST_BLOCK_DELAYS = (0.0, 0.15, 0.3, 0.6, 1.2, 2.4, 4.8)
-"""Seconds between attempts at the first tunnel: the rest of the path may not stand yet."""
+SETTLING = (0.3, 0.9)
+"""Seconds from the second setup array to the first block, at least and at most: the owner of an
+exit path sends none before the array has come round."""
 
 NODE_RATE, NODE_BURST = 100.0, 400.0
 ENTRY_RATE, ENTRY_BURST = 200.0, 400.0
@@ -143,20 +139,29 @@ class EntryHop:
         self._update = update
         self._on_first_tunnel = on_first_tunnel
         self._blocks = HopBlocks(hop.path_secret, hub.now())
-        self._pool = ReadyPool(hub.limits, self._start_build)
-        self._expected: dict[TunnelBlock, trio.Event] = {}
+        self._announcer = Announcer(hub, draw=self._draw, send=self._send, on_silence=lambda: None)
         self._stands = False
         ((self._neighbour, self._connection),) = hop.neighbours
 
     def plug_in(self) -> None:
         """Start building ready tunnels."""
         self._hub.board.plug(self._neighbour.node_id, self._connection, self)
-        self._hub.start(self._knock)
+        self._hub.start(self._begin)
+        self._hub.start(self._retire)
 
     def unplug(self) -> None:
         """Stop; tunnels that are up finish by themselves."""
         self._hub.board.unplug(self._neighbour.node_id, self._connection)
-        self._pool.close()
+        self._announcer.stop()
+
+    async def _begin(self) -> None:
+        await trio.sleep(self._hub.rng.uniform(*SETTLING))
+        self._announcer.start()
+
+    async def _retire(self) -> None:
+        """An owner of an exit path sends no more blocks once it has stopped using it."""
+        await trio.sleep(max(0.0, _used_until(self.hop) - self._hub.now()))
+        self._announcer.stop()
 
     @property
     def last_used(self) -> float:
@@ -166,7 +171,7 @@ class EntryHop:
     @property
     def ready(self) -> int:
         """Ready tunnels."""
-        return self._pool.ready
+        return self._announcer.ready
 
     def block_arrived(self, block: TunnelBlock) -> None:
         """Blocks never travel towards an entry node."""
@@ -174,46 +179,23 @@ class EntryHop:
 
     # --- building -------------------------------------------------------------------------------
 
-    async def _knock(self) -> None:
-        for delay in FIRST_BLOCK_DELAYS:
-            await trio.sleep(delay)
-            if self._stands:
-                return
-            await self._send_block()
-
-    def _start_build(self) -> None:
-        self._hub.start(self._build)
-
-    async def _build(self) -> None:
-        for pause in BUILD_RETRY_DELAYS:
-            block = await self._send_block()
-            if block is not None:
-                came = self._expected[block] = trio.Event()
-                try:
-                    with trio.move_on_after(BUILD_TIMEOUT):
-                        await came.wait()
-                        return
-                finally:
-                    self._expected.pop(block, None)
-            self._hub.counts["entry_builds_unanswered"] += 1
-            await trio.sleep(pause)
-        self._pool.build_failed()
-
-    async def _send_block(self) -> TunnelBlock | None:
-        """Announce one tunnel to the owner; returns the block that will come back."""
+    def _draw(self) -> TunnelBlock:
         if self._blocks.exhausted:
-            return None
+            raise CapacityExceeded("the path has used up its blocks")
         first = TunnelBlock(self._hub.rng.randbytes(16))
-        try:
-            block = self._blocks.pass_on(first, 1, self._hub.now())
-            await self._hub.links.signal(self._neighbour, pack_block(self._connection, block))
-        except (WorldError, PeerError):
-            return None
-        return block
+        return self._blocks.pass_on(first, 1, self._hub.now())
+
+    async def _send(self, block: TunnelBlock) -> None:
+        await self._hub.links.signal(self._neighbour, pack_block(self._connection, block))
 
     async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
         """The owner's answer to one of our blocks."""
         pair = self._blocks.recognise(block, 0, self._hub.now())
+        announced = self._announcer.expects(block)
+        if announced is None:
+            self._hub.counts["drop_tunnel_late"] += 1
+            bulk.reset()
+            return
         secret = self.hop.path_secret
         layers = hop_layers(secret, pair)
         tunnel = Tunnel(
@@ -230,15 +212,10 @@ class EntryHop:
             return
         if init.operation is Operation.UPDATE:
             self._hub.start(self._update, init.content)
-        came = self._expected.pop(block, None)
         if not self._stands:
             self._stands = True
             self._on_first_tunnel(self.hop)
-        if came is not None:
-            came.set()
-        self._pool.adopt(asked_for=came is not None)
-        keep = self._hub.rng.uniform(self._hub.limits.recycle_min_s, self._hub.limits.recycle_max_s)
-        if await self._pool.offer_and_watch(tunnel, keep):
+        if await self._announcer.keep(tunnel, announced):
             await tunnel.wait_released()
         else:
             tunnel.reset()
@@ -248,7 +225,7 @@ class EntryHop:
     async def serve(self, sealed_request: bytes, bulk: Bulk) -> Status:
         """See :class:`EntryTarget`."""
         try:
-            tunnel = await self._pool.take(TAKE_TIMEOUT)
+            tunnel = await self._announcer.take(TAKE_TIMEOUT)
         except (DeadlineExpired, PathUnavailable):
             return Status.NO_TUNNEL
         try:
@@ -266,3 +243,11 @@ class EntryHop:
             with trio.CancelScope(shield=True):
                 await tunnel.aclose()
         return Status.OK
+
+
+def _used_until(hop: PathHop) -> float:
+    """When its owner stops using the path, as its route says."""
+    try:
+        return min(hop.expires, decode(APRoute, hop.route or b"").expires)
+    except WireError:
+        return hop.expires

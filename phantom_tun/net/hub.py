@@ -53,6 +53,18 @@ class TunnelHub:
             raise UsageError("the tunnel hub isn't running")
         self._nursery.start_soon(self.guard.once, work, *args)
 
+    def start_or(
+        self,
+        work: Callable[..., Awaitable[object]],
+        otherwise: Callable[[], None],
+        *args: object,
+    ) -> None:
+        """Run ``work`` in the background; if the node is stopping, do ``otherwise`` instead."""
+        try:
+            self.start(work, *args)
+        except (UsageError, RuntimeError):  # trio's own word for a nursery that is closed
+            otherwise()
+
     def now(self) -> float:
         """Seconds since the epoch."""
         return self.clock.now()

@@ -88,6 +88,17 @@ class OwnedEntry:
         for scope in self._idle.values():
             scope.cancel()
 
+    def retire(self) -> None:
+        """Others are no longer told of this path. It is the entry node that ends it, as it would be
+        the owner of an exit path: see there."""
+        self._hub.start_or(self._let_end, self.unplug)
+
+    async def _let_end(self) -> None:
+        try:
+            await trio.sleep(max(0.0, self.path.expires - self._hub.now()))
+        finally:
+            self.unplug()
+
     async def wait_first(self, within: float) -> None:
         """Wait until the entry node's first block came and was answered.
 
@@ -100,10 +111,9 @@ class OwnedEntry:
 
     def queue_update(self, call: bytes) -> None:
         """Have the entry node carry out a netdb call: it rides in the next tunnel's init package,
-        and one idle tunnel is given up so that a next one comes soon."""
+        which comes when the entry node replaces its oldest ready tunnel. Asking for one, by giving
+        up an idle one, would show every hop that this is an entry path, and whose end this is."""
         self._updates.append(call)
-        for scope in list(self._idle.values())[:1]:
-            scope.cancel()
 
     async def _watch(self) -> None:
         await self._first.wait()
@@ -223,6 +233,10 @@ class DirectEntry:
         """Stop serving the entry id."""
         if self.path.entry_id is not None:
             self._desk.forget(self.path.entry_id)
+
+    def retire(self) -> None:
+        """See :meth:`unplug`."""
+        self.unplug()
 
     async def serve(self, sealed_request: bytes, bulk: Bulk) -> Status:
         """See :class:`~phantom_tun.net.entry_node.EntryTarget`."""

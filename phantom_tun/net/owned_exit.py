@@ -17,13 +17,12 @@ from phantom_tun.errors import (
     PeerError,
     StreamReset,
     Unreachable,
-    WorldError,
 )
 from phantom_tun.ids import EntryId, NodeId, TunnelBlock
+from phantom_tun.net.announcer import BUILD_TIMEOUT, Announcer
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
 from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.ready_pool import PoolLimits, ReadyPool
 from phantom_tun.net.tunnels import Tunnel
 from phantom_tun.path.hop import OwnedPath
 from phantom_tun.tunnel.blocks import outbound_pairs
@@ -39,21 +38,11 @@ from phantom_tun.wire.tunnel import (
     unpack_status,
 )
 
-BUILD_TIMEOUT = 6.0
-"""Seconds from sending a block to the exit node's init package."""
-
 TAKE_TIMEOUT = 12.0
 """Seconds a connect may wait for a ready tunnel."""
 
 RESULT_TIMEOUT = 21.0
 """Seconds from the request to the result: a little more than the exit node allows itself."""
-
-FAILURES_UNTIL_DEAD = 3
-"""Builds in a row that fail before the path is given up. One that was overtaken by another isn't
-counted: the path works, it only has more to do than it can."""
-
-RETRY_DELAY = 0.5
-"""Seconds before a failed build is tried again."""
 
 
 class Exit(Protocol):
@@ -102,51 +91,55 @@ class OwnedExit:
         self,
         path: OwnedPath,
         hub: TunnelHub,
-        limits: PoolLimits,
         on_dead: Callable[[OwnedPath], None],
     ) -> None:
         self.path = path
         self._hub = hub
-        self._limits = limits
-        self._on_dead = on_dead
-        self._pool = ReadyPool(limits, self._start_build)
-        self._expected: dict[TunnelBlock, trio.Event] = {}
-        self._failures = 0
-        self._last_tunnel = 0.0
-        self._closed = False
-        self._first = trio.Event()
+        self._announcer = Announcer(
+            hub,
+            draw=lambda: TunnelBlock(hub.rng.randbytes(16)),
+            send=self._send,
+            on_silence=lambda: on_dead(path),
+        )
         self.active = 0
+        self.ended = False
+        """No new tunnels are built any more."""
 
     @property
     def ready(self) -> int:
         """Ready tunnels."""
-        return self._pool.ready
+        return self._announcer.ready
 
     def plug_in(self) -> None:
         """Start building ready tunnels."""
         self._hub.board.plug(self.path.members[0].node_id, self.path.first_connection, self)
-        self._pool.refill()
+        self._announcer.start()
 
     def unplug(self) -> None:
         """Stop building; tunnels in use finish by themselves."""
-        self._closed = True
         self._hub.board.unplug(self.path.members[0].node_id, self.path.first_connection)
-        self._pool.close()
+        self._announcer.stop()
+        self.ended = True
+
+    def retire(self) -> None:
+        """No new tunnels; those in use finish by themselves."""
+        self.unplug()
 
     async def wait_first(self, within: float) -> None:
         """Wait until the path has given its first tunnel.
 
         :raises DeadlineExpired: it didn't.
         """
-        with trio.move_on_after(within):
-            await self._first.wait()
-            return
-        raise DeadlineExpired("the path gave no tunnel")
+        await self._announcer.wait_first(within)
+
+    async def wait_filled(self, within: float) -> None:
+        """See :meth:`Announcer.wait_filled`."""
+        await self._announcer.wait_filled(within)
 
     def test(self) -> None:
         """Something went wrong on this path: give up its ready tunnels and build new ones, which
         shows whether it still works."""
-        self._pool.discard_ready()
+        self._announcer.discard_ready()
 
     # --- building -------------------------------------------------------------------------------
 
@@ -154,42 +147,14 @@ class OwnedExit:
         """Blocks never travel towards the owner of an exit path."""
         self._hub.counts["drop_block_at_owner"] += 1
 
-    def _start_build(self) -> None:
-        self._hub.start(self._build)
-
-    async def _build(self) -> None:
-        while not self._closed:
-            began = trio.current_time()
-            if await self._send_block_and_wait():
-                return
-            self._hub.counts["outbound_builds_failed"] += 1
-            self._failures += self._last_tunnel < began
-            if self._failures >= FAILURES_UNTIL_DEAD:
-                break
-            await trio.sleep(RETRY_DELAY)
-        self._pool.build_failed()
-        if not self._closed:
-            self._on_dead(self.path)
-
-    async def _send_block_and_wait(self) -> bool:
-        block = TunnelBlock(self._hub.rng.randbytes(16))
-        came = self._expected[block] = trio.Event()
+    async def _send(self, block: TunnelBlock) -> None:
         first = self.path.members[0]
-        try:
-            with trio.move_on_after(BUILD_TIMEOUT):
-                await self._hub.links.signal(first, pack_block(self.path.first_connection, block))
-                await came.wait()
-                return True
-        except WorldError:
-            return False
-        finally:
-            self._expected.pop(block, None)
-        return False
+        await self._hub.links.signal(first, pack_block(self.path.first_connection, block))
 
     async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
         """The exit node's answer to one of our blocks, through all hops."""
-        came = self._expected.pop(block, None)
-        if came is None:
+        announced = self._announcer.expects(block)
+        if announced is None:
             self._hub.counts["drop_tunnel_unexpected"] += 1
             bulk.reset()
             return
@@ -197,19 +162,16 @@ class OwnedExit:
         pairs = outbound_pairs(secrets, block)
         layers = owner_layers(secrets, pairs, outbound=True)
         box = PackageBox("exit", secrets[-1], pairs[-1])
-        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number)
+        tunnel = Tunnel(
+            bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number
+        )
         try:
             await tunnel.receive_package(Package.INIT, BUILD_TIMEOUT)
         except (StreamReset, DeadlineExpired, PeerError):
             self._hub.counts["outbound_builds_broken"] += 1
             tunnel.reset()
             return
-        came.set()
-        self._failures = 0
-        self._last_tunnel = trio.current_time()
-        self._first.set()
-        keep = self._hub.rng.uniform(self._limits.recycle_min_s, self._limits.recycle_max_s)
-        if await self._pool.offer_and_watch(tunnel, keep):
+        if await self._announcer.keep(tunnel, announced):
             self.active += 1
             try:
                 await tunnel.wait_released()
@@ -222,7 +184,7 @@ class OwnedExit:
 
     async def _exchange(self, request: Body) -> tuple[Body, Tunnel]:
         try:
-            tunnel = await self._pool.take(TAKE_TIMEOUT)
+            tunnel = await self._announcer.take(TAKE_TIMEOUT)
         except DeadlineExpired as error:
             raise PathUnavailable("the path gave no tunnel in time") from error
         try:
@@ -295,6 +257,9 @@ class DirectExit:
         return 1
 
     def unplug(self) -> None:
+        """Nothing to stop."""
+
+    def retire(self) -> None:
         """Nothing to stop."""
 
     async def connect(

@@ -59,10 +59,11 @@ SECOND_CHANCE = 30.0
 """The entry node publishes the route of a new path; after this we do it again."""
 ROUTE_CHECK = 15.0
 """Seconds between looks at which entry paths stand, if nobody says that they changed."""
-WITHDRAWN_FOR = 45.0
-"""A withdrawn route is replaced by one that expires so soon that no resolver uses it."""
-ARRIVAL = 15.0
-"""Seconds for a queued update to travel; then we look whether it arrived."""
+ARRIVAL = 130.0
+"""Seconds for a queued update to travel: it waits until the entry node replaces a ready tunnel.
+Then we look whether it arrived."""
+WITHDRAWN_FOR = ARRIVAL + 20.0
+"""A withdrawn route is replaced by one that expires as soon as it may have arrived."""
 PATIENCE = 3
 """Extensions that may fail in a row before the record goes through an exit path instead."""
 CALL_WITHIN = 45.0
@@ -168,6 +169,7 @@ class Publisher:
     # --- key record and lease -------------------------------------------------------------------
 
     async def _keep_key_record(self) -> None:
+        await self._tidy()
         while True:
             lease = self._identity.lease
             done = False

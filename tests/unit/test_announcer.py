@@ -1,0 +1,208 @@
+"""The end of a path that sends blocks: when it sends them, and when it stops."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+
+from phantom_tun.clock import SystemClock
+from phantom_tun.errors import CapacityExceeded, DeadlineExpired, LinkBroken
+from phantom_tun.guard import COUNTER
+from phantom_tun.ids import TunnelBlock
+from phantom_tun.net.announcer import (
+    BUILD_TIMEOUT,
+    FAILURES_UNTIL_SILENT,
+    KNOCKS,
+    RETRY_PAUSES,
+    Announcer,
+)
+from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.ready_pool import PoolLimits
+
+LIMITS = PoolLimits(low=3, high=6)
+
+
+class FakeTunnel:
+    """Silent until it is reset."""
+
+    def __init__(self):
+        self.was_reset = False
+
+    async def wait_readable(self):
+        await trio.sleep_forever()
+
+    def reset(self):
+        self.was_reset = True
+
+
+class Far:
+    """The other end of the path."""
+
+    def __init__(self, nursery, hub):
+        self.nursery = nursery
+        self.sent = []
+        self.delay = 0.1
+        self.answers = True
+        self.failure = None
+        self.silences = 0
+        self.tunnels = []
+        self.late = 0
+        self.began = trio.current_time()
+        self.announcer = Announcer(hub, draw=self.draw, send=self.send, on_silence=self.silent)
+
+    def draw(self):
+        if self.failure is not None:
+            raise self.failure
+        return TunnelBlock(random.randbytes(16))
+
+    async def send(self, block):
+        self.sent.append(round(trio.current_time() - self.began, 3))
+        if self.answers:
+            self.nursery.start_soon(self.come, block, self.delay)
+
+    async def come(self, block, delay):
+        await trio.sleep(delay)
+        announced = self.announcer.expects(block)
+        if announced is None:
+            self.late += 1
+            return
+        tunnel = FakeTunnel()
+        self.tunnels.append(tunnel)
+        if not await self.announcer.keep(tunnel, announced):
+            tunnel.reset()
+
+    def silent(self):
+        self.silences += 1
+
+
+@pytest.fixture
+async def far(autojump_clock, nursery):
+    hub = TunnelHub(None, None, LIMITS, SystemClock(), random.Random(4))
+    await nursery.start(hub.run)
+    yield Far(nursery, hub)
+    assert hub.counts[COUNTER] == 0
+
+
+async def test_one_block_at_first_then_the_pool_fills(far, autojump_clock):
+    far.announcer.start()
+    await far.announcer.wait_first(1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert far.sent == [0.0, 0.1, 0.1]
+    assert far.announcer.ready == 1
+    await far.announcer.wait_filled(1)
+    await trio.sleep(10)
+    assert far.announcer.ready == 3
+    assert far.sent == [0.0, 0.1, 0.1]
+
+
+async def test_a_path_that_does_not_stand_yet_is_knocked_at_more_and_more_rarely(
+    far, autojump_clock
+):
+    far.answers = False
+    far.announcer.start()
+    with pytest.raises(DeadlineExpired):
+        await far.announcer.wait_first(8)
+    await trio.sleep(60)
+    assert far.sent == [round(sum(KNOCKS[: n + 1]), 3) for n in range(len(KNOCKS))]
+    assert far.silences == 0
+
+
+async def test_knocks_count_as_tunnels_on_their_way(far, autojump_clock):
+    far.delay = 0.5
+    far.announcer.start()
+    await trio.sleep(20)
+    assert far.sent == [0.0, 0.15, 0.45]
+    assert far.announcer.ready == 3
+
+
+async def test_a_knock_that_was_lost_is_made_up_for(far, autojump_clock):
+    far.answers = False
+    far.announcer.start()
+    await trio.sleep(0.2)
+    far.answers = True
+    await trio.sleep(1)
+    assert far.announcer.ready == 1
+    await trio.sleep(BUILD_TIMEOUT)
+    assert far.announcer.ready == 3
+
+
+async def test_silence_is_noticed_after_three_blocks(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    far.answers = False
+    del far.sent[:]
+    far.began = trio.current_time()
+    assert await far.announcer.take(1)
+    await trio.sleep(60)
+    first, second = RETRY_PAUSES
+    assert far.sent == [
+        0.0,
+        BUILD_TIMEOUT + first,
+        2 * BUILD_TIMEOUT + first + second,
+    ]
+    assert len(far.sent) == FAILURES_UNTIL_SILENT
+    assert far.silences == 1
+
+
+async def test_a_tunnel_in_between_shows_that_the_path_works(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    far.answers = False
+    taken = [await far.announcer.take(1), await far.announcer.take(1)]
+    assert len(taken) == 2
+    await trio.sleep(BUILD_TIMEOUT - 0.5)
+    far.answers = True
+    assert await far.announcer.take(1)
+    await trio.sleep(20)
+    assert far.silences == 0
+    assert far.announcer.ready >= 3
+
+
+async def test_a_tunnel_that_comes_too_late_is_not_expected(far, autojump_clock):
+    far.delay = BUILD_TIMEOUT + 1
+    far.announcer.start()
+    await trio.sleep(2 * far.delay)
+    assert far.late
+    assert not far.tunnels
+    assert far.announcer.expects(TunnelBlock(bytes(16))) is None
+
+
+@pytest.mark.parametrize("failure", [LinkBroken("gone"), CapacityExceeded("used up")])
+async def test_blocks_that_can_not_be_sent_are_silence_too(far, autojump_clock, failure):
+    far.announcer.start()
+    await trio.sleep(5)
+    far.failure = failure
+    assert await far.announcer.take(1)
+    await trio.sleep(60)
+    assert far.silences == 1
+
+
+async def test_after_the_end_nothing_is_sent_and_ready_tunnels_are_given_up(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    far.announcer.stop()
+    await trio.sleep(300)
+    assert Counter(far.sent) == {0.0: 1, 0.1: 2}
+    assert all(tunnel.was_reset for tunnel in far.tunnels)
+    assert far.silences == 0
+
+
+async def test_an_end_before_the_beginning(far, autojump_clock):
+    far.announcer.start()
+    far.announcer.stop()
+    await trio.sleep(60)
+    assert far.sent == []
+
+
+async def test_ready_tunnels_are_replaced_in_time(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(LIMITS.recycle_max_s + 1)
+    assert len(far.sent) == 6
+    assert [tunnel.was_reset for tunnel in far.tunnels] == [True] * 3 + [False] * 3
+    far.announcer.discard_ready()
+    await trio.sleep(1)
+    assert len(far.sent) == 9
