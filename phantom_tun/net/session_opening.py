@@ -1,9 +1,10 @@
 """The side that connects: from an address to an established channel (docs/spec/session.md,
 "Connecting").
 
-The routes of the target are tried in random order. One that says nothing for ``FALLBACK_AFTER``
-seconds gets company by the next; the first answer that authenticates counts, the other attempts are
-given up. When all routes fail, the target's record is looked up afresh, once.
+The routes of the target are tried in random order, those that failed lately last. One that says
+nothing for ``FALLBACK_AFTER`` seconds gets company by the next; the first answer that authenticates
+counts, the other attempts are given up. When no route has answered, the target's record is looked
+up afresh, once, while the silent ones go on.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import ipaddress
 import ssl
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -31,9 +32,10 @@ from phantom_tun.errors import (
     Unreachable,
     WorldError,
 )
-from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.ids import ApAddress, EntryId, NodeId
 from phantom_tun.net.session_contexts import ContextCache
 from phantom_tun.net.session_ports import Connector, Directory, Identity, ResolvedAp
+from phantom_tun.net.session_routes import Route, Suspects
 from phantom_tun.net.session_tunnel import SecureTunnel, Spawn, release_unused
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
@@ -51,7 +53,11 @@ from phantom_tun.wire.session import (
 
 OPEN_WITHIN = 20.0
 """Seconds for everything from the lookup on."""
-FALLBACK_AFTER = 3.0
+FALLBACK_AFTER = 5.0
+"""More than a crowd of connections makes a working route wait."""
+SLOW_AFTER = 3.0
+"""A route that has said nothing for this long when it is given up, whoever does that, is tried last
+for a while."""
 MAX_ROUTES = 4
 """Routes tried of one record."""
 
@@ -91,7 +97,7 @@ class _Call:
 class _Race:
     """Attempts over several routes; the first result counts."""
 
-    __slots__ = ("decided", "errors", "failure", "winner")
+    __slots__ = ("decided", "errors", "failure", "lookup_failure", "running", "winner")
 
     def __init__(self) -> None:
         self.decided = trio.Event()
@@ -100,6 +106,10 @@ class _Race:
         """What the callee itself said."""
         self.errors: list[PhantomError] = []
         """Why routes failed."""
+        self.lookup_failure: Unreachable | None = None
+        """Why a fresh record couldn't be had."""
+        self.running: set[Route] = set()
+        """Routes of attempts that are under way."""
 
     def connected(self, secure: SecureTunnel) -> None:
         """An attempt succeeded."""
@@ -110,11 +120,13 @@ class _Race:
             self.decided.set()
 
     def answered(self, outcome: Outcome) -> None:
-        """The callee said no."""
+        """The callee said no. While another attempt is under way, that may just mean that the
+        callee is busy with that one: two connections of the same four numbers can't be."""
         if not self.decided.is_set():
             kind, reason = _FAILURES[outcome]
             self.failure = kind(reason)
-            self.decided.set()
+            if outcome is not Outcome.FILTERED or len(self.running) == 1:
+                self.decided.set()
 
     def result(self) -> SecureTunnel:
         """
@@ -125,6 +137,8 @@ class _Race:
             return self.winner
         if self.failure is not None:
             raise self.failure
+        if self.lookup_failure is not None:
+            raise self.lookup_failure
         if any(isinstance(error, Unreachable | PeerError) for error in self.errors):
             raise Unreachable("none of the ways in to this AP address works")
         if any(isinstance(error, PathUnavailable) for error in self.errors):
@@ -155,6 +169,7 @@ class SessionOpener:
         self._clock = clock
         self._rng = rng
         self._counts = counts
+        self._suspects = Suspects(clock)
 
     async def open(
         self,
@@ -172,14 +187,19 @@ class SessionOpener:
         """
         role = self._role(identity, source_port, is_ephemeral)
         with trio.move_on_after(OPEN_WITHIN):
-            resolved = await self._directory.resolve(identity.name, target.address)
+            resolved = await self._resolve(identity.name, target.address)
             race = await self._race(_Call(identity.name, role, resolved, protocol, target))
-            if race.winner is None and race.failure is None:
-                self._counts["open_lookups_repeated"] += 1
-                resolved = await self._directory.resolve(identity.name, target.address, fresh=True)
-                race = await self._race(_Call(identity.name, role, resolved, protocol, target))
             return race.result()
         raise NoAnswer("nobody answered in time")
+
+    async def _resolve(self, identity: str, address: ApAddress) -> ResolvedAp:
+        """What is known, or what is new if nothing that is known seems to work."""
+        resolved = await self._directory.resolve(identity, address)
+        routes = _valid(resolved, self._clock.now())
+        if routes and all(self._suspects.suspects(identity, route) for route in routes):
+            with suppress(Unreachable):
+                return await self._directory.resolve(identity, address, fresh=True)
+        return resolved
 
     def _role(self, identity: Identity, source_port: int, is_ephemeral: bool) -> _CallerRole:
         if not is_ephemeral:
@@ -210,15 +230,9 @@ class SessionOpener:
 
     async def _race(self, call: _Call) -> _Race:
         race = _Race()
-        now = self._clock.now()
-        routes = [route[:2] for route in call.resolved.routes if route[2] > now]
-        routes = self._rng.sample(routes, min(len(routes), MAX_ROUTES))
-        if not routes:
-            race.errors.append(Unreachable("no way in to this AP address is published"))
-            return race
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._start_attempts, call, routes, race)
+                nursery.start_soon(self._start_attempts, call, race)
                 await race.decided.wait()
                 nursery.cancel_scope.cancel()
         except BaseException:
@@ -227,26 +241,56 @@ class SessionOpener:
             raise
         return race
 
-    async def _start_attempts(
-        self, call: _Call, routes: Sequence[tuple[NodeId, EntryId]], race: _Race
-    ) -> None:
+    async def _start_attempts(self, call: _Call, race: _Race) -> None:
         async with trio.open_nursery() as nursery:
-            for entry_node, entry_id in routes:
-                failed = trio.Event()
-                nursery.start_soon(self._attempt, call, entry_node, entry_id, race, failed)
-                with trio.move_on_after(FALLBACK_AFTER):
-                    await failed.wait()
+            await self._try_routes(call, race, nursery)
+            if race.failure is None:
+                self._counts["open_lookups_repeated"] += 1
+                try:
+                    resolved = await self._directory.resolve(
+                        call.identity, call.target.address, fresh=True
+                    )
+                except Unreachable as error:
+                    race.lookup_failure = error
+                else:
+                    await self._try_routes(replace(call, resolved=resolved), race, nursery)
         race.decided.set()
 
-    async def _attempt(
-        self, call: _Call, entry_node: NodeId, entry_id: EntryId, race: _Race, failed: trio.Event
-    ) -> None:
+    async def _try_routes(self, call: _Call, race: _Race, nursery: trio.Nursery) -> None:
+        """One attempt after the other; returns when the last one has failed or is slow."""
+        routes = _valid(call.resolved, self._clock.now())
+        if not routes:
+            race.errors.append(Unreachable("no way in to this AP address is published"))
+        for route in self._suspects.in_order(call.identity, routes, self._rng)[:MAX_ROUTES]:
+            if race.failure is not None:
+                return
+            if route in race.running:
+                continue
+            failed = trio.Event()
+            nursery.start_soon(self._attempt, call, route, race, failed)
+            with trio.move_on_after(FALLBACK_AFTER) as patience:
+                await failed.wait()
+            if patience.cancelled_caught:
+                self._suspects.add(call.identity, route)
+
+    async def _attempt(self, call: _Call, route: Route, race: _Race, failed: trio.Event) -> None:
+        race.running.add(route)
+        given_up = trio.current_time() + SLOW_AFTER
         try:
-            await self._connect(call, entry_node, entry_id, race)
+            await self._connect(call, *route, race)
+            self._suspects.clear(call.identity, route)
         except (WorldError, PeerError) as error:
             self._counts[f"open_route_failed_{type(error).__name__}"] += 1
+            if not isinstance(error, PathUnavailable):  # which is our own path's fault
+                self._suspects.add(call.identity, route)
             race.errors.append(error)
             failed.set()
+        except trio.Cancelled:
+            if trio.current_time() >= given_up:
+                self._suspects.add(call.identity, route)
+            raise
+        finally:
+            race.running.discard(route)
 
     async def _connect(
         self, call: _Call, entry_node: NodeId, entry_id: EntryId, race: _Race
@@ -298,3 +342,7 @@ class SessionOpener:
             source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
             ephemeral=role.is_ephemeral,
         )
+
+
+def _valid(resolved: ResolvedAp, now: float) -> list[Route]:
+    return [route[:2] for route in resolved.routes if route[2] > now]

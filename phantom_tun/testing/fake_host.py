@@ -97,6 +97,8 @@ class FakeDirectory:
     leases: dict[ApAddress, PublicKey] = field(default_factory=dict)
     failure: Exception | None = None
     """What any lookup ends in."""
+    fresh_failure: Exception | None = None
+    """What a fresh one ends in."""
     confirm_delay: float = 0.0
     lookups: list[bool] = field(default_factory=list)
     """Whether each one was to be fresh."""
@@ -111,6 +113,8 @@ class FakeDirectory:
         self.lookups.append(fresh)
         if self.failure is not None:
             raise self.failure
+        if fresh and self.fresh_failure is not None:
+            raise self.fresh_failure
         record = self.fresh_records.get(address) if fresh else None
         record = record or self.records.get(address)
         if record is None:

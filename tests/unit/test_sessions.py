@@ -43,7 +43,13 @@ from phantom_tun.errors import (
 from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net import session_serving
 from phantom_tun.net.session_callers import CONFIRM_WITHIN, UNCONFIRMED_FOR
-from phantom_tun.net.session_opening import FALLBACK_AFTER, MAX_ROUTES, OPEN_WITHIN
+from phantom_tun.net.session_opening import (
+    FALLBACK_AFTER,
+    MAX_ROUTES,
+    OPEN_WITHIN,
+    SLOW_AFTER,
+)
+from phantom_tun.net.session_routes import SUSPECT_FOR
 from phantom_tun.net.session_serving import HANDSHAKE_WITHIN, LOCAL_WITHIN
 from phantom_tun.net.sessions import SessionSettings
 from phantom_tun.testing.fake_host import FakeRecord
@@ -370,6 +376,68 @@ async def test_when_all_routes_fail_the_record_is_looked_up_afresh(
         set_routes(world, (*ENTRY, START + 10_000), fresh=True)
         await world.connect()
         assert world.directory.lookups == [False, True]
+
+
+def silence(world: World, *numbers: int) -> None:
+    """Behind these routes nobody answers."""
+    for number in numbers:
+        way = Way(world.bob.service.handle_request, "bob", is_silent=True)
+        world.network.ways[route(number)[:2]] = way
+
+
+async def test_when_all_routes_are_silent_the_record_is_looked_up_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), route(2))
+        set_routes(world, route(2), (*ENTRY, START + 10_000), fresh=True)
+        silence(world, 1, 2)
+        started = trio.current_time()
+        await world.connect()
+        assert trio.current_time() - started == pytest.approx(2 * FALLBACK_AFTER)
+        assert world.directory.lookups == [False, True]
+        # The one that was still being waited for wasn't asked a second time.
+        assert len(world.network.exchanges) == 3
+
+
+async def test_a_route_that_was_silent_is_tried_last(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), (*ENTRY, START + 10_000))
+        silence(world, 1)
+        delays = []
+        for number in range(20):
+            started = trio.current_time()
+            await world.connect(source_port=SOURCE_PORT + number)
+            delays.append(trio.current_time() - started)
+        assert sum(delay > 0 for delay in delays) == 1
+        # Later it gets another chance.
+        await trio.sleep(SUSPECT_FOR)
+        for number in range(20, 30):
+            await world.connect(source_port=SOURCE_PORT + number)
+        assert sum(exchange.entry_id == route(1)[1] for exchange in world.network.exchanges) == 2
+
+
+async def test_applications_that_give_up_early_still_get_on(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), route(2))
+        set_routes(world, (*ENTRY, START + 10_000), fresh=True)
+        silence(world, 1, 2)
+        for _ in range(2):
+            with trio.move_on_after(SLOW_AFTER):
+                await world.connect()
+        with trio.fail_after(1):
+            await world.connect()
+
+
+async def test_without_a_fresh_record_the_known_one_is_used(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1))
+        with pytest.raises(Unreachable):
+            await world.connect()
+        world.network.ways[route(1)[:2]] = world.way
+        world.directory.fresh_failure = Unreachable("nobody could be asked")
+        await world.connect()
+        assert world.directory.lookups[-2:] == [False, True]
 
 
 async def test_silence_on_all_routes_is_silence(autojump_clock: MockClock) -> None:
