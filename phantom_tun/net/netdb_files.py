@@ -24,7 +24,7 @@ from phantom_tun.wire.records import NodeRecord
 FIRST_SAVE = 10.0
 SAVE_NODES_EVERY = 3 * MINUTE
 """Seconds between writing the node cache; the first time soon, in case of an early crash."""
-SAVE_HOLDINGS_EVERY = 10.0
+SAVE_HOLDINGS_EVERY = 2.0
 """Seconds between writing what is held, if it changed."""
 SAVE_RATE = 100_000.0
 """Bytes per second of holdings that are written at most, on average."""
