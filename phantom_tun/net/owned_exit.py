@@ -162,9 +162,7 @@ class OwnedExit:
         pairs = outbound_pairs(secrets, block)
         layers = owner_layers(secrets, pairs, outbound=True)
         box = PackageBox("exit", secrets[-1], pairs[-1])
-        tunnel = Tunnel(
-            bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number
-        )
+        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number)
         try:
             await tunnel.receive_package(Package.INIT, BUILD_TIMEOUT)
         except (StreamReset, DeadlineExpired, PeerError):
