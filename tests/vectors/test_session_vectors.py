@@ -17,7 +17,7 @@ from phantom_tun.tunnel.answer import callee_wrap, caller_wrap, lock_answer, unl
 from phantom_tun.tunnel.request import open_request, seal_request
 from phantom_tun.wire.session import Answer, Outcome, Protocol, Request
 
-VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "session.json").read_text())
+VECTORS = json.loads((Path(__file__).parent / "session.json").read_text())
 INPUTS: dict[str, Any] = VECTORS["inputs"]
 
 

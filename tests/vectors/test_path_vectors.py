@@ -13,7 +13,7 @@ from phantom_tun.path.member import Member, MemberLimits
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import ARRAY_LEN, slot_range
 
-VECTOR = json.loads((Path(__file__).parent.parent / "vectors" / "path.json").read_text())
+VECTOR = json.loads((Path(__file__).parent / "path.json").read_text())
 
 
 def raw(name):
