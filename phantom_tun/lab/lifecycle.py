@@ -23,15 +23,12 @@ from phantom_tun.lab.errors import (
     UnknownLab,
 )
 from phantom_tun.lab.plan import LabPlan, namespace_prefix, parse_name
-from phantom_tun.lab.processes import (
-    ProcessRef,
-    kill,
-    reference,
-)
+from phantom_tun.lab.processes import ProcessRef, kill, reference, started_as
 from phantom_tun.lab.record import LabRecord, LabStore, default_root
 
 _TOOLS = ("ip", "tc", "nsenter", "setpriv")
 _NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+_REMOVE_SECONDS = 10.0
 _FILES_OF_A_LAB = ("nodes", "netns", "network.toml", "switch.log", "switch.ready")
 
 
@@ -96,7 +93,7 @@ def open_lab(name: str, root: Path | None = None) -> LabStore:
 def down(name: str, root: Path | None = None) -> bool:
     """End a lab, whatever state it is in. ``False``: there was none of this name.
 
-    :raises LabFailed: another command is working on it, or a process would not die.
+    :raises LabFailed: another command is working on it, or something would not go.
     """
     store = LabStore(root or default_root(), parse_name(name))
     if not store.exists():
@@ -113,7 +110,7 @@ def down(name: str, root: Path | None = None) -> bool:
 def remove(store: LabStore) -> None:
     """Take away every process, namespace and file of a lab. Not to be interrupted.
 
-    :raises LabFailed: a process would not die.
+    :raises LabFailed: a process would not die, or a file would not go.
     """
     with signals.held_back():
         try:
@@ -121,12 +118,9 @@ def remove(store: LabStore) -> None:
         except UnknownLab:  # crashed before or while the record was written
             record = None
         holders = _stray_holders(store.name)
-        recorded: list[ProcessRef] = []
         if record is not None:
             holders |= set(record.holders)
-            recorded = [node.process for node in record.nodes if node.process is not None]
-        found = [reference(pid) for pid in namespaces.processes_inside(holders)]
-        left = kill({*recorded, *(process for process in found if process is not None)})
+        left = _end_processes(record, holders)
         for holder in holders:
             namespaces.remove(holder)
         directory = Path(record.directory) if record is not None else store.place
@@ -138,6 +132,26 @@ def remove(store: LabStore) -> None:
         store.forget()
     if left:
         raise LabFailed(f"processes would not die: {', '.join(str(p.pid) for p in left)}")
+
+
+def _end_processes(record: LabRecord | None, holders: set[Path]) -> list[ProcessRef]:
+    """Kill everything that belongs to a lab; returns what would not die.
+
+    Looks again until nobody is left: who was just being started, or started by those we killed,
+    may not have been in the namespace yet.
+    """
+    nodes = record.nodes if record is not None else ()
+    recorded = [node.process for node in nodes if node.process is not None]
+    commands = [node.command for node in nodes]
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    left = kill(recorded)
+    while not left:
+        pids = {*namespaces.processes_inside(holders), *started_as(commands)}
+        found = [process for pid in pids if (process := reference(pid)) is not None]
+        if not found:
+            break
+        left = kill(found) if time.monotonic() < deadline else found
+    return left
 
 
 def check_machine() -> None:
@@ -222,10 +236,22 @@ def _effective_capabilities() -> int:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """
+    :raises LabFailed: it won't go, for instance because somebody keeps writing there.
+    """
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    while True:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LabFailed(f"can't remove {path}: {error.strerror}") from error
+            time.sleep(0.05)
+        else:
+            return
 
 
 @contextmanager

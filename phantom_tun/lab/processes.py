@@ -11,6 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -58,6 +59,18 @@ def reference(pid: int) -> ProcessRef | None:
     """The process that has this id now; ``None`` if there is none."""
     fields = _stat(pid)
     return ProcessRef(pid, int(fields[19])) if fields else None
+
+
+def started_as(commands: Collection[Sequence[str]]) -> list[int]:
+    """The process ids of all that were started with one of these commands, and have not become
+    something else since."""
+    wanted = {b"".join(os.fsencode(word) + b"\0" for word in command) for command in commands}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it is gone
+            if (process / "cmdline").read_bytes() in wanted:
+                found.append(int(process.name))
+    return found
 
 
 def is_alive(process: ProcessRef) -> bool:

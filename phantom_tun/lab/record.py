@@ -170,8 +170,9 @@ class LabStore:
 
     def forget(self) -> None:
         """Give the name free, and the root too if this was the last lab."""
-        for file in (_RECORD, _LOCK):
-            (self.place / file).unlink(missing_ok=True)
+        unfinished = self.place.glob(f".{_RECORD}.*")  # whoever wrote it was killed meanwhile
+        for file in (*unfinished, self.place / _RECORD, self.place / _LOCK):
+            file.unlink(missing_ok=True)
         for directory in (self.place, self.root):
             try:
                 directory.rmdir()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from conftest import StubLab, cli_with_stubs, run_lab, two_nodes
 
@@ -211,6 +212,22 @@ def test_after_a_crash_of_up_down_cleans_up(lab_name: str) -> None:
     assert traces(lab_name) == []
 
 
+def test_after_a_crash_while_a_daemon_was_being_started_down_cleans_up(
+    stub_lab: StubLab, lab_name: str
+) -> None:
+    store = stub_lab()
+    record = store.read()
+    # What is on its way into its namespace is known by its command alone.
+    command = ("sleep", f"1000.{lab_name.removeprefix('t').replace('-', '')}")
+    nodes = (*record.nodes[:-1], msgspec.structs.replace(record.nodes[-1], command=command))
+    store.write(msgspec.structs.replace(record, nodes=nodes))
+    (store.place / ".lab.json.half").write_text("{")
+    with subprocess.Popen(command) as late:
+        assert lifecycle.down(lab_name)
+        assert late.wait(10) == -signal.SIGKILL
+    assert traces(lab_name) == []
+
+
 def test_after_a_crash_with_a_damaged_record_down_cleans_up(
     stub_lab: StubLab, lab_name: str
 ) -> None:
@@ -243,6 +260,18 @@ def test_down_leaves_nothing(stub_lab: StubLab, lab_name: str, delay_ms: float) 
         assert traces(lab_name)
         assert lifecycle.down(lab_name)
         assert visitor.wait(10) == -signal.SIGKILL
+    assert traces(lab_name) == []
+
+
+def test_down_wins_against_programs_that_keep_writing(stub_lab: StubLab, lab_name: str) -> None:
+    store = stub_lab()
+    prefix, environment = lab_nodes.inside(store, "n1")
+    files = lab_nodes.status(store)[0].state_dir
+    restless = 'while :; do (: > "$0/$(date +%N)"; sleep 0.05) & sleep 0.002; done'
+    with subprocess.Popen([*prefix, "sh", "-c", restless, files], env=environment) as writer:
+        wait_until(lambda: len(list(Path(files).iterdir())) > 20)
+        assert lifecycle.down(lab_name)
+        assert writer.wait(10) == -signal.SIGKILL
     assert traces(lab_name) == []
 
 

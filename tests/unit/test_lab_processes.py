@@ -18,6 +18,7 @@ from phantom_tun.lab.processes import (
     reference,
     send_signal,
     spawn,
+    started_as,
     wait_gone,
     wait_paused,
 )
@@ -64,6 +65,12 @@ def test_another_start_time_is_another_process(sleeper: ProcessRef) -> None:
     assert not send_signal(stranger, signal.SIGKILL)
     assert kill([stranger]) == []
     assert is_alive(sleeper)
+
+
+def test_found_by_what_started_it(sleeper: ProcessRef) -> None:
+    assert sleeper.pid in started_as([("true",), ("sleep", "1000")])
+    assert sleeper.pid not in started_as([("sleep",), ("sleep", "10001"), ("sleep", "1000", "")])
+    assert started_as([]) == []
 
 
 def test_nobody(tmp_path: Path) -> None:

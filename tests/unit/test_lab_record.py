@@ -142,3 +142,17 @@ def test_the_root_is_ours_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     root.mkdir()
     with pytest.raises(LabFailed, match="somebody else"):
         default_root()
+
+
+def test_what_a_killed_writer_left_goes_with_the_record(store: LabStore) -> None:
+    store.write(a_record())
+    (store.place / ".lab.json.x7f2").write_text("{")
+    store.forget()
+    assert not store.exists()
+
+
+def test_files_of_others_stay(store: LabStore) -> None:
+    store.write(a_record())
+    (store.place / "notes").write_text("mine")
+    store.forget()
+    assert [path.name for path in store.place.iterdir()] == ["notes"]
