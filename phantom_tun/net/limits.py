@@ -24,8 +24,10 @@ class LinkLimits:
     # --- dialing ---
     dial_deadline: float = 10.0
     """From the TCP connection to the upgraded link."""
-    dials: int = 64
+    dials: int = 256
     """At the same time, to everyone."""
+    dials_for_other: int = 16
+    """At the same time, because one neighbour asks for them."""
     waiting: int = 1024
     """Dials and openings that may wait for their turn."""
 
@@ -42,6 +44,10 @@ class LinkLimits:
     """Own calls to one neighbour without an answer yet."""
     calls_served: int = 32
     """Calls of one neighbour that are received, worked on or answered at one time."""
+    calls_memory: int = 33_554_432
+    """Bytes of calls of all neighbours whose last chunk hasn't come yet."""
+    call_patience: float = 20.0
+    """For all chunks of a call."""
     call_deadline: float = 10.0
     signal_rate: float = 200.0
     signal_burst: float = 1000.0

@@ -23,6 +23,7 @@ from phantom_tun.errors import LinkBroken, PeerError, WireError
 from phantom_tun.guard import Guard
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer, origin
+from phantom_tun.net.shares import Shares
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
 from phantom_tun.net.web import Site, Visitor
 from phantom_tun.wire.door import SERVER_NONCE_LEN, Door, DoorKeeper, LinkKind
@@ -32,38 +33,6 @@ from phantom_tun.wire.nodes import IpAddress
 READ_LEN = 4096
 
 OnLink = Callable[[TlsConnection, Peer, LinkKind], Awaitable[None]]
-
-
-class Strangers:
-    """Counts connections that have not authenticated, in all and per address."""
-
-    __slots__ = ("_per_address", "_per_address_limit", "_total", "_total_limit")
-
-    def __init__(self, total: int, per_address: int) -> None:
-        self._total_limit = total
-        self._per_address_limit = per_address
-        self._total = 0
-        self._per_address: Counter[bytes] = Counter()
-
-    def __len__(self) -> int:
-        return self._total
-
-    def admit(self, address: IpAddress) -> bool:
-        """Take a place, if there is one."""
-        key = origin(address)
-        if self._total >= self._total_limit or self._per_address[key] >= self._per_address_limit:
-            return False
-        self._total += 1
-        self._per_address[key] += 1
-        return True
-
-    def leave(self, address: IpAddress) -> None:
-        """Give the place back."""
-        key = origin(address)
-        self._total -= 1
-        self._per_address[key] -= 1
-        if not self._per_address[key]:
-            del self._per_address[key]
 
 
 class Listener:
@@ -95,7 +64,7 @@ class Listener:
         self._counts = counts
         self._on_link = on_link
         self._guard = Guard(counts)
-        self._strangers = Strangers(limits.strangers, limits.strangers_per_address)
+        self._strangers: Shares[bytes] = Shares(limits.strangers, limits.strangers_per_address)
 
     @property
     def strangers(self) -> int:
@@ -120,7 +89,7 @@ class Listener:
                 address = ipaddress.ip_address(source[0].partition("%")[0])
                 if isinstance(address, ipaddress.IPv6Address):
                     address = address.ipv4_mapped or address
-                if self._strangers.admit(address):
+                if self._strangers.take(origin(address)):
                     nursery.start_soon(self._guard.once, self._meet, tcp, address)
                 else:
                     self._counts["drop_stranger_limit"] += 1
@@ -130,7 +99,7 @@ class Listener:
         try:
             found = await self._authenticate(tcp, address)
         finally:
-            self._strangers.leave(address)
+            self._strangers.leave(origin(address))
         if found is not None:
             await self._on_link(*found)
 

@@ -55,6 +55,8 @@ class Neighbour:
         self.peer = peer
         self.served: set[BulkLink] = set()
         """Links on which the peer starts uses."""
+        self.dialing = 0
+        """Links that are being dialed because the peer asked for them."""
         self.pool = BulkPool(self._bring_bulk, spawn, limits, counts)
         self._own_id = own_id
         self._dial = dial

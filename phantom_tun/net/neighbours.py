@@ -266,7 +266,7 @@ class Neighbours:
         neighbour = self._neighbours.get(peer.node_id)
         if neighbour is None or neighbour.ref is None:
             return False
-        if self._is_full(neighbour):
+        if self._is_full(neighbour) or neighbour.dialing >= self._limits.dials_for_other:
             return False
         self._spawn(self._dial_for_other, neighbour, neighbour.ref)
         return True
@@ -285,6 +285,7 @@ class Neighbours:
     # --- bulk links on which the neighbour starts uses -------------------------------------------
 
     async def _dial_for_other(self, neighbour: Neighbour, ref: NodeRef) -> None:
+        neighbour.dialing += 1
         try:
             connection = await self._dial(ref, LinkKind.BULK_FOR_OTHER)
         except PhantomError:
@@ -292,6 +293,8 @@ class Neighbours:
             if link is not None:
                 link.decline()
             return
+        finally:
+            neighbour.dialing -= 1
         await self._serve_bulk(neighbour, BulkLink(connection, Peer(ref.node_id, ref.address)))
 
     async def _serve_bulk(self, neighbour: Neighbour, link: BulkLink) -> None:

@@ -8,7 +8,7 @@ nor an owner, whose own array has come round, from a member.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +23,7 @@ from phantom_tun.ids import ConnectionId, NodeId
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.peers import Peer
 from phantom_tun.net.rates import RateTable
+from phantom_tun.net.shares import Shares
 from phantom_tun.path.candidates import prefix
 from phantom_tun.path.hop import PathHop
 from phantom_tun.path.keys import PathKeys, PublishedPathKey
@@ -66,6 +67,12 @@ class ArrayLimits:
     prefix_burst: float = 200.0
     receiving: int = 64
     """Arrays that are being received at one time."""
+    receiving_per_node: int = 8
+    """Of those, from one neighbour: it could send them as slowly as it likes."""
+    forwarding: int = 128
+    """Arrays on their way to the next member. Their owners choose it, and may want it silent."""
+    forwarding_per_node: int = 16
+    """Of those, brought by one neighbour."""
     receive_deadline: float = 20.0
     forward_deadline: float = 20.0
     sweep_every: float = 5.0
@@ -124,7 +131,8 @@ class PathMember:
         self._limits = limits = limits or ArrayLimits()
         self._by_node: RateTable[NodeId] = RateTable(limits.per_node, limits.node_burst)
         self._by_prefix: RateTable[bytes] = RateTable(limits.per_prefix, limits.prefix_burst)
-        self._receiving = 0
+        self._receiving: Shares[NodeId] = Shares(limits.receiving, limits.receiving_per_node)
+        self._forwarding: Shares[NodeId] = Shares(limits.forwarding, limits.forwarding_per_node)
         self._returns: dict[tuple[NodeId, ConnectionId], Return] = {}
         self._keeping: dict[int, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -147,6 +155,11 @@ class PathMember:
             if self._keys.refresh(now):
                 self._on_new_key(self._keys.published)
 
+    def _start(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        if self._nursery is None:
+            raise UsageError("the path member isn't running")
+        self._nursery.start_soon(self._guard.once, work, *args)
+
     def statistics(self) -> dict[str, int]:
         """Counters by name; every array that was dropped is in one of them."""
         return {
@@ -161,32 +174,40 @@ class PathMember:
     async def handle_array(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
         """A neighbour brings an array. Never raises on account of what is in it."""
         connection = ConnectionId(opening_id(opening))
-        if self._receiving >= self._limits.receiving:
+        if not self._receiving.take(peer.node_id):
             self._counts["drop_array_receiving"] += 1
             bulk.reset()
             return
-        array = await self._read(bulk)
+        try:
+            array = await self._read(bulk)
+        finally:
+            self._receiving.leave(peer.node_id)
         if array is None:
             self._counts["drop_array_broken"] += 1
             return
         returned = self._returns.pop((peer.node_id, connection), None)
         if returned is not None:
             returned.take(array)
-        elif self._allowed(peer):
-            await self._take_part(peer, connection, array)
-        else:
+        elif not self._allowed(peer):
             self._counts["drop_array_rate"] += 1
+        elif not self._forwarding.take(peer.node_id):
+            self._counts["drop_array_forwarding"] += 1
+        else:
+            self._take_part(peer, connection, array)
 
-    async def _take_part(self, peer: Peer, connection: ConnectionId, array: bytes) -> None:
+    def _take_part(self, peer: Peer, connection: ConnectionId, array: bytes) -> None:
         try:
             accepted = self._member.receive(peer.node_id, connection, array, self._clock.now())
         except ArrayRefused as refused:
             self._counts[f"drop_array_{refused.reason.value}"] += 1
+            self._forwarding.leave(peer.node_id)
             return
         self._counts["arrays_accepted"] += 1
         if accepted.hop is not None:
             self._add_hop(accepted.hop, accepted.successor)
-        await self._pass_on(accepted)
+        # Not in the task that serves the link: its next use would have to wait, and whoever brought
+        # the array could tell by that whether it went on.
+        self._start(self._pass_on, accepted, peer.node_id)
 
     def _allowed(self, peer: Peer) -> bool:
         now = self._clock.now()
@@ -196,7 +217,6 @@ class PathMember:
 
     async def _read(self, bulk: Bulk) -> bytes | None:
         """One array, acknowledged by FIN; ``None`` if it didn't come whole and in time."""
-        self._receiving += 1
         try:
             with trio.move_on_after(self._limits.receive_deadline):
                 array = await bulk.receive_exactly(ARRAY_LEN)
@@ -205,17 +225,17 @@ class PathMember:
                 return array
         except (LinkBroken, PeerError):
             pass
-        finally:
-            self._receiving -= 1
         bulk.reset()
         return None
 
-    async def _pass_on(self, accepted: Accepted) -> None:
+    async def _pass_on(self, accepted: Accepted, brought_by: NodeId) -> None:
         try:
             with trio.fail_after(self._limits.forward_deadline):
                 await self.send_array(accepted.next, accepted.array)
         except (WorldError, trio.TooSlowError):
             self._counts["drop_array_next_unreachable"] += 1
+        finally:
+            self._forwarding.leave(brought_by)
 
     async def send_array(self, to: Neighbour, array: bytes) -> None:
         """Bring an array to a node.
@@ -246,12 +266,10 @@ class PathMember:
     # --- hops -----------------------------------------------------------------------------------
 
     def _add_hop(self, hop: PathHop, successor: NodeRef | None) -> None:
-        if self._nursery is None:
-            raise UsageError("the path member isn't running")
         self._counts[f"hops_{hop.role}"] += 1
         self._on_hop(hop)
         if successor is not None:
-            self._nursery.start_soon(self._guard.once, self._keep_link, hop, successor)
+            self._start(self._keep_link, hop, successor)
 
     def hop_ended(self, hop: PathHop) -> None:
         """Somebody else found that a hop is over before its expiry. Idempotent."""

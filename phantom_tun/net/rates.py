@@ -25,7 +25,8 @@ class RateTable(Generic[Key]):
     def allow(self, key: Key, now: float) -> bool:
         """Take one token for ``key`` if there is one."""
         tokens, refilled = self._buckets.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - refilled) * self._rate)
+        # The clock may have been set back.
+        tokens = min(self._burst, tokens + max(0.0, now - refilled) * self._rate)
         allowed = tokens >= 1
         self._buckets[key] = (tokens - allowed, now)
         if len(self._buckets) > self._size:

@@ -70,6 +70,8 @@ class Quotas:
     """What each neighbour may send, over however many links."""
 
     def __init__(self, limits: LinkLimits) -> None:
+        self.assembling = 0
+        """Bytes of unfinished calls, of all neighbours."""
         self._tables: dict[Frame, RateTable[NodeId]] = {
             Frame.SIGNAL: RateTable(limits.signal_rate, limits.signal_burst),
             Frame.CALL: RateTable(limits.call_rate, limits.call_burst),
@@ -125,6 +127,8 @@ class SignalLink:
         self._replies: dict[int, _Reply] = {}
         self._answers = Assembler()
         self._calls = Assembler()
+        self._begun: dict[int, float] = {}
+        """When the first chunk of an unfinished call came."""
         self._served = 0
         self._used = self.heard
         self._retiring = False
@@ -214,6 +218,7 @@ class SignalLink:
             self._counts["drop_signalling_violation"] += 1
         finally:
             self._over = True
+            self._forget_unfinished(trio.current_time())
             self._connection.close()
             self._counts["lost_messages"] += len(self._outbox)
             for reply in self._replies.values():
@@ -252,6 +257,7 @@ class SignalLink:
         limits = self._limits
         while True:
             now = trio.current_time()
+            self._forget_unfinished(now - limits.call_patience)
             dead_at = self.heard + limits.dead_after
             ping_at = self.heard + limits.ping_after
             if now >= dead_at:
@@ -339,11 +345,36 @@ class SignalLink:
             if self._served + len(self._calls) >= self._limits.calls_served:
                 self._counts["drop_call_limit"] += 1
                 return
-        body = self._calls.add(chunk)
+            self._begun[chunk.number] = trio.current_time()
+        body = self._add_to_call(chunk)
         if body is not None:
             self.touch()
             self._served += 1
             nursery.start_soon(self._guard.once, self._serve_call, chunk.number, body)
+
+    def _add_to_call(self, chunk: Chunk) -> bytes | None:
+        if self._quotas.assembling + len(chunk.data) > self._limits.calls_memory:
+            self._counts["drop_call_memory"] += 1
+            self._forget_call(chunk.number)
+            return None
+        before = self._calls.size
+        try:
+            return self._calls.add(chunk)
+        finally:
+            self._quotas.assembling += self._calls.size - before
+            if chunk.last:
+                self._begun.pop(chunk.number, None)
+
+    def _forget_call(self, number: int) -> None:
+        before = self._calls.size
+        self._calls.forget(number)
+        self._begun.pop(number, None)
+        self._quotas.assembling += self._calls.size - before
+
+    def _forget_unfinished(self, since: float) -> None:
+        for number in [number for number, begun in self._begun.items() if begun <= since]:
+            self._counts["drop_call_unfinished"] += 1
+            self._forget_call(number)
 
     async def _serve_call(self, number: int, body: bytes) -> None:
         self._counts["calls_served"] += 1

@@ -68,7 +68,9 @@ class HopBlocks:
         """
         if block in self._seen:
             raise ProtocolViolation("a tunnel block came twice")
-        self._tokens = min(BLOCK_BURST, self._tokens + (now - self._refilled) * BLOCK_RATE)
+        # The clock may have been set back.
+        passed = max(0.0, now - self._refilled)
+        self._tokens = min(BLOCK_BURST, self._tokens + passed * BLOCK_RATE)
         self._refilled = now
         pending = self._pending[from_side]
         self._forget(pending, now)

@@ -167,6 +167,11 @@ class Assembler:
     def __len__(self) -> int:
         return len(self._bodies)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that isn't complete."""
+        return sum(map(len, self._bodies.values()))
+
     def add(self, chunk: Chunk) -> bytes | None:
         """The whole body once its last chunk came. Chunks of a body whose first one was refused or
         never came are ignored.

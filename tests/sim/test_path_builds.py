@@ -334,8 +334,9 @@ async def test_a_prefix_has_a_rate_of_its_own(autojump_clock):
 async def test_an_array_that_never_ends_is_given_up(autojump_clock):
     async with path_world(2) as world:
         one, other = world.nodes
+        most = ArrayLimits().receiving_per_node
         opening = pack_opening(Opening.ARRAY, b"c" * 16, b"", one.rng)
-        bulks = [await one.links.open_bulk(other.ref, opening) for _ in range(64)]
+        bulks = [await one.links.open_bulk(other.ref, opening) for _ in range(most)]
         for bulk in bulks:
             await bulk.send_bytes(bytes(1000))
         await trio.sleep(1)
@@ -346,7 +347,7 @@ async def test_an_array_that_never_ends_is_given_up(autojump_clock):
         await trio.sleep(1)
         assert other.paths.statistics()["drop_array_receiving"] == 1
         await trio.sleep(ArrayLimits().receive_deadline)
-        assert other.paths.statistics()["drop_array_broken"] == 64
+        assert other.paths.statistics()["drop_array_broken"] == most
         for bulk in bulks:
             bulk.reset()
 
