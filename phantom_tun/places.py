@@ -1,8 +1,10 @@
 """Where things are by default, for the system's node (root) and for a user's own node.
 
 The environment overrides two of them: ``PHANTOM_TUN_CONFIG`` (the configuration file) and
-``PHANTOM_TUN_SOCKET`` (the control socket). A service manager names the directories it made for
-us in ``CONFIGURATION_DIRECTORY``, ``STATE_DIRECTORY`` and ``RUNTIME_DIRECTORY``.
+``PHANTOM_TUN_SOCKET`` (the control socket). ``PHANTOM_TUN_START`` is the command that messages say
+starts the node, where that isn't ``phantom-tun up``: a lab sets it. A service manager names the
+directories it made for us in ``CONFIGURATION_DIRECTORY``, ``STATE_DIRECTORY`` and
+``RUNTIME_DIRECTORY``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 CONFIG_VARIABLE = "PHANTOM_TUN_CONFIG"
 SOCKET_VARIABLE = "PHANTOM_TUN_SOCKET"
+START_VARIABLE = "PHANTOM_TUN_START"
 
 SYSTEM_CONFIG = Path("/etc/phantom-tun")
 SYSTEM_STATE = Path("/var/lib/phantom-tun")
@@ -36,6 +39,11 @@ def config_from_environment() -> Path | None:
 def socket_from_environment() -> Path | None:
     """The control socket that ``PHANTOM_TUN_SOCKET`` names, if any."""
     return _from_environment(SOCKET_VARIABLE)
+
+
+def start_command() -> str:
+    """The command that starts the node, as messages name it."""
+    return os.environ.get(START_VARIABLE) or "phantom-tun up"
 
 
 def config_file() -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from phantom_tun.cli.exits import CommandFailed, ExitCode
-from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.cli.session import JsonOption, confirm, print_json, session_of
 from phantom_tun.cli.text import columns, duration
 from phantom_tun.control.dispatch import parse_address
 from phantom_tun.control.model import AddressInfo, ExposeRule, Progress, Protocol
@@ -35,6 +35,9 @@ PortArgument = Annotated[
 IdentityOption = Annotated[
     str | None,
     typer.Option("--identity", metavar="NAME", help="Which address; unless given, the first."),
+]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Its name, or one of its addresses.")
 ]
 _HIGHEST_PORT = 65535
 
@@ -83,7 +86,13 @@ def new_address(
         if not as_json:
             typer.echo(progress.message, err=True)
 
-    info = session_of(context).ask(NewAddress(name), show)
+    try:
+        info = session_of(context).ask(NewAddress(name), show)
+    except KeyboardInterrupt:
+        raise CommandFailed(
+            ExitCode.INTERRUPTED,
+            f"interrupted; 'phantom-tun address show {name}' tells whether it is made already",
+        ) from None
     if as_json:
         print_json(info)
     else:
@@ -93,7 +102,7 @@ def new_address(
 @app.command("show")
 def show_address(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, or one of its addresses.")],
+    name: NameArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Show one of your AP addresses and what it exposes."""
@@ -114,14 +123,20 @@ def show_address(
 @app.command("remove")
 def remove_address(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    name: NameArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
     """Delete an AP address for ever: its key is destroyed."""
-    if not yes and not typer.confirm(f"Delete {name!r} and its key? Nobody can bring it back."):
-        raise CommandFailed(ExitCode.FAILED, "nothing was deleted")
-    session_of(context).ask(RemoveAddress(name))
-    typer.echo(f"{name} is deleted")
+    session = session_of(context)
+    found = _find(session.ask(ListAddresses()), name)
+    if not yes:
+        confirm(
+            f"Delete {found.name!r} ({found.ap4 or found.ap6}) and its key? Nobody can bring it "
+            "back.",
+            "nothing was deleted",
+        )
+    session.ask(RemoveAddress(found.name))
+    typer.echo(f"{found.name} is deleted")
 
 
 def expose(
@@ -187,7 +202,7 @@ def parse_port(text: str) -> tuple[int, Protocol]:
 
     :raises CommandFailed: it is none of these.
     """
-    number, slash, protocol = text.partition("/")
+    number, slash, protocol = text.lower().partition("/")
     if slash and protocol not in {"tcp", "udp"}:
         raise CommandFailed(ExitCode.USAGE, f"{text!r}: after the port comes /tcp or /udp")
     if not (number.isascii() and number.isdigit()):

@@ -25,6 +25,8 @@ SOCKET_UNIT = "phantom-tun.socket"
 LOG_FILE = "daemon.log"
 POLL_S = 0.2
 STOP_TIMEOUT_S = 20.0
+SHORTAGE_S = 15.0
+"""How long to hope that more nodes turn up."""
 _MAX_LOG_BYTES = 8 * 1024 * 1024
 _TAIL_LINES = 8
 _TAIL_BYTES = 8192
@@ -43,6 +45,10 @@ class Starting(Protocol):
 
     def log_tail(self) -> str:
         """The last lines of its log."""
+        ...
+
+    def log_place(self) -> str:
+        """Where that log is, for people."""
         ...
 
 
@@ -77,7 +83,8 @@ class StartedProcess:
 
     def __init__(self, arguments: Sequence[str], state_dir: Path) -> None:
         """:raises ConfigError: its log can't be written."""
-        self._log = _open_log(state_dir / LOG_FILE)
+        self._log_file = state_dir / LOG_FILE
+        self._log = _open_log(self._log_file)
         self._log_start = os.fstat(self._log).st_size
         self._process = _Process([*DAEMON, *arguments], self._log)
 
@@ -91,6 +98,10 @@ class StartedProcess:
         start = max(self._log_start, end - _TAIL_BYTES)
         text = os.pread(self._log, end - start, start).decode(errors="replace")
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+    def log_place(self) -> str:
+        """See :class:`Starting`."""
+        return str(self._log_file)
 
 
 class StartedUnit:
@@ -112,6 +123,10 @@ class StartedUnit:
         """The unit's last lines in the journal."""
         command = ["journalctl", "-u", UNIT, "-n", str(_TAIL_LINES), "-o", "cat", "--no-pager"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    def log_place(self) -> str:
+        """See :class:`Starting`."""
+        return f"journalctl -u {UNIT}"
 
 
 def unit_is_installed() -> bool:
@@ -140,9 +155,10 @@ class Waiting:
     def wait_ready(self, starting: Starting | None) -> Status:
         """Return once the daemon is ready. ``starting`` is ``None`` if somebody else started it.
 
-        :raises CommandFailed: it ended, or is not ready in time.
+        :raises CommandFailed: it ended, is not ready in time, or can't be as the network is.
         """
         deadline = time.monotonic() + self.timeout_s
+        short_since: float | None = None
         shown = ""
         while True:
             status = self._status()
@@ -153,6 +169,12 @@ class Waiting:
                     shown = now
                 if status.state == "ready":
                     return status
+                if not status.builds.shortage:
+                    short_since = None
+                elif short_since is None:
+                    short_since = time.monotonic()
+                elif time.monotonic() - short_since > SHORTAGE_S:
+                    raise _too_small(status)
             self._check_alive(starting)
             if time.monotonic() > deadline:
                 raise CommandFailed(
@@ -179,7 +201,8 @@ class Waiting:
         lines = starting.log_tail()
         raise CommandFailed(
             ExitCode(code) if code in known else ExitCode.FAILED,
-            "the daemon ended while it started" + (f"; its log says:\n{lines}" if lines else ""),
+            f"the daemon ended while it started; its log ({starting.log_place()}) "
+            + (f"says:\n{lines}" if lines else "is empty"),
         )
 
 
@@ -232,9 +255,20 @@ def _stage(status: Status) -> str:
             known = counted(status.netdb.known_nodes, "node")
             return f"joining the network {status.network.name} ({known} known)"
         case "building":
-            return f"building paths ({status.builds.succeeded} of {status.builds.tried} succeeded)"
+            if status.builds.shortage:
+                return f"waiting for more nodes: {status.builds.shortage}"
+            return f"building paths, {status.builds.succeeded} built"
         case state:
             return state
+
+
+def _too_small(status: Status) -> CommandFailed:
+    return CommandFailed(
+        ExitCode.UNAVAILABLE,
+        f"the daemon runs, but can't build paths yet: {status.builds.shortage}. It does as soon as "
+        "enough others have joined ('phantom-tun network invite'), or with fewer hops "
+        "(paths.exit_hops, paths.entry_hops)",
+    )
 
 
 def _systemctl(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Command groups that are imported when somebody uses them."""
+"""Groups of commands: in an order for people, and imported when somebody uses them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from typing import Any
 
 import typer.main
 from typer.core import TyperGroup
+
+_ORDER = [
+    *("up", "down", "run", "status"),
+    *("address", "expose", "unexpose", "paths", "tunnels", "peers"),
+    *("ping", "why", "netdb", "pins"),
+    *("network", "config", "lab", "exit-codes", "version"),
+]
+
+
+class OrderedGroup(TyperGroup):
+    """The program's commands, those that one needs first at the top."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
 
 class LabGroup(TyperGroup):

@@ -72,7 +72,14 @@ def up(
         arguments = _run_arguments(session, port, relay_only)
         starting = background.StartedProcess(arguments, settings.node.state_dir)
     waiting = background.Waiting(client, typer.echo, timeout)
-    status = waiting.wait_ready(starting)
+    try:
+        status = waiting.wait_ready(starting)
+    except KeyboardInterrupt:
+        raise CommandFailed(
+            ExitCode.INTERRUPTED,
+            "interrupted; the daemon goes on: 'phantom-tun status' shows how far it is, "
+            "'phantom-tun down' stops it",
+        ) from None
     for identity in status.identities:
         typer.echo(f"{identity.name}: {identity.ap4 or '-'}  {identity.ap6}")
 

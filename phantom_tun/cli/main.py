@@ -12,7 +12,7 @@ import typer
 from phantom_tun import __version__
 from phantom_tun.cli import addresses, lifecycle, overview, pins, probing, routing, settings
 from phantom_tun.cli.exits import MEANINGS, ExitCode, exit_code
-from phantom_tun.cli.lazy import LabGroup
+from phantom_tun.cli.lazy import LabGroup, OrderedGroup
 from phantom_tun.cli.session import JsonOption, Session, print_json
 from phantom_tun.errors import PhantomError
 
@@ -20,6 +20,7 @@ PROGRAM = "phantom-tun"
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=OrderedGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -27,6 +28,12 @@ app = typer.Typer(
     epilog="'phantom-tun exit-codes' lists what exit codes mean.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -40,6 +47,10 @@ def root(
         Path | None,
         typer.Option("--socket", metavar="PATH", help="The daemon's control socket."),
     ] = None,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
     context.obj = Session(config_path, socket_path and socket_path.absolute())
 
@@ -98,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.write(f"{PROGRAM}: {text}\n")
         sys.exit(exit_code(error))
+    except OSError as error:
+        # What no command expected: a full disk, a file nobody may read.
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"{PROGRAM}: {where}{error.strerror or error}\n")
+        sys.exit(ExitCode.FAILED)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.OK)

@@ -17,9 +17,8 @@ import typer.main
 from phantom_tun import __version__, places
 from phantom_tun.cli.exits import MEANINGS
 from phantom_tun.cli.main import PROGRAM, app
+from phantom_tun.lab.errors import MEANINGS as LAB_MEANINGS
 
-_ELSEWHERE = {"lab": "'phantom-tun lab --help' describes its commands."}
-"""Groups that are not described command by command."""
 _OF_THE_LIBRARY = frozenset({"install_completion", "show_completion"})
 """Options whose description changes with the version of typer."""
 
@@ -38,6 +37,7 @@ _EXAMPLES = (
     ("Join a network with what a member gave you", ("network join home.toml", "up")),
     ("Offer a web server that listens on port 8080", ("expose 80 --target-port 8080",)),
     ("See which way your connections take", ("paths list",)),
+    ("Play with a network of twelve nodes on this machine", ("lab up --nodes 12",)),
     ("Find out why an address can't be reached", ("why 250.1.2.3 80",)),
 )
 
@@ -56,12 +56,13 @@ def render() -> str:
     ]
     root: Any = typer.main.get_command(app)
     lines += [".SH OPTIONS", *_options(root), ".SH COMMANDS"]
-    for name, command in root.commands.items():
-        lines += _command(name, command)
+    for name in root.list_commands(None):
+        lines += _command(name, root.get_command(None, name))
     lines += [
         ".SH ENVIRONMENT",
         *_item(places.CONFIG_VARIABLE, "The configuration file, as \\-\\-config."),
         *_item(places.SOCKET_VARIABLE, "The control socket, as \\-\\-socket."),
+        *_item(places.START_VARIABLE, "What messages say starts the node."),
         ".SH FILES",
         *_item(f"{places.SYSTEM_CONFIG}/config.toml", "The configuration of the system's node."),
         *_item(f"{places.SYSTEM_CONFIG}/network.toml", "The profile of its network."),
@@ -71,7 +72,10 @@ def render() -> str:
         ".SH EXIT STATUS",
     ]
     for code, meaning in MEANINGS.items():
-        lines += _item(str(int(code)), _escaped(meaning[0].upper() + meaning[1:] + "."))
+        lines += _item(str(int(code)), _sentence(meaning))
+    lines += [".PP", "Commands of \\fBlab\\fR end with 2, 7 or 130 as all do, and with:"]
+    for number, meaning in LAB_MEANINGS.items():
+        lines += _item(str(number), _sentence(meaning))
     lines.append(".SH EXAMPLES")
     for purpose, commands in _EXAMPLES:
         lines += [".PP", f"{_escaped(purpose)}:", ".PP", ".RS 4", ".nf"]
@@ -82,28 +86,25 @@ def render() -> str:
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
-    subcommands = {} if name in _ELSEWHERE else getattr(command, "commands", {})
-    if not subcommands:
+    if not hasattr(command, "list_commands"):
         yield from _single(name, command)
-    for subname, subcommand in subcommands.items():
-        yield from _single(f"{name} {subname}", subcommand)
+        return
+    for subname in command.list_commands(None):
+        yield from _single(f"{name} {subname}", command.get_command(None, subname))
 
 
 def _single(name: str, command: Any) -> Iterator[str]:
     arguments = [each for each in command.params if not _is_option(each)]
     options = _visible_options(command)
     usage = [f"\\fB{_escaped(name)}\\fR"]
-    if name in _ELSEWHERE:
-        usage.append("\\fIcommand\\fR")
     usage += ["[\\fIoptions\\fR]"] if options else []
     usage += [_usage(argument) for argument in arguments]
     yield from (".SS", " ".join(usage))
     help_text = inspect.cleandoc(command.help or "")
-    yield from _paragraphs(f"{help_text} {_ELSEWHERE.get(name, '')}".strip())
+    yield from _paragraphs(help_text)
     for argument in arguments:
         yield from _item(_placeholder(argument), _escaped(argument.help or ""))
-    if name not in _ELSEWHERE:
-        yield from _options(command)
+    yield from _options(command)
 
 
 def _options(command: Any) -> Iterator[str]:
@@ -136,6 +137,10 @@ def _placeholder(parameter: Any) -> str:
 
 def _item(term: str, text: str, *, after: str = "") -> tuple[str, str, str]:
     return ".TP", f"\\fB{_escaped(term)}\\fR{after}", text
+
+
+def _sentence(meaning: str) -> str:
+    return _escaped(f"{meaning[0].upper()}{meaning[1:]}.")
 
 
 def _paragraphs(text: str) -> Iterator[str]:

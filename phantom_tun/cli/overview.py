@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
+from phantom_tun.cli.pictures import small_picture
 from phantom_tun.cli.session import JsonOption, print_json, session_of
 from phantom_tun.cli.text import columns, counted, duration, short_id
-from phantom_tun.control.model import IdentityStatus, Statistics, Status
-from phantom_tun.control.schema import GetStatistics, GetStatus, ListPeers
+from phantom_tun.control.model import IdentityStatus, Kind, PathInfo, Statistics, Status
+from phantom_tun.control.schema import GetStatistics, GetStatus, ListPaths, ListPeers
 
 _REACHABLE = {
     True: "other nodes reach it",
     False: "other nodes can't reach it",
     None: "not known yet whether other nodes reach it",
 }
+_COLOURS = {"ready": typer.colors.GREEN, "stopping": typer.colors.RED}
 _LEASES = {"claiming": " (being claimed)", "held": "", "lost": " (lost to another owner)"}
 
 
@@ -27,13 +29,21 @@ def status(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the node is doing and how well."""
+    """Show what the node is doing and how well.
+
+    Links join this node to others: one with each of them for messages, and some for data, which a
+    tunnel takes while it needs one. Tunnels go through paths: some wait, so that connections are
+    quick; those in use carry one connection each; those that are relayed belong to others.
+    """
     session = session_of(context)
     answer = session.ask(GetStatistics()) if counters else session.ask(GetStatus())
     if as_json:
         print_json(answer)
         return
-    lines = _counters(answer) if isinstance(answer, Statistics) else _status(answer)
+    if isinstance(answer, Statistics):
+        lines = _counters(answer)
+    else:
+        lines = _status(answer, session.ask(ListPaths()))
     for line in lines:
         typer.echo(line)
 
@@ -58,16 +68,18 @@ def peers(context: typer.Context, as_json: JsonOption = False) -> None:
         typer.echo(line)
 
 
-def _status(status: Status) -> Iterator[str]:
+def _status(status: Status, paths: tuple[PathInfo, ...]) -> Iterator[str]:
+    state = typer.style(status.state, fg=_COLOURS.get(status.state, typer.colors.YELLOW), bold=True)
     yield (
-        f"phantom-tun {status.version} is {status.state} "
+        f"phantom-tun {status.version} is {state} "
         f"(process {status.pid}, up {duration(status.uptime_s)})"
     )
     network, netdb = status.network, status.netdb
     yield _row(
         "network",
-        f"{network.name} ({short_id(network.network_id)}), "
-        f"{counted(netdb.known_nodes, 'node')} known, {counted(netdb.records, 'record')} held",
+        f"{network.name} ({short_id(network.network_id)}): "
+        f"{counted(netdb.known_nodes, 'other node')} known, "
+        f"records of {counted(netdb.records, 'address')} kept",
     )
     yield _row("node", f"{short_id(status.node_id)}, {_REACHABLE[status.dialable]}")
     if status.relay_only:
@@ -75,31 +87,42 @@ def _status(status: Status) -> Iterator[str]:
     else:
         yield _row("interface", status.interface or "none")
     for identity in status.identities:
-        yield _row("address", _identity(identity))
+        yield from _identity(identity, [path for path in paths if path.identity == identity.name])
     links, tunnels, builds = status.links, status.tunnels, status.builds
     yield _row(
         "links",
-        f"{links.signalling} signalling, {links.bulk_busy} bulk busy, {links.bulk_idle} idle",
+        f"{links.signalling} for messages, {links.bulk_busy + links.bulk_idle} for data "
+        f"({links.bulk_busy} in use)",
     )
     yield _row(
         "tunnels",
-        f"{tunnels.ready} ready, {tunnels.active} active, {tunnels.relayed} relayed for others",
+        f"{tunnels.ready} waiting, {tunnels.active} in use, {tunnels.relayed} relayed for others",
     )
     median = "" if builds.median_s is None else f", median {duration(builds.median_s)}"
-    yield _row("builds", f"{builds.succeeded} of {builds.tried} succeeded{median}")
+    yield _row("builds", f"{builds.succeeded} of {builds.tried} path builds succeeded{median}")
     if status.drops:
         drops = sorted(status.drops.items(), key=lambda item: -item[1])
-        yield _row("dropped", ", ".join(f"{count} {reason}" for reason, count in drops))
+        said = ", ".join(f"{count} {reason}" for reason, count in drops)
+        yield _row("dropped", f"of what other nodes sent: {said}")
     for warning in status.warnings:
-        yield f"warning: {warning}"
+        yield f"{typer.style('warning', fg=typer.colors.RED, bold=True)}: {warning}"
 
 
-def _identity(identity: IdentityStatus) -> str:
+def _identity(identity: IdentityStatus, paths: Sequence[PathInfo]) -> Iterator[str]:
     ap4 = (identity.ap4 or "no IPv4 address yet") + _LEASES[identity.ap4_state]
-    return (
-        f"{identity.name}  {ap4}  {identity.ap6}  {identity.exit_paths_ready} exit and "
-        f"{counted(identity.entry_paths_ready, 'entry path')} ready"
+    yield _row("address", f"{identity.name}  {ap4}  {identity.ap6}")
+    ways: tuple[tuple[str, Kind, int], ...] = (
+        ("out", "exit", identity.exit_paths_ready),
+        ("in", "entry", identity.entry_paths_ready),
     )
+    for name, kind, count in ways:
+        hops = max((path.hops for path in paths if path.kind == kind), default=None)
+        if not count or hops is None:
+            yield _row(f"  {name}", typer.style("no path yet", fg=typer.colors.YELLOW))
+            continue
+        picture = typer.style(small_picture(hops, kind), fg=typer.colors.GREEN)
+        hidden = counted(hops, "hop") if hops else "no hops: hides nothing"
+        yield _row(f"  {name}", f"{picture}  {counted(count, f'{kind} path')} ready, {hidden}")
 
 
 def _counters(statistics: Statistics) -> Iterator[str]:

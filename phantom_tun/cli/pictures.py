@@ -1,44 +1,63 @@
-"""Paths as pictures."""
+"""Paths as pictures, drawn from this node outward. Arrows say which way connections are made."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable, Iterator
 
-from rich.console import Console
-from rich.text import Text
+import typer
 
 from phantom_tun.cli.text import counted, duration, short_id
-from phantom_tun.control.model import PathInfo
+from phantom_tun.control.model import Kind, PathInfo, PathState
 
-_DOT = "●"
-_LINK = " ── "
-_COLOURS = {"ready": "green", "building": "yellow", "retired": "bright_black"}
+_COLOURS: dict[PathState, str] = {
+    "ready": typer.colors.GREEN,
+    "building": typer.colors.YELLOW,
+    "retired": typer.colors.BRIGHT_BLACK,
+}
+_TITLES: dict[Kind, str] = {
+    "exit": "out, to others (exit paths)",
+    "entry": "in, from others (entry paths)",
+}
+_ARROWS: dict[Kind, str] = {"exit": " ──▶ ", "entry": " ◀── "}
+_ENDS: dict[Kind, str] = {"exit": " exit node", "entry": " entry node"}
 
 
-def console() -> Console:
-    """Where pictures go: standard output, without colours unless it is a terminal."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+def path_pictures(paths: Iterable[PathInfo]) -> Iterator[str]:
+    """All paths, by identity and direction: each one's way, and below it what it is like."""
+    groups: dict[tuple[str, Kind], list[PathInfo]] = {}
+    for path in paths:
+        groups.setdefault((path.identity, path.kind), []).append(path)
+    for (identity, kind), group in groups.items():
+        yield typer.style(f"{identity} · {_TITLES[kind]}", bold=True)
+        width = max(len(path.id) for path in group)
+        for path in group:
+            yield f"  {path.id:>{width}}  {_way(path)}"
+            yield f"  {'':>{width}}  {_facts(path)}"
 
 
-def path_picture(path: PathInfo) -> Text:
-    """One path in two lines: what it is, and the way from the owner outward."""
+def small_picture(hops: int, kind: Kind) -> str:
+    """A path of ``hops`` without names: ``you ─●─●─●─▶``."""
+    line = "─●" * hops + "─"
+    return f"you {line}▶" if kind == "exit" else f"you ◀{line}"
+
+
+def _way(path: PathInfo) -> str:
     colour = _COLOURS[path.state]
-    tunnels = f"{counted(path.tunnels_ready, 'tunnel')} ready, {path.tunnels_active} active"
+    if not path.nodes:
+        return f"you{typer.style(f' are the {path.kind} node yourself', fg=colour)}"
+    arrow = typer.style(_ARROWS[path.kind], fg=typer.colors.BRIGHT_BLACK)
+    dot = typer.style("●", fg=colour)
+    members = "".join(f"{arrow}{dot} {short_id(node)}" for node in path.nodes)
+    return f"you{members}{typer.style(_ENDS[path.kind], fg=colour)}"
+
+
+def _facts(path: PathInfo) -> str:
     facts = [
-        f"{path.kind} path of {path.identity}",
         path.state,
         f"{duration(path.age_s)} old",
         f"{duration(path.expires_in_s)} left",
-        tunnels,
+        f"{counted(path.tunnels_ready, 'tunnel')} ready, {path.tunnels_active} in use",
     ]
-    if path.build_s is not None:
-        facts.insert(4, f"built in {duration(path.build_s)}")
-    picture = Text.assemble((path.id, "bold"), "  ", " · ".join(facts), "\n    ")
-    picture.append("you", "bold")
-    for node in path.nodes:
-        picture.append(_LINK, "bright_black")
-        picture.append(f"{_DOT} ", colour)
-        picture.append(short_id(node))
-    end = path.kind if path.nodes else f"are the {path.kind} yourself"
-    picture.append(f" {end}", colour)
-    return picture
+    if path.build_s is not None and path.nodes:
+        facts.insert(3, f"built in {duration(path.build_s)}")
+    return typer.style(" · ".join(facts), fg=typer.colors.BRIGHT_BLACK)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from phantom_tun.cli.exits import CommandFailed, ExitCode
-from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.cli.session import JsonOption, confirm, print_json, session_of
 from phantom_tun.cli.text import counted, duration
 from phantom_tun.control.dispatch import parse_address4
 from phantom_tun.control.model import PinInfo
@@ -31,7 +30,10 @@ def list_pins(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
     elif not answer:
-        typer.echo("no address is pinned: this node hasn't connected to any IPv4 AP address yet")
+        typer.echo(
+            "no address is pinned; the key of an IPv4 AP address is pinned when this node first "
+            "connects to it"
+        )
     else:
         for pin in answer:
             _print(pin)
@@ -52,8 +54,7 @@ def accept_pin(
         pin = pins.get(address)
         if pin is not None and pin.change is not None:
             typer.echo(f"new key  {pin.change.fingerprint}", err=True)
-            if not typer.confirm(f"Did the owner of {address} tell you this key?", err=True):
-                raise CommandFailed(ExitCode.FAILED, "nothing was changed")
+            confirm(f"Did the owner of {address} tell you this key?", "nothing was changed")
     accepted = session.ask(AcceptPin(address))
     if as_json:
         print_json(accepted)

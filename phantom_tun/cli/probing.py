@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
 import typer
 
+from phantom_tun.cli.addresses import parse_port
 from phantom_tun.cli.exits import CommandFailed, ExitCode
-from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
 from phantom_tun.cli.text import columns, counted, duration, short_id
 from phantom_tun.control.dispatch import parse_address, parse_key
 from phantom_tun.control.model import (
@@ -20,7 +22,7 @@ from phantom_tun.control.model import (
     PingSummary,
     WhyStep,
 )
-from phantom_tun.control.schema import GetNetdb, Ping, Why
+from phantom_tun.control.schema import GetNetdb, GetStatus, ListPaths, ListPeers, Ping, Why
 
 netdb_app = typer.Typer(
     no_args_is_help=True, help="Ask the network database.", rich_markup_mode=None
@@ -28,6 +30,9 @@ netdb_app = typer.Typer(
 
 AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="An AP address.")]
 _MARKS = {"ok": "ok", "failed": "FAILED", "skipped": "-"}
+_SHORTEST_ID = 4
+_NODE_ID_DIGITS = 64
+_BEGINNING_OF_ID = re.compile(f"[0-9a-f]{{{_SHORTEST_ID},{_NODE_ID_DIGITS - 1}}}")
 
 
 def ping(
@@ -68,9 +73,11 @@ def ping(
     request = Ping(str(parse_address(address)), count, interval, timeout, size)
     if not as_json:
         typer.echo(f"PING {address}: {size} data bytes")
+    interrupted = False
     try:
         session_of(context).ask(request, show)
     except KeyboardInterrupt:
+        interrupted = True
         if not as_json:
             typer.echo()
     summary = PingSummary.of([reply.rtt_ms for reply in replies])
@@ -80,6 +87,8 @@ def ping(
         for line in _summary_lines(address, summary):
             typer.echo(line)
     if not summary.received:
+        if interrupted and not summary.sent:
+            raise CommandFailed(ExitCode.INTERRUPTED)
         raise CommandFailed(
             ExitCode.TIMEOUT, f"{address} didn't answer; 'phantom-tun why {address}' tells more"
         )
@@ -89,8 +98,7 @@ def why(
     context: typer.Context,
     address: AddressArgument,
     port: Annotated[
-        int | None,
-        typer.Argument(metavar="PORT", min=1, max=65535, help="Try this TCP port too."),
+        str | None, typer.Argument(metavar="PORT", help="Try this TCP port too.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -109,7 +117,8 @@ def why(
                 f"{step.name:<10} {_MARKS[step.outcome]:<7} {took:>8}  {step.detail}".rstrip()
             )
 
-    verdict = session_of(context).ask(Why(str(parse_address(address)), port), show)
+    request = Why(str(parse_address(address)), None if port is None else _tcp_port(port))
+    verdict = session_of(context).ask(request, show)
     if as_json:
         print_json({"steps": steps, "verdict": verdict})
     else:
@@ -123,7 +132,14 @@ def why(
 @netdb_app.command("get")
 def netdb_get(
     context: typer.Context,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="An AP address or a node id.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            metavar="KEY",
+            help="An AP address or a node id: all 64 hex digits, or how it begins if it is this "
+            "node's or one that 'peers' or 'paths list' shows.",
+        ),
+    ],
     votes: Annotated[
         bool,
         typer.Option(
@@ -134,14 +150,46 @@ def netdb_get(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the network database holds about an address or a node."""
+    session = session_of(context)
+    if _BEGINNING_OF_ID.fullmatch(key.lower()):
+        key = _whole_id(session, key.lower())
     parse_key(key)
-    answer = session_of(context).ask(GetNetdb(key, votes))
+    answer = session.ask(GetNetdb(key, votes))
     if as_json:
         print_json(answer)
     else:
         _print_answer(answer)
     if answer.warning:
         raise CommandFailed(ExitCode.CONFLICT, answer.warning)
+
+
+def _tcp_port(text: str) -> int:
+    """:raises CommandFailed: it is none."""
+    number, protocol = parse_port(text)
+    if protocol != "tcp":
+        raise CommandFailed(ExitCode.USAGE, f"{text!r}: only TCP ports can be tried")
+    return number
+
+
+def _whole_id(session: Session, beginning: str) -> str:
+    """The id of the one node of this node's own, its peers and its paths that begins so.
+
+    :raises CommandFailed: there is none, or more than one.
+    """
+    known = {session.ask(GetStatus()).node_id}
+    known.update(peer.node_id for peer in session.ask(ListPeers()))
+    known.update(node for path in session.ask(ListPaths()) for node in path.nodes)
+    found = [node_id for node_id in known if node_id.startswith(beginning)]
+    if len(found) == 1:
+        return found[0]
+    which = (
+        f"{len(found)} nodes have ids that begin" if found else "no node here has an id that begins"
+    )
+    raise CommandFailed(
+        ExitCode.NOT_FOUND,
+        f"{which} with an id that begins with {beginning!r}; give all {_NODE_ID_DIGITS} digits, as "
+        "'phantom-tun peers --json' does",
+    )
 
 
 def _print_answer(answer: NetdbAnswer) -> None:

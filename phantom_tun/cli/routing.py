@@ -6,10 +6,17 @@ from typing import Annotated
 
 import typer
 
-from phantom_tun.cli.session import JsonOption, print_json, session_of
+from phantom_tun.cli.pictures import path_pictures
+from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
 from phantom_tun.cli.text import columns, counted, duration, size
 from phantom_tun.control.model import PathInfo, Progress
-from phantom_tun.control.schema import CloseTunnel, ListPaths, ListTunnels, RebuildPaths
+from phantom_tun.control.schema import (
+    CloseTunnel,
+    GetStatus,
+    ListPaths,
+    ListTunnels,
+    RebuildPaths,
+)
 
 paths_app = typer.Typer(
     no_args_is_help=True, help="Show and rebuild your routing paths.", rich_markup_mode=None
@@ -22,11 +29,12 @@ tunnels_app = typer.Typer(
 @paths_app.command("list")
 def list_paths(context: typer.Context, as_json: JsonOption = False) -> None:
     """Draw your paths; only you can see this."""
-    answer = session_of(context).ask(ListPaths())
+    session = session_of(context)
+    answer = session.ask(ListPaths())
     if as_json:
         print_json(answer)
     elif not answer:
-        typer.echo("there are no paths; 'phantom-tun status' shows what the node is doing")
+        typer.echo(_why_none(session))
     else:
         _draw(answer)
 
@@ -91,12 +99,22 @@ def close_tunnel(
     typer.echo(f"{tunnel_id} is closed")
 
 
-def _draw(paths: tuple[PathInfo, ...]) -> None:
-    from phantom_tun.cli.pictures import console, path_picture  # noqa: PLC0415 - slow to import
+def _why_none(session: Session) -> str:
+    status = session.ask(GetStatus())
+    if status.relay_only or status.interface is None:
+        return (
+            "this node has no AP addresses, so it has no paths of its own: "
+            f"it relays {counted(status.tunnels.relayed, 'tunnel')} of others"
+        )
+    return (
+        f"there are no paths yet, the node is {status.state}; 'phantom-tun status' shows how far "
+        "it is"
+    )
 
-    output = console()
-    for path in paths:
-        output.print(path_picture(path))
+
+def _draw(paths: tuple[PathInfo, ...]) -> None:
+    for line in path_pictures(paths):
+        typer.echo(line)
     lengths = sorted({path.hops for path in paths})
     hops = " and ".join(str(length) for length in lengths)
-    output.print(f"{counted(len(paths), 'path')} of {hops} {'hop' if hops == '1' else 'hops'}")
+    typer.echo(f"{counted(len(paths), 'path')} of {hops} {'hop' if hops == '1' else 'hops'}")

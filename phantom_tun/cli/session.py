@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from phantom_tun import config, places
+from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.schema import Request
 
@@ -78,6 +79,19 @@ def session_of(context: typer.Context) -> Session:
     """The session that the root command made."""
     session = context.find_object(Session)
     return Session() if session is None else session
+
+
+def confirm(question: str, otherwise: str) -> None:
+    """Go on only if somebody says yes.
+
+    :raises CommandFailed: nobody does; says ``otherwise``.
+    """
+    try:
+        if typer.confirm(question, err=True):
+            return
+    except typer.Abort:  # the end of the input, or Ctrl-C
+        typer.echo(err=True)
+    raise CommandFailed(ExitCode.FAILED, otherwise)
 
 
 def print_json(value: object) -> None:

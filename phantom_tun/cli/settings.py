@@ -11,12 +11,14 @@ from typing import Annotated
 import msgspec
 import typer
 
-from phantom_tun import config
+from phantom_tun import config, places
 from phantom_tun.cli.exits import CommandFailed, ExitCode
-from phantom_tun.cli.session import JsonOption, print_json, session_of
-from phantom_tun.control.schema import GetStatus
+from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
+from phantom_tun.cli.text import counted
+from phantom_tun.control.schema import ControlError, GetStatus
 from phantom_tun.errors import ConfigError
 from phantom_tun.files import atomic_write
+from phantom_tun.path.ring import member_count
 
 # The network profile is hashed, which takes the whole cryptography package: commands that need it
 # import it themselves.
@@ -101,9 +103,16 @@ def new_network(
     )
     _write(target, profile.dump(made))
     typer.echo(f"wrote {target}: the network {name!r}, {made.network_id.hex()}")
+    if made.exit_hops:
+        typer.echo(
+            f"Its paths have {counted(made.exit_hops, 'hop')}: a node needs "
+            f"{member_count(made.exit_hops)} others in different /16 to build one. --hops 0 asks "
+            "for none, and hides nothing."
+        )
     if not made.bootstrap:
         typer.echo(
-            "When this node runs, 'phantom-tun network invite' prints what others need to join."
+            f"Start the first node ({places.start_command()}); there 'phantom-tun network invite' "
+            "prints what others need to join."
         )
 
 
@@ -154,7 +163,8 @@ def join_network(
     """Make this node a member of a network, or give it a newer profile of its network."""
     from phantom_tun import profile  # noqa: PLC0415 - see above
 
-    target = session_of(context).load_config().network.profile
+    session = session_of(context)
+    target = session.load_config().network.profile
     joined = profile.parse(_read(source), source=source)
     if target.exists():
         current = profile.load(target)
@@ -175,7 +185,7 @@ def join_network(
             )
     _write(target, profile.dump(joined))
     typer.echo(f"wrote {target}: the network {joined.name!r}, update {joined.update_number}")
-    typer.echo("Restart the node to use it: phantom-tun down; phantom-tun up")
+    typer.echo(_what_next(session))
 
 
 @network_app.command("invite")
@@ -194,6 +204,16 @@ def invite(context: typer.Context) -> None:
     others = tuple(node for node in loaded.bootstrap if node not in own)
     invitation = dataclasses.replace(loaded, bootstrap=(own + others)[: profile.MAX_BOOTSTRAP])
     typer.echo(profile.dump(invitation), nl=False)
+
+
+def _what_next(session: Session) -> str:
+    start = places.start_command()
+    try:
+        session.ask(GetStatus())
+    except ControlError as error:
+        if error.code == "no_daemon":
+            return f"Start the node: {start}"
+    return f"Restart the node to use it: phantom-tun down; {start}"
 
 
 def _read(source: str) -> bytes:

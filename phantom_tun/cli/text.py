@@ -50,4 +50,5 @@ def columns(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 
 def counted(count: int, noun: str) -> str:
     """``1 path``, ``2 paths``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"

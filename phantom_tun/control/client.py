@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from phantom_tun import places
 from phantom_tun.control.listener import peer_credentials
 from phantom_tun.control.schema import (
     MAX_REPLY_BYTES,
@@ -90,8 +91,8 @@ class ControlClient:
             connection.close()
             raise ControlError(
                 "no_daemon",
-                f"no phantom-tun daemon answers at {self.path}: start one with 'phantom-tun up', "
-                "or name another one's socket with --socket",
+                f"no phantom-tun daemon answers at {self.path}: start one with "
+                f"'{places.start_command()}', or name another one's socket with --socket",
             ) from error
         except PermissionError as error:
             connection.close()

@@ -189,5 +189,5 @@ def parse_key(text: str) -> ApAddress | NodeId:
         return ipaddress.ip_address(text)
     except ValueError as error:
         raise ControlError(
-            "invalid", f"{text!r} is neither an AP address nor a node id (64 hex digits)"
+            "invalid", f"{text!r} is neither an AP address nor a whole node id (64 hex digits)"
         ) from error

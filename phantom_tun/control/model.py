@@ -75,6 +75,8 @@ class BuildStatus(Answer, frozen=True):
     succeeded: int
     median_s: float | None
     """Median duration of the successful ones; ``None`` before the first."""
+    shortage: str = ""
+    """What the network lacks for paths of the length wished: nodes, or reachable guards."""
 
 
 class Status(Answer, frozen=True):
@@ -157,7 +159,7 @@ class TunnelInfo(Answer, frozen=True):
     identity: str
     direction: Direction
     remote: str
-    """AP address and port of the far end."""
+    """AP address and port of the far end; of an echo (``icmp``) the address alone."""
     protocol: FlowProtocol
     age_s: float
     bytes_in: int

@@ -69,3 +69,18 @@ class NotReady(LabFailed):
     """Nodes did not become ready: one died, or the time was up. The message names them."""
 
     exit_code = 48
+
+
+MEANINGS: dict[int, str] = {
+    40: "hops outside 0 to 8",
+    41: "too few nodes for that many hops",
+    42: "the lab has no such node",
+    43: "there is no such lab",
+    44: "a lab of that name exists, or is left over",
+    45: "not root, or no /dev/net/tun",
+    46: "the node is down and should be up, or the other way round",
+    47: "the machine refused: a tool is missing, a command failed, another command is working on "
+    "the lab",
+    48: "not ready: a daemon died or the time was up",
+}
+"""Exit codes of their own that ``lab`` commands have."""

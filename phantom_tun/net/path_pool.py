@@ -148,6 +148,7 @@ class PathPool:
         self._nursery: trio.Nursery | None = None
         self._counts: Counter[str] = Counter()
         self.problem: str | None = None
+        self.shortage = ""
         """Why the last build failed, for people; ``None`` once one succeeded again."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -231,9 +232,11 @@ class PathPool:
                 return await self._build(first=first)
             except TooFewNodes as error:
                 self._note(error)
+                self.shortage = str(error)
                 await self._pause(SHORTAGE_PAUSE)
             except (WorldError, UsageError) as error:  # a full disk, for instance
                 self._note(error)
+                self.shortage = ""
                 failures += 1
 
     async def _pause(self, seconds: float) -> None:
@@ -259,6 +262,7 @@ class PathPool:
         self._standing.append(standing)
         self._counts["built"] += 1
         self.problem = None
+        self.shortage = ""
         self._announce(PathEvent(Change.UP, path))
         if self._nursery is not None:
             self._nursery.start_soon(self._watch, standing)

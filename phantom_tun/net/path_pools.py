@@ -166,6 +166,10 @@ class PathPools:
         pool = self._pools.get((identity, kind))
         return None if pool is None else pool.problem
 
+    def shortage(self) -> str:
+        """What the network lacks for paths of the length wished, for people; empty if nothing."""
+        return next((pool.shortage for pool in self._pools.values() if pool.shortage), "")
+
     def statistics(self) -> BuildTotals:
         """Totals over all pools."""
         found = self._builder.statistics()

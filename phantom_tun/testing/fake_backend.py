@@ -78,6 +78,10 @@ class FakeBackend:
     fail_builds: bool = False
     netdb_warning: str = ""
     has_addresses: bool = True
+    relay_only: bool = False
+    paths_ready: int = 2
+    """Of each kind, as the status says."""
+    shortage: str = ""
     missing: tuple[str, ...] = ()
     """What every identity waits for."""
     pinned: dict[str, PinInfo] = field(default_factory=lambda: {pin.address: pin for pin in PINS})
@@ -100,17 +104,24 @@ class FakeBackend:
             uptime_s=3725.0,
             network=NetworkStatus("example", "99" * 32, 0),
             dialable=True,
-            relay_only=False,
+            relay_only=self.relay_only,
             interface="phantom0",
             identities=tuple(
-                IdentityStatus(info.name, info.ap4, info.ap4_state, info.ap6, 2, 2)
+                IdentityStatus(
+                    info.name,
+                    info.ap4,
+                    info.ap4_state,
+                    info.ap6,
+                    self.paths_ready,
+                    self.paths_ready,
+                )
                 for info in await self.addresses()
             ),
             netdb=NetdbStatus(known_nodes=12, records=34),
             links=LinkStatus(signalling=5, bulk_idle=4, bulk_busy=3),
             tunnels=TunnelStatus(ready=8, active=1, relayed=2),
-            builds=BuildStatus(tried=5, succeeded=4, median_s=0.71),
-            drops={"spoofed source": 2},
+            builds=BuildStatus(tried=5, succeeded=4, median_s=0.71, shortage=self.shortage),
+            drops={"answer late": 2},
             bootstrap=self.bootstrap,
             warnings=self.warnings,
         )
@@ -174,6 +185,8 @@ class FakeBackend:
 
     async def paths(self) -> tuple[PathInfo, ...]:
         """One exit and one entry path for each identity."""
+        if not self.has_addresses:
+            return ()
         return tuple(
             self._path(number, name, generation=0) for number, name in enumerate(self._identities)
         ) + tuple(

@@ -82,7 +82,9 @@ class NodeView:
                 active=len(node.sessions.sessions()),
                 relayed=node.hub.counts["tunnels_relayed_now"],
             ),
-            builds=BuildStatus(builds.tried, builds.succeeded, builds.median_s),
+            builds=BuildStatus(
+                builds.tried, builds.succeeded, builds.median_s, node.paths.shortage()
+            ),
             drops=self._drops(),
             bootstrap=self._bootstrap(),
             warnings=tuple(warnings(node)),

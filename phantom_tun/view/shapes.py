@@ -89,5 +89,7 @@ def tunnel_info(session: SessionInfo) -> TunnelInfo:
 
 
 def _endpoint(endpoint: Endpoint) -> str:
+    if not endpoint.port:  # an echo has none
+        return str(endpoint.address)
     host = f"[{endpoint.address}]" if endpoint.address.version == 6 else str(endpoint.address)
     return f"{host}:{endpoint.port}"

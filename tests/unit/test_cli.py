@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -28,9 +29,11 @@ from phantom_tun.errors import (
     PhantomError,
     UsageError,
 )
+from phantom_tun.lab import errors as lab_errors
 from phantom_tun.testing.fake_backend import FAR4, FAR6, NODE_IDS, FakeBackend
 
 FAR = str(FAR4)
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -54,24 +57,38 @@ def test_status_says_what_matters(shell: Shell, node: FakeBackend) -> None:
     assert done.code == 0
     for line in (
         "phantom-tun 0.1.0 is ready (process 4711, up 1 h 2 min)",
-        "network    example (99999999), 12 nodes known, 34 records held",
+        "network    example (99999999): 12 other nodes known, records of 34 addresses kept",
         "node       aaaaaaaa, other nodes reach it",
         "interface  phantom0",
-        "address    default  241.0.0.1  2001:2f:1::1  2 exit and 2 entry paths ready",
-        "links      5 signalling, 3 bulk busy, 4 idle",
-        "tunnels    8 ready, 1 active, 2 relayed for others",
-        "builds     4 of 5 succeeded, median 0.7 s",
-        "dropped    2 spoofed source",
+        "address    default  241.0.0.1  2001:2f:1::1",
+        "  out      you ─●─●─●─▶  2 exit paths ready, 3 hops",
+        "  in       you ◀─●─●─●─  2 entry paths ready, 3 hops",
+        "links      5 for messages, 7 for data (3 in use)",
+        "tunnels    8 waiting, 1 in use, 2 relayed for others",
+        "builds     4 of 5 path builds succeeded, median 0.7 s",
+        "dropped    of what other nodes sent: 2 answer late",
         "warning: no trusted guard is configured",
     ):
         assert line in done.out.splitlines()
+
+
+def test_status_shows_what_paths_do_not_hide(shell: Shell, node: FakeBackend) -> None:
+    node.hops = 0
+    assert "  out      you ─▶  2 exit paths ready, no hops: hides nothing" in (
+        shell.run("status").out.splitlines()
+    )
+
+
+def test_status_shows_missing_paths(shell: Shell, node: FakeBackend) -> None:
+    node.paths_ready = 0
+    assert "  in       no path yet" in shell.run("status").out.splitlines()
 
 
 def test_status_for_programs(shell: Shell, node: FakeBackend) -> None:
     status = shell.run("status", "--json").json
     assert status["state"] == "ready"
     assert status["identities"][0]["ap4"] == "241.0.0.1"
-    assert status["builds"] == {"tried": 5, "succeeded": 4, "median_s": 0.71}
+    assert status["builds"] == {"tried": 5, "succeeded": 4, "median_s": 0.71, "shortage": ""}
 
 
 def test_counters(shell: Shell, node: FakeBackend) -> None:
@@ -128,12 +145,38 @@ def test_deleting_an_address_asks_first(
     shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell.run("address", "new", "web")
-    monkeypatch.setattr("typer.confirm", lambda _question: False)
+    monkeypatch.setattr("typer.confirm", lambda _question, **_options: False)
     done = shell.run("address", "remove", "web")
     assert (done.code, done.err) == (1, "phantom-tun: nothing was deleted\n")
     assert len(shell.run("address", "list", "--json").json) == 2
-    monkeypatch.setattr("typer.confirm", lambda _question: True)
-    assert shell.run("address", "remove", "web").code == 0
+    monkeypatch.setattr("typer.confirm", lambda _question, **_options: True)
+    assert shell.run("address", "remove", "2001:2f:1::2").out == "web is deleted\n"
+
+
+def test_no_answer_to_a_question_is_no(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    done = shell.run("address", "remove", "default")
+    assert (done.code, done.out.strip()) == (ExitCode.FAILED, "")
+    assert done.err.splitlines()[-1] == "phantom-tun: nothing was deleted"
+    assert "default" in shell.run("address", "list").out
+
+
+def test_nothing_is_asked_about_an_address_that_is_not_there(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.confirm", lambda *_arguments, **_options: pytest.fail("asked"))
+    done = shell.run("address", "remove", "nope")
+    assert (done.code, "no address of yours is 'nope'" in done.err) == (ExitCode.NOT_FOUND, True)
+
+
+def test_an_interrupted_new_address_says_how_to_look(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinged(monkeypatch, interrupt=True)
+    done = shell.run("address", "new", "web")
+    assert (done.code, "phantom-tun address show web" in done.err) == (ExitCode.INTERRUPTED, True)
 
 
 def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
@@ -144,7 +187,7 @@ def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
     assert len(shell.run("expose", "--list").out.splitlines()) == 2
     listed = shell.run("expose", "--list", "--json").json
     assert [rule["to"] for rule in listed] == ["any", [FAR, str(FAR6)]]
-    assert shell.run("unexpose", "80/tcp").out == (
+    assert shell.run("unexpose", "80/TCP").out == (
         "no longer exposed: 80/tcp of default to anybody\n"
     )
     assert shell.run("unexpose", "53/udp", "--json").json["target_port"] == 5353
@@ -171,20 +214,24 @@ def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
         (("address", "new", "No Good"), ExitCode.USAGE, "'No Good' can't be a name: 1 to 32"),
         (("address", "new", "a" * 33), ExitCode.USAGE, "can't be a name"),
         (("address", "show", "no"), ExitCode.NOT_FOUND, "there are: default"),
-        (("address", "remove", "no", "--yes"), ExitCode.NOT_FOUND, "no address named 'no'"),
+        (("address", "remove", "no", "--yes"), ExitCode.NOT_FOUND, "no address of yours is 'no'"),
         (("address", "remove", "default", "--yes"), ExitCode.CONFLICT, "only address"),
         (("tunnels", "close", "t9"), ExitCode.NOT_FOUND, "no tunnel 't9'"),
         (("paths", "rebuild", "p9"), ExitCode.NOT_FOUND, "no path 'p9'"),
         (("ping", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
         (("ping", "250.9.9.9", "-c", "1"), ExitCode.NOT_FOUND, "250.9.9.9"),
         (("why", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
-        (("why", FAR, "0"), ExitCode.USAGE, "'PORT'"),
-        (("why", FAR, "http"), ExitCode.USAGE, "'PORT'"),
+        (("why", FAR, "0"), ExitCode.USAGE, "port 0 doesn't exist"),
+        (("why", FAR, "70000"), ExitCode.USAGE, "port 70000 doesn't exist: ports are 1 to 65535"),
+        (("why", FAR, "53/udp"), ExitCode.USAGE, "only TCP ports can be tried"),
+        (("why", FAR, "http"), ExitCode.USAGE, "'http' is no port"),
         (("pins", "accept", "home"), ExitCode.USAGE, "'home' is not an IPv4 or IPv6"),
         (("pins", "accept", str(FAR6)), ExitCode.USAGE, "needs no pin"),
         (("pins", "remove", str(FAR6)), ExitCode.USAGE, "needs no pin"),
         (("pins", "accept", FAR, "--yes"), ExitCode.NOT_FOUND, "no other key"),
-        (("netdb", "get", "home"), ExitCode.USAGE, "neither an AP address nor a node id"),
+        (("netdb", "get", "home"), ExitCode.USAGE, "neither an AP address nor a whole node id"),
+        (("netdb", "get", "abcd"), ExitCode.NOT_FOUND, "with an id that begins with 'abcd'"),
+        (("netdb", "get", "0"), ExitCode.USAGE, "neither an AP address nor a whole node id"),
         (("netdb", "get", "250.9.9.9"), ExitCode.NOT_FOUND, "250.9.9.9"),
     ],
 )
@@ -211,18 +258,33 @@ def test_exposing_twice_is_a_conflict(shell: Shell, node: FakeBackend) -> None:
 def test_paths_are_drawn(shell: Shell, node: FakeBackend) -> None:
     out = shell.run("paths", "list").out
     assert (
-        "p0  exit path of default · ready · 12 min old · 47 min left · built in 0.7 s · "
-        "4 tunnels ready, 1 active" in out
+        "      ready · 12 min old · 47 min left · built in 0.7 s · 4 tunnels ready, 1 in use" in out
     )
-    assert "you ── ● 01010101 ── ● 02020202 ── ● 03030303 exit" in out
-    assert "you ── ● 01010101 ── ● 02020202 ── ● 03030303 entry" in out
+    assert "  p0  you ──▶ ● 01010101 ──▶ ● 02020202 ──▶ ● 03030303 exit node" in out
+    assert "you ◀── ● 01010101 ◀── ● 02020202 ◀── ● 03030303 entry node" in out
+    assert out.index("default · out, to others") < out.index("default · in, from others")
     assert "2 paths of 3 hops" in out
     assert "\x1b" not in out
 
 
 def test_paths_without_hops_are_drawn(shell: Shell, node: FakeBackend) -> None:
     node.hops = 0
-    assert "you are the exit yourself" in shell.run("paths", "list").out
+    assert "you are the exit node yourself" in shell.run("paths", "list").out
+
+
+@pytest.mark.parametrize(
+    ("relay_only", "said"),
+    [
+        (True, "this node has no AP addresses, so it has no paths of its own: it relays 2 tunnels"),
+        (False, "there are no paths yet, the node is joining; 'phantom-tun status' shows"),
+    ],
+)
+def test_no_paths_are_explained(
+    shell: Shell, node: FakeBackend, relay_only: bool, said: str
+) -> None:
+    node.has_addresses, node.relay_only, node.state = False, relay_only, "joining"
+    assert shell.run("paths", "list").out.startswith(said)
+    assert shell.run("paths", "list", "--json").json == []
 
 
 def test_paths_for_programs_have_ordered_node_ids(shell: Shell, node: FakeBackend) -> None:
@@ -234,7 +296,7 @@ def test_paths_for_programs_have_ordered_node_ids(shell: Shell, node: FakeBacken
 def test_rebuilding_shows_progress_and_the_new_paths(shell: Shell, node: FakeBackend) -> None:
     lines = shell.run("paths", "rebuild").out.splitlines()
     assert lines[:2] == ["1 of 2: built a path for default", "2 of 2: built a path for default"]
-    assert lines[2].startswith("p10 ")
+    assert lines[3].startswith("  p10  you ──▶ ")
     assert [path["id"] for path in shell.run("paths", "rebuild", "p0", "--json").json] == ["p10"]
 
 
@@ -305,6 +367,15 @@ def test_an_interrupted_ping_still_sums_up(shell: Shell, monkeypatch: pytest.Mon
     assert "2.0/3.0/4.0 ms" in done.out
 
 
+def test_a_ping_interrupted_before_any_answer_claims_nothing(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinged(monkeypatch, interrupt=True)
+    done = shell.run("ping", FAR)
+    assert (done.code, done.err) == (ExitCode.INTERRUPTED, "")
+    assert "0 sent, 0 received" in done.out
+
+
 def test_other_commands_end_at_once_when_interrupted(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,7 +418,9 @@ def test_netdb_get_shows_votes_and_dissent(shell: Shell, node: FakeBackend) -> N
     assert out[0] == "250.1.2.3: 4 nodes answered"
     assert out[1] == "  ap_key: 3 votes, 1 gave another one, expires in 23 h 53 min"
     assert "    sequence = 3" in out
-    assert shell.run("netdb", "get", NODE_IDS[0], "--json").json["records"][0]["table"] == "node"
+    for key in (NODE_IDS[0], "0101", "01010101"):
+        answer = shell.run("netdb", "get", key, "--json").json
+        assert (answer["key"], answer["records"][0]["table"]) == (NODE_IDS[0], "node")
 
 
 def test_netdb_get_shows_what_every_path_says(shell: Shell, node: FakeBackend) -> None:
@@ -536,7 +609,33 @@ def test_usage_errors_have_code_2(shell: Shell) -> None:
         assert "Error: " in done.err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/etc/x"), "/etc/x: No space left on device"),
+        (OSError("something odd"), "something odd"),
+    ],
+)
+def test_what_nobody_expected_of_the_machine_is_one_sentence(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ControlClient, "call", fail)
+    done = shell.run("status")
+    assert (done.code, done.err) == (ExitCode.FAILED, f"phantom-tun: {said}\n")
+
+
+def test_the_way_to_start_a_node_of_a_lab_is_named(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHANTOM_TUN_START", "phantom-tun lab start n5")
+    assert "start one with 'phantom-tun lab start n5', or" in shell.run("status").err
+
+
 def test_version(shell: Shell) -> None:
+    assert shell.bare("--version").out == f"phantom-tun {phantom_tun.__version__}\n"
     assert shell.bare("version").out == f"phantom-tun {phantom_tun.__version__}\n"
     assert shell.bare("version", "--json").json == {"version": phantom_tun.__version__}
 
@@ -552,6 +651,7 @@ def environment() -> dict[str, str]:
     ("arguments", "too_heavy"),
     [
         (["--help"], ("scapy", "cryptography", "nacl", "trio", "structlog", "rich", "ssl")),
+        (["--version"], ("scapy", "cryptography", "nacl", "trio", "structlog", "rich", "ssl")),
         (["lab"], ()),
         (["status"], ("scapy", "cryptography", "nacl", "trio", "structlog", "rich", "ssl")),
         (["config", "default"], ("scapy", "cryptography", "trio", "structlog")),
@@ -609,10 +709,80 @@ def test_sizes(count: int, said: str) -> None:
     assert text.size(count) == said
 
 
+def every_command(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from every_command(command, *before, name)
+        else:
+            yield " ".join((*before, name)), command
+
+
+SILENT = {
+    # They do something and say so,
+    *("up", "down", "run", "address remove", "tunnels close", "pins remove"),
+    *("network new", "network join", "lab up", "lab exec", "lab kill", "lab stop", "lab start"),
+    *("lab pause", "lab resume", "lab down"),
+    # or print a file.
+    *("network invite", "config default"),
+}
+
+
+def test_every_command_that_shows_something_does_so_for_programs_too() -> None:
+    without = {
+        name
+        for name, command in every_command(typer.main.get_command(main.app))
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert without == SILENT
+
+
+def test_every_command_and_option_says_what_it_is_for() -> None:
+    for name, command in every_command(typer.main.get_command(main.app)):
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, (name, parameter.name)
+
+
+def test_exit_codes_stay_what_they_are() -> None:
+    assert {code.name: int(code) for code in ExitCode} == {
+        "OK": 0,
+        "FAILED": 1,
+        "USAGE": 2,
+        "NO_DAEMON": 3,
+        "NO_PERMISSION": 4,
+        "NOT_FOUND": 5,
+        "TIMEOUT": 6,
+        "CONFIG": 7,
+        "CONFLICT": 8,
+        "UNAVAILABLE": 9,
+        "INTERRUPTED": 130,
+    }
+
+
+def test_exit_codes_of_labs_have_a_meaning_and_are_no_others() -> None:
+    kinds: list[Any] = [lab_errors.LabFailed, lab_errors.LabUsageError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    own = {kind.exit_code for kind in kinds} - {ExitCode.USAGE}
+    assert own == set(lab_errors.MEANINGS)
+    assert not own & set(ExitCode)
+    table = (DOCS / "lab.md").read_text()
+    for code in own:
+        assert f"\n| {code} | " in table
+
+
+def test_the_manual_page_names_every_command() -> None:
+    page = (DOCS / "man" / "phantom-tun.1").read_text()
+    for name, _command in every_command(typer.main.get_command(main.app)):
+        escaped = name.replace("-", "\\-")
+        assert f"\n\\fB{escaped}\\fR" in page
+
+
 def test_the_program_has_every_command() -> None:
     expected = (
-        "up down run status address expose unexpose paths tunnels peers ping netdb why network "
-        "pins config lab version exit-codes"
+        "up down run status address expose unexpose paths tunnels peers ping why netdb pins "
+        "network config lab exit-codes version"
     )
     group: Any = typer.main.get_command(main.app)
-    assert set(group.commands) == set(expected.split())
+    assert group.list_commands(None) == expected.split()

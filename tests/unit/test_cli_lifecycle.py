@@ -131,7 +131,8 @@ def test_a_daemon_that_ends_while_it_starts_is_explained(machine: Machine) -> No
         machine.configure(other.getsockname()[1])
         up = machine.command("up")
     assert up.code == ExitCode.CONFIG
-    assert "the daemon ended while it started; its log says:" in up.err
+    log = machine.state / "daemon.log"
+    assert f"the daemon ended while it started; its log ({log}) says:" in up.err
     assert "in use on 127.0.0.1" in up.err
     assert "Traceback" not in up.err
 
@@ -159,6 +160,30 @@ def test_up_gives_up_waiting_but_the_daemon_goes_on(
         assert machine.command("status").out.startswith("phantom-tun 0.1.0 is joining")
         assert machine.command("down").code == 0
         assert daemon.wait(10) == 0
+
+
+def test_up_does_not_wait_for_a_network_that_is_too_small(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "SHORTAGE_S", 0.0)
+    with answering(machine.socket, FakeBackend(state="building", shortage="3 hops need 8 members")):
+        up = machine.command("up")
+    assert up.code == ExitCode.UNAVAILABLE
+    assert "waiting for more nodes: 3 hops need 8 members" in up.out.splitlines()
+    assert "the daemon runs, but can't build paths yet: 3 hops need 8 members." in up.err
+
+
+def test_an_interrupted_up_says_that_the_daemon_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(background.Waiting, "wait_ready", interrupt)
+    up = machine.command("up")
+    assert (up.code, "the daemon goes on" in up.err) == (ExitCode.INTERRUPTED, True)
+    wait_until(lambda: machine.command("status").code == 0)
+    assert machine.command("down").code == 0
 
 
 def test_up_refuses_an_open_state_directory(machine: Machine) -> None:
@@ -284,7 +309,7 @@ def test_a_unit_that_fails_is_explained_from_the_journal(
 ) -> None:
     up = machine.bare("up")
     assert up.code == ExitCode.FAILED
-    assert "its log says:\nphantom-tun: no profile" in up.err
+    assert "its log (journalctl -u phantom-tun.service) says:\nphantom-tun: no profile" in up.err
 
 
 def test_down_goes_through_systemd_where_it_started_the_daemon(
