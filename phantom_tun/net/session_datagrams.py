@@ -18,7 +18,7 @@ from phantom_tun.wire.session import FRAME_HEADER_LEN, MAX_DATAGRAM, FrameKind
 
 MAX_QUEUED = 1024
 """Messages that wait for the tunnel."""
-MAX_QUEUED_BYTES = 262_144
+MAX_QUEUED_BYTES = 1_048_576
 """Their bytes; one message is always taken."""
 
 

@@ -137,8 +137,8 @@ class MessageQueue:
             self._token.run_sync_soon(self._wake)
         return True
 
-    async def take(self) -> bytes:
-        """Wait for the next message."""
+    async def wait(self) -> None:
+        """Wait until there is a message."""
         while not self._messages:
             self._event = trio.Event()
             self._is_waited_for = True
@@ -146,9 +146,12 @@ class MessageQueue:
             if not self._messages:
                 await self._event.wait()
             self._is_waited_for = False
-        message = self._messages.popleft()
-        self._taken += len(message)
-        return message
+
+    def take_all(self) -> list[bytes]:
+        """The messages that are there now."""
+        messages = [self._messages.popleft() for _ in range(len(self._messages))]
+        self._taken += sum(map(len, messages))
+        return messages
 
     def _wake(self) -> None:
         self._event.set()

@@ -54,7 +54,7 @@ class Limits:
     """UDP flows, both directions."""
     echo_flows: int = 128
     """ICMP echo exchanges."""
-    queued_messages: int = 512
+    queued_messages: int = 1024
     """Messages of one UDP flow or echo exchange that wait for the overlay."""
     queued_bytes: int = 1 << 20
     """The same in bytes."""

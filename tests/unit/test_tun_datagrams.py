@@ -14,7 +14,15 @@ from tun_harness import CONFIG, FAR, GATEWAY, OWN, World, datagram, echo, end, i
 
 from phantom_tun.errors import Filtered, PathUnavailable, Refused, Unreachable
 from phantom_tun.testing.fake_overlay import Call, memory_datagrams
+from phantom_tun.tun import datagrams
 from phantom_tun.tun.settings import Limits
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stands still in most tests, so nothing can wait for company."""
+    monkeypatch.setattr(datagrams, "GATHER_TIME", 0.0)
+
 
 versions = pytest.mark.parametrize("version", [4, 6])
 
@@ -47,6 +55,22 @@ async def test_first_messages_wait_and_order_is_kept(mock_clock: Any, version: i
         await w.send(datagram(version, b"later"))
         assert await far.receive() == b"later"
         assert w.flows() == [("udp", "out", "open")]
+
+
+async def test_what_comes_close_behind_waits_for_company(
+    mock_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datagrams, "GATHER_TIME", 0.002)
+    async with world(mock_clock) as w:
+        far = (await ask(w, datagram(4, b"alone"))).accept_datagrams()
+        assert await far.receive() == b"alone"
+        await w.send(datagram(4, b"close"), datagram(4, b"behind"))
+        await w.all_decided()
+        with trio.move_on_after(0) as too_early:
+            await far.receive()
+        assert too_early.cancelled_caught
+        mock_clock.jump(datagrams.GATHER_TIME)
+        assert [await far.receive() for _ in range(2)] == [b"close", b"behind"]
 
 
 @versions
