@@ -4,7 +4,8 @@
 The routes of the target are tried in random order, those that failed lately last. One that says
 nothing for ``FALLBACK_AFTER`` seconds gets company by the next; the first answer that authenticates
 counts, the other attempts are given up. When no route has answered, the target's record is looked
-up afresh, once, while the silent ones go on.
+up afresh, again and again for some seconds, while the silent ones go on: whose paths have died
+builds and publishes new ones.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ SLOW_AFTER = 3.0
 for a while."""
 MAX_ROUTES = 4
 """Routes tried of one record."""
+LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0)
+"""Seconds from each time that no route worked to the next look at the record. A node that lost all
+its ways in at once has new ones within this time."""
 
 _COMMON_NAME = "localhost"
 
@@ -244,7 +248,10 @@ class SessionOpener:
     async def _start_attempts(self, call: _Call, race: _Race) -> None:
         async with trio.open_nursery() as nursery:
             await self._try_routes(call, race, nursery)
-            if race.failure is None:
+            for pause in LOOK_AFRESH_AFTER:
+                await trio.sleep(pause)
+                if race.failure is not None:
+                    break
                 self._counts["open_lookups_repeated"] += 1
                 try:
                     resolved = await self._directory.resolve(
@@ -252,8 +259,8 @@ class SessionOpener:
                     )
                 except Unreachable as error:
                     race.lookup_failure = error
-                else:
-                    await self._try_routes(replace(call, resolved=resolved), race, nursery)
+                    break
+                await self._try_routes(replace(call, resolved=resolved), race, nursery)
         race.decided.set()
 
     async def _try_routes(self, call: _Call, race: _Race, nursery: trio.Nursery) -> None:

@@ -45,6 +45,7 @@ from phantom_tun.net import session_serving
 from phantom_tun.net.session_callers import CONFIRM_WITHIN, UNCONFIRMED_FOR
 from phantom_tun.net.session_opening import (
     FALLBACK_AFTER,
+    LOOK_AFRESH_AFTER,
     MAX_ROUTES,
     OPEN_WITHIN,
     SLOW_AFTER,
@@ -239,6 +240,9 @@ async def test_an_unsupported_epoch_is_refused_clearly(autojump_clock: MockClock
 # --- routes --------------------------------------------------------------------------------------
 
 
+ROUNDS = 1 + len(LOOK_AFRESH_AFTER)
+
+
 def route(number: int, expires: float = START + 10_000) -> tuple[NodeId, EntryId, float]:
     return NodeId(bytes([number]) * 32), EntryId(bytes([number]) * 16), expires
 
@@ -357,7 +361,7 @@ async def test_not_all_routes_of_a_long_record_are_tried(autojump_clock: MockClo
         set_routes(world, *(route(n) for n in range(20)))
         with pytest.raises(Unreachable):
             await world.connect()
-        assert len(world.network.exchanges) == 2 * MAX_ROUTES
+        assert len(world.network.exchanges) == ROUNDS * MAX_ROUTES
 
 
 async def test_expired_routes_are_not_tried(autojump_clock: MockClock) -> None:
@@ -376,6 +380,38 @@ async def test_when_all_routes_fail_the_record_is_looked_up_afresh(
         set_routes(world, (*ENTRY, START + 10_000), fresh=True)
         await world.connect()
         assert world.directory.lookups == [False, True]
+
+
+async def test_a_node_that_lost_all_its_ways_in_is_waited_for(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), route(2))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.connect)
+            await trio.sleep(4)
+            set_routes(world, (*ENTRY, START + 10_000), fresh=True)
+            with trio.fail_after(3):
+                while not world.alice.service.sessions():
+                    await trio.sleep(0.1)
+
+
+async def test_a_record_that_is_gone_is_not_waited_for(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), route(2))
+        world.directory.fresh_failure = Unreachable("nobody has published it any more")
+        started = trio.current_time()
+        with pytest.raises(Unreachable, match="any more"):
+            await world.connect()
+        assert trio.current_time() == started
+
+
+async def test_what_the_callee_says_is_final(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        set_routes(world, route(1), (*ENTRY, START + 10_000))
+        started = trio.current_time()
+        with pytest.raises(Refused):
+            world.bob.rules.expose("bob", "tcp", 81)
+            await world.connect(81)
+        assert trio.current_time() == started
 
 
 def silence(world: World, *numbers: int) -> None:
@@ -483,7 +519,7 @@ async def test_a_callee_with_another_certificate_is_not_believed(autojump_clock:
         world.directory.records[BOB.ap6] = record
         with pytest.raises(Unreachable):
             await world.connect()
-        assert world.alice.service.statistics()["open_route_failed_CryptoError"] == 2
+        assert world.alice.service.statistics()["open_route_failed_CryptoError"] == ROUNDS
         await trio.sleep(60)
         assert world.bob.service.sessions() == []
 
@@ -531,7 +567,7 @@ async def test_an_altered_request_gets_no_answer(autojump_clock: MockClock, posi
         with pytest.raises(Unreachable):
             await world.connect()
         assert world.bob.host.calls == []
-        assert world.counts()["request_dropped_CryptoError"] == 2
+        assert world.counts()["request_dropped_CryptoError"] == ROUNDS
 
 
 async def test_a_repeated_request_gets_no_answer(autojump_clock: MockClock) -> None:
