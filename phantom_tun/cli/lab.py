@@ -12,12 +12,14 @@ from typing import Annotated
 
 import typer
 
+from phantom_tun.cli.exits import ExitCode
 from phantom_tun.cli.session import JsonOption, print_json
-from phantom_tun.cli.text import columns
+from phantom_tun.cli.text import columns, short_id
 from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
-from phantom_tun.lab.errors import LabFailed, LabUsageError
-from phantom_tun.lab.plan import plan_lab
+from phantom_tun.lab.errors import LabFailed, LabUsageError, NotPrivileged
+from phantom_tun.lab.plan import DEFAULT_NAME, plan_lab
+from phantom_tun.lab.record import lab_command, labs_of_root
 from phantom_tun.lab.signals import ending_in_order
 
 app = typer.Typer(
@@ -34,8 +36,6 @@ NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="n1, n2, …")
 TimeoutOption = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="How long nodes may take to become ready.")
 ]
-
-DEFAULT_NAME = "lab"
 
 
 @app.command()
@@ -92,8 +92,12 @@ def up(
             settings=tuple(settings or ()),
         )
         wishes = lifecycle.Wishes(directory=directory, timeout=timeout, keep=keep)
-        lifecycle.up(plan, wishes, _report)
-    _report(f"lab {name!r} is ready: n1 to n{nodes}")
+        try:
+            lifecycle.up(plan, wishes, _report)
+        except KeyboardInterrupt:
+            _report(f"interrupted: {_what_is_left(name)}")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+    _report(f"lab {name!r} is ready: n1 to n{nodes}; '{lab_command('down', name)}' ends it")
 
 
 @app.command()
@@ -114,12 +118,13 @@ def status(
             node.ap4 or "",
             node.ap6 or "",
             node.underlay,
+            short_id(node.node_id or ""),
             "" if node.pid is None else str(node.pid),
             ", ".join(node.roles),
         )
         for node in nodes
     )
-    heads = ("node", "state", "AP4", "AP6", "underlay", "process", "roles")
+    heads = ("node", "state", "AP4", "AP6", "underlay", "id", "process", "roles")
     for line in columns(heads, rows):
         typer.echo(line)
 
@@ -143,6 +148,7 @@ def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon at once (SIGKILL)."""
     with _own_exit_codes():
         lab_nodes.kill_node(lifecycle.open_lab(name), node)
+    _report(f"{node} is killed")
 
 
 @app.command()
@@ -150,6 +156,7 @@ def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon in order (SIGTERM) and wait for it."""
     with _own_exit_codes():
         lab_nodes.stop_node(lifecycle.open_lab(name), node)
+    _report(f"{node} has stopped")
 
 
 @app.command()
@@ -159,28 +166,43 @@ def start(
     """Start a node that is down, with its old keys, and wait for it (--timeout 0: don't)."""
     with _own_exit_codes():
         lab_nodes.start_node(lifecycle.open_lab(name), node, timeout, _report)
+    _report(f"{node} is ready" if timeout else f"{node} is starting")
 
 
 @app.command()
 def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Freeze a node's daemon (SIGSTOP)."""
     with _own_exit_codes():
-        lab_nodes.pause_node(lifecycle.open_lab(name), node)
+        paused = lab_nodes.pause_node(lifecycle.open_lab(name), node)
+    _report(f"{node} is paused" if paused else f"{node} is paused already")
 
 
 @app.command()
 def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Let a frozen daemon go on (SIGCONT)."""
     with _own_exit_codes():
-        lab_nodes.resume_node(lifecycle.open_lab(name), node)
+        resumed = lab_nodes.resume_node(lifecycle.open_lab(name), node)
+    _report(f"{node} goes on" if resumed else f"{node} wasn't paused")
 
 
 @app.command()
 def down(name: NameOption = DEFAULT_NAME) -> None:
     """End a lab and remove everything of it, also after a crash."""
     with _own_exit_codes():
-        if not lifecycle.down(name):
-            _report(f"there is no lab {name!r}: nothing to do")
+        gone = lifecycle.down(name)
+    if gone:
+        _report(f"lab {name!r} is gone")
+    elif os.geteuid() != 0 and name in labs_of_root():
+        _report(f"lab {name!r} is root's: use sudo")
+        raise typer.Exit(NotPrivileged.exit_code)
+    else:
+        _report(f"there is no lab {name!r}: nothing to do")
+
+
+def _what_is_left(name: str) -> str:
+    if lifecycle.open_lab(name).exists():
+        return f"the lab is left as it is, '{lab_command('down', name)}' ends it"
+    return "nothing is left of the lab"
 
 
 def _report(line: str) -> None:

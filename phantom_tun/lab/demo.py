@@ -18,7 +18,7 @@ from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.capture import stop_captures
 from phantom_tun.lab.demo_steps import RECORDED_BYTES, Demonstration
-from phantom_tun.lab.errors import LabFailed
+from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.evidence import carriers, possible_ways, travelled
 from phantom_tun.lab.plan import plan_lab
 from phantom_tun.lab.signals import ending_in_order
@@ -65,7 +65,13 @@ def show(demo: Demonstration) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Run the demonstration; the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
-    parser.add_argument("--nodes", type=int, default=12, help="how many nodes (12)")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=12,
+        help="how many nodes (12); H hops need 3 H + 1, and with few more there may be no two "
+        "without a common relay beside them, which the demonstration needs",
+    )
     parser.add_argument("--hops", type=int, default=3, help="X-nodes on each side (3)")
     parser.add_argument("--keep", action="store_true", help="leave the lab running")
     options = parser.parse_args(arguments)
@@ -75,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             holds = _run(options.nodes, options.hops, options.keep, undo)
     except PhantomError as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code if isinstance(error, LabUsageError) else 1
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130

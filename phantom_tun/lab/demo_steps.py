@@ -16,7 +16,7 @@ from rich.text import Text
 
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.model import Kind, PathInfo
-from phantom_tun.control.schema import GetStatus, ListPaths
+from phantom_tun.control.schema import ListPaths, RebuildPaths
 from phantom_tun.lab import evidence
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.capture import (
@@ -34,6 +34,8 @@ from phantom_tun.lab.record import LabStore
 PORT = 8000
 RECORDED_BYTES = 8 << 20
 MEASURED_BYTES = 64 << 20
+CHOICES = 4
+"""How often to look for two nodes that suit; their paths are rebuilt in between."""
 
 _FIELDS = "%{http_code} %{time_connect} %{time_total} %{speed_download}"
 
@@ -112,15 +114,21 @@ class Demonstration:
         :raises LabFailed: no two nodes will do.
         """
         clients = {node.name: ControlClient(Path(node.control_socket)) for node in nodes}
-        names = {client.call(GetStatus()).node_id: name for name, client in clients.items()}
-        paths = {name: client.call(ListPaths()) for name, client in clients.items()}
-        ends = evidence.choose_ends(paths, names)
-        if ends is None:
-            raise LabFailed(
-                "the nodes of this small lab share their guards, so no two of them can show that "
-                "a relay sees one end only: give it more nodes (the default of 12 is enough)"
-            )
-        return ends, names
+        names = {node.node_id or "": node.name for node in nodes}
+        for attempt in range(CHOICES):
+            if attempt:
+                self.say(
+                    "(each two nodes have a relay beside them in common: rebuilding all paths)"
+                )
+                for client in clients.values():
+                    client.call(RebuildPaths())
+            paths = {name: client.call(ListPaths()) for name, client in clients.items()}
+            if (ends := evidence.choose_ends(paths, names)) is not None:
+                return ends, names
+        raise LabFailed(
+            "the nodes of this small lab share their guards, so no two of them can show that a "
+            "relay sees one end only: give it more nodes (the default of 12 is enough)"
+        )
 
     def serve(self, server: NodeStatus) -> None:
         """Start a web server at a node and expose it to everybody.

@@ -78,7 +78,9 @@ def up(plan: LabPlan, wishes: Wishes, report: readiness.Report, root: Path | Non
             store.write(record)
         if wishes.keep:
             undo.pop_all()
-        readiness.wait_ready(record.nodes, wishes.timeout, report)
+        ids = readiness.wait_ready(record.nodes, wishes.timeout, report)
+        with store.lock():
+            store.write(record.with_ids(ids))
         undo.pop_all()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from phantom_tun.control.client import ControlClient
+from phantom_tun.control.schema import ControlError
 from phantom_tun.lab import namespaces, provision, readiness
 from phantom_tun.lab.errors import LabFailed, NodeStateError
 from phantom_tun.lab.processes import (
@@ -16,12 +18,13 @@ from phantom_tun.lab.processes import (
     is_alive,
     is_paused,
     kill,
+    reference,
     send_signal,
     wait_gone,
     wait_paused,
 )
-from phantom_tun.lab.record import LabStore, NodeRecord
-from phantom_tun.places import CONFIG_VARIABLE, SOCKET_VARIABLE
+from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, lab_command
+from phantom_tun.places import CONFIG_VARIABLE, SOCKET_VARIABLE, START_VARIABLE
 
 STOP_SECONDS = 30.0
 PAUSE_SECONDS = 10.0
@@ -46,6 +49,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """down, paused, silent (no answer), or what the daemon says of itself."""
     roles: tuple[str, ...]
     log: str
+    node_id: str | None
+    """In hex, as ``paths list`` and ``peers`` show it; ``None`` until the daemon has told it."""
 
 
 def status(store: LabStore) -> list[NodeStatus]:
@@ -62,11 +67,13 @@ def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
 
     :raises UnknownNode: there is no such node.
     """
-    node = store.read().node(name)
+    record = store.read()
+    node = record.node(name)
     files = provision.NodeFiles(Path(node.control_socket).parent)
     environment = dict(os.environ) | {
         SOCKET_VARIABLE: node.control_socket,
         CONFIG_VARIABLE: str(files.config),
+        START_VARIABLE: lab_command("start", record.name, name),
     }
     environment["PATH"] = f"{provision.PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return ["nsenter", f"--net={node.holder}", "--"], environment
@@ -79,7 +86,7 @@ def kill_node(store: LabStore, name: str) -> None:
     :raises LabFailed: it would not die.
     """
     with store.lock():
-        process = _running(store.read().node(name))
+        process = _running(store.read(), name)
         if kill([process]):
             raise LabFailed(f"{name} would not die")
 
@@ -91,10 +98,13 @@ def stop_node(store: LabStore, name: str, seconds: float = STOP_SECONDS) -> None
     :raises LabFailed: it takes longer than ``seconds``.
     """
     with store.lock():
-        process = _running(store.read().node(name))
+        process = _running(store.read(), name)
         send_signal(process, signal.SIGTERM)
         if wait_gone([process], seconds):
-            raise LabFailed(f"{name} has not stopped after {seconds:.0f} s; 'lab kill' ends it")
+            raise LabFailed(
+                f"{name} has not stopped after {seconds:.0f} s; "
+                f"'{lab_command('kill', store.name, name)}' ends it"
+            )
 
 
 def start_node(store: LabStore, name: str, timeout: float, report: readiness.Report) -> None:
@@ -107,44 +117,64 @@ def start_node(store: LabStore, name: str, timeout: float, report: readiness.Rep
     with store.lock():
         record = store.read()
         node = record.node(name)
-        if node.process is not None and is_alive(node.process):
-            raise NodeStateError(f"{name} is up already, as process {node.process.pid}")
+        if (process := _process(node)) is not None:
+            raise NodeStateError(f"{name} is up already, as process {process.pid}")
         record = record.with_process(name, provision.launch(node))
         store.write(record)
     if timeout:
         readiness.wait_ready([record.node(name)], timeout, report)
 
 
-def pause_node(store: LabStore, name: str) -> None:
-    """SIGSTOP, and wait until it stands still.
+def pause_node(store: LabStore, name: str) -> bool:
+    """SIGSTOP, and wait until it stands still. ``False``: it did already.
 
     :raises NodeStateError: it is down.
     :raises LabFailed: it goes on.
     """
     with store.lock():
-        process = _running(store.read().node(name))
+        process = _running(store.read(), name)
+        if is_paused(process):
+            return False
         send_signal(process, signal.SIGSTOP)
         if not wait_paused(process, PAUSE_SECONDS):
             raise LabFailed(f"{name} can't be paused")
+    return True
 
 
-def resume_node(store: LabStore, name: str) -> None:
-    """SIGCONT.
+def resume_node(store: LabStore, name: str) -> bool:
+    """SIGCONT. ``False``: it wasn't paused.
 
     :raises NodeStateError: it is down.
     """
     with store.lock():
-        send_signal(_running(store.read().node(name)), signal.SIGCONT)
+        process = _running(store.read(), name)
+        paused = is_paused(process)
+        send_signal(process, signal.SIGCONT)
+    return paused
 
 
-def _running(node: NodeRecord) -> ProcessRef:
-    if node.process is None or not is_alive(node.process):
-        raise NodeStateError(f"{node.name} is down; 'phantom-tun lab start {node.name}' starts it")
-    return node.process
+def _running(record: LabRecord, name: str) -> ProcessRef:
+    process = _process(record.node(name))
+    if process is None:
+        raise NodeStateError(
+            f"{name} is down; '{lab_command('start', record.name, name)}' starts it"
+        )
+    return process
+
+
+def _process(node: NodeRecord) -> ProcessRef | None:
+    """The node's daemon: the one that the lab started, or one that somebody has started since with
+    ``phantom-tun up``; ``None``: it is down."""
+    if node.process is not None and is_alive(node.process):
+        return node.process
+    try:
+        return reference(ControlClient(Path(node.control_socket)).daemon_pid())
+    except ControlError:
+        return None
 
 
 def _node_status(node: NodeRecord) -> NodeStatus:
-    process = node.process if node.process is not None and is_alive(node.process) else None
+    process = _process(node)
     paused = process is not None and is_paused(process)
     answer = readiness.ask(node) if process is not None and not paused else None
     identity = answer.identities[0] if answer is not None and answer.identities else None
@@ -169,4 +199,5 @@ def _node_status(node: NodeRecord) -> NodeStatus:
         state=state,
         roles=node.roles,
         log=node.log,
+        node_id=answer.node_id if answer is not None else node.node_id,
     )

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from phantom_tun.lab.errors import BadHops, BadLabOption, TooFewNodes, UnknownNode
 
+DEFAULT_NAME = "lab"
 MAX_NODES = 250
 MAX_HOPS = 8
 USUAL_HOPS = 3

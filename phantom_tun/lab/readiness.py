@@ -20,6 +20,7 @@ REPORT_SECONDS = 2.0
 
 ASKED_AT_ONCE = 8
 _NAMED = 8
+_SILENT = "no control socket yet"
 _LOG_LINES = 5
 _LOG_TAIL_BYTES = 8192
 
@@ -35,6 +36,14 @@ class Waiting:
     stage: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A node that has all it needs."""
+
+    name: str
+    node_id: str
+
+
 def ask(node: NodeRecord) -> Status | None:
     """The daemon's own status; ``None``: it doesn't answer (yet)."""
     try:
@@ -46,7 +55,7 @@ def ask(node: NodeRecord) -> Status | None:
 def stage(status: Status | None, *, relay_only: bool) -> str | None:
     """What a node lacks or does; ``None``: it is ready and its paths stand."""
     if status is None:
-        return "no control socket yet"
+        return _SILENT
     missing = None if relay_only else _missing(status.identities)
     # "building" says less than which path is missing.
     if status.state in ("building", "ready") and (missing or status.state == "ready"):
@@ -67,19 +76,22 @@ def _missing(identities: tuple[IdentityStatus, ...]) -> str | None:
     return None
 
 
-def wait_ready(nodes: Collection[NodeRecord], seconds: float, report: Report) -> None:
-    """Wait until all nodes are ready and their paths stand.
+def wait_ready(nodes: Collection[NodeRecord], seconds: float, report: Report) -> dict[str, str]:
+    """Wait until all nodes are ready and their paths stand; returns their ids by name.
 
     :raises NotReady: a daemon died, or the time is up; names nodes and stages, quotes the log.
     """
     started = time.monotonic()
     reported = started
     left = list(nodes)
+    ids: dict[str, str] = {}
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         while True:
-            waiting = [item for item in pool.map(_look, left) if item is not None]
+            found = list(pool.map(_look, left))
+            ids |= {item.name: item.node_id for item in found if isinstance(item, Ready)}
+            waiting = [item for item in found if isinstance(item, Waiting)]
             if not waiting:
-                return
+                return ids
             now = time.monotonic()
             if now - started > seconds:
                 raise NotReady(
@@ -93,8 +105,8 @@ def wait_ready(nodes: Collection[NodeRecord], seconds: float, report: Report) ->
             time.sleep(POLL_SECONDS)
 
 
-def _look(node: NodeRecord) -> Waiting | None:
-    """The node, unless it is ready.
+def _look(node: NodeRecord) -> Waiting | Ready:
+    """How far a node is.
 
     :raises NotReady: its daemon is dead.
     """
@@ -103,7 +115,9 @@ def _look(node: NodeRecord) -> Waiting | None:
     if node.process is None or not is_alive(node.process):
         raise NotReady(f"the daemon of {node.name} ended while it started{_quote(node)}")
     at = stage(status, relay_only=node.interface is None)
-    return Waiting(node, at) if at is not None else None
+    if status is None or at is not None:
+        return Waiting(node, at or _SILENT)
+    return Ready(node.name, status.node_id)
 
 
 def _summary(waiting: list[Waiting]) -> str:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import msgspec
 
 from phantom_tun.files import atomic_write
 from phantom_tun.lab.errors import DuplicateLab, LabFailed, UnknownLab, UnknownNode
+from phantom_tun.lab.plan import DEFAULT_NAME
 from phantom_tun.lab.processes import ProcessRef
 
 SYSTEM_ROOT = Path("/run/phantom-tun-lab")
@@ -46,6 +47,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
     """What starts its daemon, the way into the namespace included."""
     process: ProcessRef | None = None
     """The daemon, if one was started; it may have died since."""
+    node_id: str | None = None
+    """Its id in hex, once it has told it."""
 
 
 class LabRecord(msgspec.Struct, frozen=True):
@@ -82,6 +85,14 @@ class LabRecord(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, nodes=nodes)
 
+    def with_ids(self, ids: Mapping[str, str]) -> LabRecord:
+        """The same lab with the node ids that are known, by node name."""
+        nodes = tuple(
+            msgspec.structs.replace(node, node_id=ids.get(node.name, node.node_id))
+            for node in self.nodes
+        )
+        return msgspec.structs.replace(self, nodes=nodes)
+
     @property
     def holders(self) -> list[Path]:
         """All files that hold its namespaces."""
@@ -103,6 +114,17 @@ def default_root() -> Path:
     if root.exists() and root.lstat().st_uid != os.geteuid():
         raise LabFailed(f"{root} belongs to somebody else; set XDG_RUNTIME_DIR or TMPDIR")
     return root
+
+
+def labs_of_root() -> list[str]:
+    """The names of the labs in the place that only root may write to."""
+    return sorted(entry.name for entry in SYSTEM_ROOT.glob("*/"))
+
+
+def lab_command(verb: str, lab: str, *rest: str) -> str:
+    """A ``lab`` command as one would type it."""
+    name = [] if lab == DEFAULT_NAME else ["--name", lab]
+    return " ".join(("phantom-tun", "lab", verb, *rest, *name))
 
 
 class LabStore:
@@ -197,4 +219,6 @@ class LabStore:
 
     def _unknown(self) -> UnknownLab:
         others = ", ".join(sorted(entry.name for entry in self.root.glob("*/"))) or "none"
+        if os.geteuid() != 0 and (of_root := labs_of_root()):
+            others += f"; with sudo: {', '.join(of_root)}"
         return UnknownLab(f"there is no lab {self.name!r}; running labs: {others}")

@@ -11,6 +11,7 @@ names, as a node would that is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -62,7 +63,7 @@ def status(settings: config.Config, behaviour: str) -> Status:
 def serve(listener: socket.socket, line: bytes) -> None:
     while True:
         connection, _ = listener.accept()
-        with connection:
+        with connection, contextlib.suppress(BrokenPipeError):  # asked for nothing but its pid
             connection.recv(65536)
             connection.sendall(line)
 

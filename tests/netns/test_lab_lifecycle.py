@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from conftest import StubLab, cli_with_stubs, run_lab, two_nodes
 
+from phantom_tun.cli.exits import ExitCode
 from phantom_tun.errors import ConfigError
 from phantom_tun.lab import lifecycle, namespaces, provision
 from phantom_tun.lab import nodes as lab_nodes
@@ -80,6 +81,7 @@ def test_status_is_what_scripts_rely_on(stub_lab: StubLab, lab_name: str) -> Non
     assert Path(first["state_dir"], "node.key").stat().st_mode & 0o777 == 0o600
     assert first["state"] == "ready"
     assert first["roles"] == ["bootstrap", "owner"]
+    assert first["node_id"] == "00" * 32
     assert Path(f"/proc/{first['pid']}/ns/net").samefile(f"/run/netns/{first['namespace']}")
     assert (last["interface"], last["ap4"], last["ap6"]) == (None, None, None)
     assert last["roles"] == ["relay-only"]
@@ -89,6 +91,7 @@ def test_the_table_names_every_node(stub_lab: StubLab, lab_name: str) -> None:
     stub_lab(nodes=3)
     done = run_lab("status", "--name", lab_name)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["n1", "n2", "n3"]
+    assert done.stdout.splitlines()[1].split()[5] == "00000000"
 
 
 def test_relay_only_nodes_are_not_root(stub_lab: StubLab) -> None:
@@ -196,10 +199,12 @@ def test_left_over_namespaces(stub_lab: StubLab, lab_name: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_up_cleans_up(lab_name: str, number: signal.Signals) -> None:
-    up = start_up(lab_name, "pathless")
+    up = start_up(lab_name, "pathless", subprocess.PIPE)
     wait_until(lambda: any("stub_daemon" in trace for trace in traces(lab_name)))
     up.send_signal(number)
-    assert up.wait(30) == 130
+    _, told = up.communicate(timeout=30)
+    assert up.returncode == 130
+    assert told.splitlines()[-1] == "interrupted: nothing is left of the lab"
     assert traces(lab_name) == []
 
 
@@ -239,11 +244,12 @@ def test_after_a_crash_with_a_damaged_record_down_cleans_up(
     assert traces(lab_name) == []
 
 
-def start_up(name: str, behaviour: str) -> subprocess.Popen[bytes]:
+def start_up(name: str, behaviour: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """``lab up`` with stubs, in a process that can be signalled."""
     return subprocess.Popen(
         [*cli_with_stubs(behaviour), *two_nodes(name)],
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
         env=provision.daemon_environment(),
     )
 
@@ -361,7 +367,7 @@ def test_stop_waits_for_the_end(stub_lab: StubLab) -> None:
 
 def test_stop_says_when_a_node_will_not(stub_lab: StubLab) -> None:
     store = stub_lab(behaviour="stubborn")
-    with pytest.raises(LabFailed, match="'lab kill' ends it"):
+    with pytest.raises(LabFailed, match=f"'phantom-tun lab kill n2 --name {store.name}' ends it"):
         lab_nodes.stop_node(store, "n2", seconds=0.2)
     assert state_of(store, "n2") == "ready"
     lab_nodes.kill_node(store, "n2")
@@ -369,11 +375,59 @@ def test_stop_says_when_a_node_will_not(stub_lab: StubLab) -> None:
 
 def test_pause_and_resume(stub_lab: StubLab) -> None:
     store = stub_lab()
-    lab_nodes.pause_node(store, "n2")
+    assert lab_nodes.pause_node(store, "n2")
     assert state_of(store, "n2") == "paused"
-    lab_nodes.pause_node(store, "n2")
-    lab_nodes.resume_node(store, "n2")
+    assert not lab_nodes.pause_node(store, "n2")
+    assert lab_nodes.resume_node(store, "n2")
     wait_until(lambda: state_of(store, "n2") == "ready")
+    assert not lab_nodes.resume_node(store, "n2")
+
+
+def test_every_change_is_told(stub_lab: StubLab, lab_name: str) -> None:
+    stub_lab()
+    told = [
+        ("pause", "n1 is paused"),
+        ("pause", "n1 is paused already"),
+        ("resume", "n1 goes on"),
+        ("resume", "n1 wasn't paused"),
+        ("kill", "n1 is killed"),
+        ("start", "n1 is ready"),
+        ("stop", "n1 has stopped"),
+    ]
+    for command, said in told:
+        done = run_lab(command, "n1", "--name", lab_name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{said}\n")
+    done = run_lab("down", "--name", lab_name)
+    assert (done.returncode, done.stderr) == (0, f"lab '{lab_name}' is gone\n")
+
+
+def test_a_node_that_is_down_keeps_its_id_and_says_how_to_start_it(
+    stub_lab: StubLab, lab_name: str
+) -> None:
+    store = stub_lab()
+    lab_nodes.kill_node(store, "n1")
+    assert lab_nodes.status(store)[0].node_id == "00" * 32
+    start = f"phantom-tun lab start n1 --name {lab_name}"
+    assert f"'{start}' starts it" in run_lab("stop", "n1", "--name", lab_name).stderr
+    command = [sys.executable, "-P", "-m", "phantom_tun", "status"]
+    done = run_lab("exec", "n1", "--name", lab_name, "--", *command)
+    assert done.returncode == ExitCode.NO_DAEMON
+    assert f"start one with '{start}'" in done.stderr
+
+
+def test_a_daemon_that_somebody_else_started_is_the_nodes_daemon(
+    stub_lab: StubLab, lab_name: str
+) -> None:
+    store = stub_lab()
+    lab_nodes.kill_node(store, "n1")
+    node = store.read().node("n1")
+    with subprocess.Popen(node.command, stderr=subprocess.DEVNULL) as daemon:
+        wait_until(lambda: state_of(store, "n1") == "ready")
+        assert pid_of(store, "n1") == daemon.pid
+        with pytest.raises(NodeStateError, match="up already"):
+            lab_nodes.start_node(store, "n1", 0.0, lambda _line: None)
+        lab_nodes.stop_node(store, "n1")
+        assert daemon.wait(10) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("command", ["kill", "stop", "start", "pause", "resume", "exec"])

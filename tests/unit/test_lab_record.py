@@ -9,7 +9,7 @@ import pytest
 from phantom_tun.lab import record as record_module
 from phantom_tun.lab.errors import DuplicateLab, LabFailed, UnknownLab, UnknownNode
 from phantom_tun.lab.processes import ProcessRef
-from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, default_root
+from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, default_root, lab_command
 
 
 def a_record(name: str = "one") -> LabRecord:
@@ -54,6 +54,28 @@ def test_what_is_written_is_read(store: LabStore) -> None:
     assert store.read() == record
     assert record.node("n1").process is None
     assert record.node("n2").process == ProcessRef(7, 8)
+
+
+def test_ids_are_kept_until_others_are_told() -> None:
+    record = a_record().with_ids({"n1": "aa"}).with_ids({"n2": "bb"})
+    assert [node.node_id for node in record.nodes] == ["aa", "bb"]
+
+
+@pytest.mark.parametrize(
+    ("lab", "said"),
+    [("lab", "phantom-tun lab start n1"), ("one", "phantom-tun lab start n1 --name one")],
+)
+def test_commands_as_one_types_them(lab: str, said: str) -> None:
+    assert lab_command("start", lab, "n1") == said
+
+
+def test_who_has_no_labs_is_told_of_those_of_root(
+    store: LabStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_module, "SYSTEM_ROOT", store.root)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(UnknownLab, match="running labs: none; with sudo: one"):
+        LabStore(tmp_path / "mine", "one").read()
 
 
 def test_holders_are_all_of_them() -> None:
