@@ -179,7 +179,7 @@ class Waiting:
             if time.monotonic() > deadline:
                 raise CommandFailed(
                     ExitCode.TIMEOUT,
-                    f"not ready after {self.timeout_s:.0f} s ({shown or 'it does not answer'}); "
+                    f"not ready after {self.timeout_s:.0f} s ({_why_not(status)}); "
                     "it goes on trying, 'phantom-tun status' shows how far it is",
                 )
             time.sleep(POLL_S)
@@ -260,6 +260,12 @@ def _stage(status: Status) -> str:
             return f"building paths, {status.builds.succeeded} built"
         case state:
             return state
+
+
+def _why_not(status: Status | None) -> str:
+    if status is None:
+        return "it does not answer"
+    return status.warnings[0] if status.warnings else _stage(status)
 
 
 def _too_small(status: Status) -> CommandFailed:

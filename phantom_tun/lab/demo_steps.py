@@ -117,9 +117,7 @@ class Demonstration:
         names = {node.node_id or "": node.name for node in nodes}
         for attempt in range(CHOICES):
             if attempt:
-                self.say(
-                    "(each two nodes have a relay beside them in common: rebuilding all paths)"
-                )
+                self.say("(every two nodes share a relay beside them: rebuilding all paths)")
                 for client in clients.values():
                     client.call(RebuildPaths())
             paths = {name: client.call(ListPaths()) for name, client in clients.items()}
@@ -218,17 +216,20 @@ class Demonstration:
 
     def draw(self, way: Way) -> None:
         """The path as a picture."""
-        picture = Text("\n   ")
-        picture.append(way.ends.client, "bold")
-        for name in way.out:
-            picture.append(" ── ", "bright_black").append(f"● {name}", "green")
-        picture.append(" ━━ ", "bright_black")
-        for name in way.into:
-            picture.append(f"● {name}", "blue").append(" ── ", "bright_black")
-        picture.append(way.ends.server, "bold")
+        client, server = way.ends.client, way.ends.server
+        parts = ((" ──▶ ", way.out, "green", client), (" ━━▶ ", way.into, "blue", server))
+        picture, braces = Text("\n   ").append(client, "bold"), Text(" " * (3 + len(client)))
+        for (arrow, members, style, owner), kind in zip(parts, ("exit", "entry"), strict=True):
+            if members:
+                part = " ──▶ ".join(f"● {name}" for name in members)
+                picture.append(arrow, "bright_black").append(part, style)
+                braces.append(" " * len(arrow))
+                braces.append(brace(len(part), f"{kind} path of {owner}"), style)
+        picture.append(" ──▶ " if way.into else " ━━▶ ", "bright_black").append(server, "bold")
         self.console.print(picture)
-        self.say(f"{way.ends.client} knows {names_of(way.out)} of it, its exit path")
-        self.say(f"{way.ends.server} knows {names_of(way.into)}, its entry path; nobody knows all")
+        self.console.print(braces)
+        self.say(f"{client} knows {names_of(way.out)} of it, {server} knows {names_of(way.into)};")
+        self.say("of the others each knows those beside it, and nobody knows it all")
 
     def weigh_text(self, ends: Ends, nodes: list[NodeStatus]) -> bool:
         """Where the marker was seen; ``False``: not where it should be, or elsewhere."""
@@ -283,6 +284,13 @@ class Demonstration:
         mark, style = ("✔", "bold green") if holds else ("✘", "bold red")
         self.console.print(Text(f" {mark} {claim}", style=style))
         return holds
+
+
+def brace(width: int, label: str) -> str:
+    """``╰─ label ─╯``, or a bare one where ``width`` has no room for the label."""
+    if width < len(label) + 4:
+        label = ""
+    return f"╰{f' {label} ' if label else '':─^{width - 2}}╯"
 
 
 def names_of(nodes: Iterable[str]) -> str:

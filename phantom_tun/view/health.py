@@ -17,6 +17,8 @@ DEATHS = 3
 DEATHS_WITHIN = 10 * MINUTE
 DIALED_WITHIN = 10 * MINUTE
 """In a network of any size a dialable node is dialed much sooner."""
+JOINED_WITHIN = 10.0
+"""Seconds after which it is worth a word that nobody has taken note of this node."""
 BUILT_WITHIN = 20.0
 """Seconds after the start from which on a missing path is worth a word even if no build failed."""
 
@@ -50,7 +52,9 @@ class PathDeaths:
 
 def warnings(node: Node) -> list[str]:
     """Sentences, the most urgent ones first."""
-    if node.state in {"starting", "joining", "stopping"}:
+    if node.state == "joining":
+        return _joining(node)
+    if node.state in {"starting", "stopping"}:
         return []
     return [
         *(str(PinChanged(change)) for change in node.pins.changes()),
@@ -59,6 +63,16 @@ def warnings(node: Node) -> list[str]:
         *node.deaths.warnings(node.clock.now()),
         *_dialing(node),
         *_exposure(node),
+    ]
+
+
+def _joining(node: Node) -> list[str]:
+    if node.uptime() < JOINED_WITHIN:
+        return []
+    return [
+        f"none of the nodes that the profile names has answered for {node.uptime():.0f} s: is this "
+        "machine connected, and is the profile of today? 'phantom-tun network show' shows it, and "
+        "a member makes a new one with 'phantom-tun network invite'"
     ]
 
 

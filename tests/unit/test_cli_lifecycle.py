@@ -156,6 +156,7 @@ def test_up_gives_up_waiting_but_the_daemon_goes_on(
         up = machine.command("up", "--timeout", "1")
         assert up.code == ExitCode.TIMEOUT
         assert "joining the network example (12 nodes known)" in up.out
+        assert "not ready after 1 s (joining the network example" in up.err
         assert "it goes on trying" in up.err
         assert machine.command("status").out.startswith("phantom-tun 0.1.0 is joining")
         assert machine.command("down").code == 0

@@ -13,7 +13,14 @@ from phantom_tun.config import Config
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.pins import PinChanged
 from phantom_tun.testing.fake_owner import FakeOwner
-from phantom_tun.view.health import BUILT_WITHIN, DEATHS_WITHIN, DIALED_WITHIN, PathDeaths, warnings
+from phantom_tun.view.health import (
+    BUILT_WITHIN,
+    DEATHS_WITHIN,
+    DIALED_WITHIN,
+    JOINED_WITHIN,
+    PathDeaths,
+    warnings,
+)
 
 
 @pytest.fixture
@@ -76,8 +83,14 @@ def test_a_node_that_just_started_isnt_warned_of_the_paths_it_builds(world: Worl
 
 @pytest.mark.parametrize("state", ["starting", "joining", "stopping"])
 def test_nothing_is_expected_of_a_node_that_isnt_there(world: World, state: str) -> None:
-    world.exits, world.state = 0, state
+    world.exits, world.state, world.up_for = 0, state, JOINED_WITHIN - 1
     assert warnings(world.node) == []
+
+
+def test_a_node_that_nobody_lets_in_is_told_where_to_look(world: World) -> None:
+    world.state, world.up_for = "joining", JOINED_WITHIN
+    (line,) = warnings(world.node)
+    assert line.startswith("none of the nodes that the profile names has answered for 10 s")
 
 
 def test_a_node_that_nobody_dials_is_told_of_firewalls(world: World) -> None:
