@@ -275,7 +275,7 @@ def parse(data: bytes, *, source: Path) -> Config:
         content = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source} isn't a configuration: it is no UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} isn't valid TOML: {error}") from error
 
     def decode_path(kind: type, value: object) -> Path:

@@ -200,7 +200,7 @@ def parse(data: bytes, *, source: str) -> Profile:
         return _checked(content)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source} isn't a network profile: it is no UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} isn't valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"the network profile {source} is wrong: {error}") from error

@@ -32,6 +32,7 @@ from phantom_tun.control.model import (
     Verdict,
     WhyStep,
 )
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import PhantomError
 
 VERSION = 1
@@ -306,7 +307,7 @@ def decode_request(line: bytes) -> AnyRequest:
                 f"{envelope.version}; use the phantom-tun command it was installed with",
             )
         return _requests.decode(envelope.request)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ControlError("invalid", f"the request isn't valid: {error}") from error
 
 
@@ -332,7 +333,7 @@ def decode_reply(line: bytes) -> Reply:
     """
     try:
         return _replies.decode(line)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ControlError("failed", f"the node's answer can't be read: {error}") from error
 
 
@@ -343,5 +344,5 @@ def decode_value(value: msgspec.Raw, kind: Any) -> Any:
     """
     try:
         return msgspec.json.decode(value, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ControlError("failed", f"the node's answer can't be read: {error}") from error

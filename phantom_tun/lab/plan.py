@@ -169,7 +169,7 @@ def parse_override(text: str) -> Override:
 def _toml_value(text: str) -> TomlValue:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str | int | float | bool) for item in items):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.files import atomic_write
 from phantom_tun.lab.errors import DuplicateLab, LabFailed, UnknownLab, UnknownNode
 from phantom_tun.lab.plan import DEFAULT_NAME
@@ -179,7 +180,7 @@ class LabStore:
             return msgspec.json.decode((self.place / _RECORD).read_bytes(), type=LabRecord)
         except (FileNotFoundError, NotADirectoryError):
             raise self._unknown() from None
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise UnknownLab(
                 f"the record of lab {self.name!r} is damaged; "
                 f"'phantom-tun lab down --name {self.name}' removes what is left of it"

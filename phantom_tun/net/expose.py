@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import ConfigError, UsageError
 from phantom_tun.files import atomic_write
 from phantom_tun.ids import ApAddress
@@ -94,7 +95,7 @@ class ExposeRules:
         try:
             stored = msgspec.json.decode(data, type=_StoredRules)
             rules = [self._checked(rule) for rule in stored.rules]
-        except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+        except (*UNREADABLE, UsageError) as error:
             raise ConfigError(
                 f"the expose rules in {self._file} are damaged ({error}): mend the file, or move "
                 "it away and expose your services again"

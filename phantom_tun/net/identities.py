@@ -34,6 +34,7 @@ from phantom_tun.crypto.certificates import (
 )
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SEED_LEN, SigningKey
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import ConfigError, CryptoError, UsageError
 from phantom_tun.files import atomic_write, ensure_private_directory, load_secret
 from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey
@@ -365,7 +366,7 @@ def _read_request_keys(path: Path) -> tuple[_RequestKey, ...]:
     try:
         stored = msgspec.msgpack.decode(_secret(path), type=tuple[_StoredKey, ...])
         keys = tuple(_RequestKey(SealingKey(key.seed), key.created) for key in stored)
-    except (msgspec.MsgspecError, CryptoError, ValueError) as error:
+    except (*UNREADABLE, CryptoError) as error:
         raise _damaged(path, error) from error
     if not keys:
         raise _damaged(path, ValueError("it holds no key"))
@@ -380,7 +381,7 @@ def _write_request_keys(directory: Path, keys: tuple[_RequestKey, ...]) -> None:
 def _read_state(path: Path) -> _State:
     try:
         state = msgspec.json.decode(_secret(path), type=_State)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise _damaged(path, error) from error
     if not 0 <= state.n < AP4_CANDIDATES:
         raise _damaged(path, ValueError(f"there is no AP4 candidate {state.n}"))

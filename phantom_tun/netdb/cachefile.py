@@ -14,6 +14,7 @@ import msgspec
 
 from phantom_tun.clock import MINUTE
 from phantom_tun.crypto.hashes import HASH_LEN, h
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import RecordRefused, WireError
 from phantom_tun.ids import NetworkId
 from phantom_tun.netdb.contact import Contact
@@ -73,7 +74,7 @@ def load(data: bytes, verifier: Verifier, now: float) -> list[CachedNode]:
         raise WireError("the node cache is damaged")
     try:
         content = msgspec.msgpack.decode(body, type=_File)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("the node cache is damaged") from error
     if content.magic != _MAGIC or content.network_id != verifier.network.network_id:
         raise WireError("the node cache belongs to another network or version")

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from phantom_tun.crypto.hashes import HASH_LEN, h
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import RecordRefused, WireError
 from phantom_tun.ids import NetworkId
 from phantom_tun.netdb.store import MAX_ENTRIES, ApStore, Duty
@@ -61,7 +62,7 @@ def load(data: bytes, verifier: Verifier, store: ApStore, now: float) -> None:
         raise WireError("the file of stored records is damaged")
     try:
         content = msgspec.msgpack.decode(body, type=_File)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("the file of stored records is damaged") from error
     if content.magic != _MAGIC or content.network_id != verifier.network.network_id:
         raise WireError("the file of stored records belongs to another network or version")

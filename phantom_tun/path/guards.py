@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from phantom_tun.clock import DAY, HOUR, MINUTE, Rng
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import ConfigError
 from phantom_tun.ids import NodeId
 
@@ -140,7 +141,7 @@ class GuardSet:
         try:
             guards = msgspec.json.decode(data, type=_File).guards
             lengths = {len(guard.node_id) for guard in guards}
-        except (msgspec.MsgspecError, ValueError) as error:
+        except UNREADABLE as error:
             raise ConfigError(f"not a list of guards: {error}") from error
         if lengths - {32} or len(guards) > MAX_SIZE:
             raise ConfigError("not a list of guards: wrong ids, or too many")

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import msgspec
 
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import WireError
 from phantom_tun.ids import ApAddress
 from phantom_tun.wire.records import (
@@ -309,7 +310,7 @@ def decode_call(data: bytes) -> Call:
         raise WireError(f"a netdb call has at most {MAX_CALL_LEN} bytes")
     try:
         call = _CALLS.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("netdb call does not parse") from error
     if call.encode() != data:
         raise WireError("netdb call is not in canonical form")
@@ -325,7 +326,7 @@ def decode_answer(data: bytes) -> Answer:
         raise WireError(f"a netdb answer has at most {MAX_ANSWER_LEN} bytes")
     try:
         answer = _ANSWERS.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("netdb answer does not parse") from error
     if answer.encode() != data:
         raise WireError("netdb answer is not in canonical form")

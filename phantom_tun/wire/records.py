@@ -22,6 +22,7 @@ import msgspec
 
 from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.signing import SIGNATURE_LEN, node_id_of
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import WireError
 from phantom_tun.ids import CertHash, NodeId
 from phantom_tun.wire.nodes import IpAddress, NodeRef
@@ -315,7 +316,7 @@ def decode(kind: type[_R], data: bytes) -> _R:
         raise WireError(f"{kind.KIND} is longer than {kind.MAX_LEN} bytes")
     try:
         record = _DECODERS[kind].decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError(f"{kind.KIND} does not parse") from error
     if record.encoded != data:
         raise WireError(f"{kind.KIND} is not in canonical form")

@@ -14,7 +14,7 @@ ROOT = Path(phantom_tun.__file__).parent
 NAME = ROOT.name
 
 LAYERS = {
-    0: {"errors", "ids", "clock", "endpoints"},
+    0: {"errors", "ids", "clock", "decoding", "endpoints"},
     1: {"wire", "crypto", "packet", "files", "places", "guard"},
     2: {"netdb", "path", "tunnel", "profile", "config", "node_keys"},
     3: {"net", "tun"},

@@ -9,10 +9,12 @@ import random
 import ssl
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from cryptography.utils import CryptographyDeprecationWarning
 
+from phantom_tun import config, profile
 from phantom_tun.control.schema import ControlError, decode_reply, decode_request
 from phantom_tun.crypto.certificates import (
     callee_context,
@@ -20,12 +22,17 @@ from phantom_tun.crypto.certificates import (
     check_certificate,
     make_certificate,
 )
+from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.sealing import SEALING_PUBLIC_LEN, SealingKey, seal
 from phantom_tun.crypto.signing import verify
-from phantom_tun.errors import CryptoError, PeerError, WireError
+from phantom_tun.errors import ConfigError, CryptoError, PeerError, WireError
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.buffers import HEADER_LEN, POOL
-from phantom_tun.testing.record_factory import ApMaker
+from phantom_tun.netdb import cachefile, holdings
+from phantom_tun.netdb.store import ApStore
+from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.path.guards import GuardSet
+from phantom_tun.testing.record_factory import NETWORK, ApMaker
 from phantom_tun.tunnel.answer import callee_wrap, caller_wrap
 from phantom_tun.tunnel.channel import CalleeHandshake, CallerHandshake
 from phantom_tun.wire.netdb import MAX_ANSWER_LEN, MAX_CALL_LEN, decode_answer, decode_call
@@ -195,3 +202,38 @@ def test_no_client_hello_however_strange_raises_anything_else():
             changed[rng.randrange(len(changed))] = rng.randrange(256)
         with contextlib.suppress(PeerError):
             CalleeHandshake(context, bytes(changed[: rng.choice([len(hello), 99])]))
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+DEEP = b"[" * 3000
+
+
+@pytest.mark.parametrize("bad", [b"\xff", DEEP, b'"\\ud800"'], ids=["no text", "deep", "half"])
+def test_text_that_is_none_is_only_invalid(bad):
+    """Libraries raise errors of Python's own for it."""
+    with pytest.raises(ControlError):
+        decode_request(b'{"version":1,"request":{"type":"sta' + bad + b'"}}')
+    with pytest.raises(ControlError):
+        decode_reply(b'{"type":"result","value":' + bad + b"}")
+    with pytest.raises(ConfigError):
+        GuardSet.decode(b'{"guards":[],"x":' + bad + b"}")
+
+
+@pytest.mark.parametrize(
+    "bad", [b"x = " + DEEP, b"x = " + b"9" * 5000, b"\xff"], ids=["deep", "long", "no text"]
+)
+def test_toml_that_no_parser_can_take_is_only_wrong(bad):
+    with pytest.raises(ConfigError):
+        config.parse(bad, source=Path("/etc/phantom-tun.toml"))
+    with pytest.raises(ConfigError):
+        profile.parse(bad, source="profile")
+
+
+def test_a_file_of_an_earlier_run_that_is_damaged_is_only_damaged():
+    magic = b"\x93\xa1\xff"
+    verifier = Verifier(NETWORK)
+    with pytest.raises(WireError):
+        cachefile.load(magic + h("node cache", magic), verifier, 0.0)
+    with pytest.raises(WireError):
+        holdings.load(magic + h("holdings", magic), verifier, ApStore(NETWORK), 0.0)
