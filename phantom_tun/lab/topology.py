@@ -90,12 +90,12 @@ def bring_up(plan: LabPlan, holders: Mapping[str, Path]) -> None:
     """
     for node in plan.nodes:
         holder = holders[plan.namespace(node)]
-        _batch(holder, "ip", _addresses(node))
+        batch(holder, "ip", [*_addresses(node), *neighbours(plan, node)])
         if plan.rate is not None and not plan.delay_ms:
-            _batch(holder, "tc", [_bucket(UNDERLAY_INTERFACE, plan.rate)])
+            batch(holder, "tc", [_bucket(UNDERLAY_INTERFACE, plan.rate)])
     if plan.rate is not None and not plan.delay_ms:
         buckets = [_bucket(f"p{node.index}", plan.rate) for node in plan.nodes]
-        _batch(holders[plan.switch_namespace], "tc", buckets)
+        batch(holders[plan.switch_namespace], "tc", buckets)
 
 
 def _connect_bridge(plan: LabPlan, holders: Mapping[str, Path]) -> None:
@@ -108,7 +108,7 @@ def _connect_bridge(plan: LabPlan, holders: Mapping[str, Path]) -> None:
             f"link set {cable} master br0",
             f"link set {cable} up",
         ]
-    _batch(holders[plan.switch_namespace], "ip", lines)
+    batch(holders[plan.switch_namespace], "ip", lines)
 
 
 def _addresses(node: NodePlan) -> list[str]:
@@ -119,6 +119,18 @@ def _addresses(node: NodePlan) -> list[str]:
         f"link set {eth0} up",
         f"addr add {node.underlay}/{UNDERLAY4_PREFIX_LENGTH} dev {eth0}",
         f"addr add {node.underlay6}/{UNDERLAY6_PREFIX_LENGTH} dev {eth0} nodad",
+    ]
+
+
+def neighbours(plan: LabPlan, node: NodePlan) -> list[str]:
+    """Commands that tell a node where all others are, so that it never has to ask. What is learned
+    is bounded by the kernel: by default to 1,024 entries for all namespaces of the machine, fewer
+    than two labs of 32 nodes need, and beyond that packets are lost. What is told is not."""
+    return [
+        f"neigh replace {address} lladdr {other.mac} dev {UNDERLAY_INTERFACE} nud permanent"
+        for other in plan.nodes
+        if other is not node
+        for address in (other.underlay, other.underlay6)
     ]
 
 
@@ -150,8 +162,11 @@ def _congestion_control() -> str:
     return "cubic" if "cubic" in allowed else "reno"
 
 
-def _batch(holder: Path, tool: str, lines: list[str]) -> None:
-    """Run lines of ``ip`` or ``tc`` inside a namespace."""
+def batch(holder: Path, tool: str, lines: list[str]) -> None:
+    """Run lines of ``ip`` or ``tc`` inside a namespace.
+
+    :raises LabFailed: the tool refused.
+    """
     done = subprocess.run(
         ["nsenter", f"--net={holder}", "--", tool, "-batch", "-"],
         input="\n".join(lines) + "\n",
