@@ -6,13 +6,15 @@ import itertools
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
 
-from phantom_tun.lab.bench import load
-from phantom_tun.lab.bench.load import CHUNK_LEN, Client, Job, Outcome, Target
+from phantom_tun.lab.bench import load, load_client, load_server, load_udp, load_wire
+from phantom_tun.lab.bench.load_client import Client
+from phantom_tun.lab.bench.load_udp import Tallies
+from phantom_tun.lab.bench.load_wire import CHUNK_LEN, Job, Outcome, Target
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def target() -> Iterator[Target]:
 
         def serve() -> None:
             with suppress(OSError):
-                load.serve(listener, None)
+                load_server.serve(listener, None, Tallies())
 
         threading.Thread(target=serve, daemon=True).start()
         yield Target("127.0.0.1", listener.getsockname()[1])
@@ -46,7 +48,7 @@ def answering() -> Iterator[tuple[socket.socket, list[BaseException]]]:
 
     def serve() -> None:
         try:
-            load.answer(far)
+            load_server.answer(far, Tallies())
         except (OSError, ValueError) as error:
             raised.append(error)
         finally:
@@ -64,11 +66,11 @@ def answering() -> Iterator[tuple[socket.socket, list[BaseException]]]:
 def test_a_transfer_ends_when_its_time_is_over_and_says_so() -> None:
     near, far = socket.socketpair()
     received: list[int] = []
-    reader = threading.Thread(target=lambda: received.append(load.receive_chunks(far)))
+    reader = threading.Thread(target=lambda: received.append(load_wire.receive_chunks(far)))
     with near, far:
         reader.start()
         ticks = itertools.count()
-        sent = load.send_chunks(near, seconds=5, now=lambda: float(next(ticks)))
+        sent = load_wire.send_chunks(near, seconds=5, now=lambda: float(next(ticks)))
         reader.join(10)
     assert sent == 5 * CHUNK_LEN
     assert received == [sent]
@@ -78,8 +80,8 @@ def test_a_transfer_of_no_time_is_one_chunk() -> None:
     near, far = socket.socketpair()
     with near, far:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * CHUNK_LEN)
-        assert load.send_chunks(near, seconds=0) == CHUNK_LEN
-        assert load.receive_chunks(far) == CHUNK_LEN
+        assert load_wire.send_chunks(near, seconds=0) == CHUNK_LEN
+        assert load_wire.receive_chunks(far) == CHUNK_LEN
 
 
 @pytest.mark.parametrize("given", [b"", b"\0" * 100])
@@ -89,14 +91,14 @@ def test_a_transfer_that_breaks_off_is_no_transfer(given: bytes) -> None:
         with near:
             near.sendall(given)
         with pytest.raises(ConnectionError):
-            load.receive_chunks(far)
+            load_wire.receive_chunks(far)
 
 
 def test_the_connection_can_be_used_again_after_a_transfer() -> None:
     with answering() as (connection, raised):
-        connection.sendall(b"D" + load.SECONDS.pack(0.0))
-        assert load.receive_chunks(connection) == CHUNK_LEN
-        load.echo(connection)
+        connection.sendall(b"D" + load_wire.SECONDS.pack(0.0))
+        assert load_wire.receive_chunks(connection) == CHUNK_LEN
+        load_wire.echo(connection)
     assert not raised
 
 
@@ -116,7 +118,7 @@ def test_another_byte_is_no_echo() -> None:
     with near, far:
         far.sendall(b"y")
         with pytest.raises(ConnectionError):
-            load.echo(near)
+            load_wire.echo(near)
 
 
 @pytest.mark.parametrize("kind", ["down", "up"])
@@ -139,7 +141,7 @@ def test_echoes_and_connections_are_timed_one_by_one(target: Target) -> None:
 
 def test_a_burst_makes_connections_until_the_time_is_over(target: Target) -> None:
     outcome = outcome_of(Job("burst", target, seconds=0.05))
-    assert len(outcome.milliseconds) >= load.BURST_WORKERS
+    assert len(outcome.milliseconds) >= load_client.BURST_WORKERS
     assert outcome.seconds >= 0.05
 
 
@@ -157,6 +159,76 @@ def test_a_job_without_a_connection_does_not_begin() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         outcome_of(Job("echo", Target("127.0.0.1", port), seconds=1))
+
+
+def test_a_connection_stands_before_its_first_byte_comes_back(target: Target) -> None:
+    outcome = outcome_of(Job("connect", target, seconds=10, count=3))
+    assert len(outcome.established) == 3
+    assert all(a < b for a, b in zip(outcome.established, outcome.milliseconds, strict=True))
+
+
+def test_connections_held_are_looked_at_in_the_end(target: Target) -> None:
+    client = Client(Job("hold", target, seconds=10, count=5))
+    client.prepare()
+    outcome = client.run()
+    client.close()
+    assert len(outcome.milliseconds) == 5
+    assert not outcome.failed
+
+
+def test_a_held_connection_that_died_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = Target("127.0.0.1", listener.getsockname()[1])
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(connection.recv(2)[1:])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client = Client(Job("hold", closed, seconds=10, count=1))
+        client.prepare()
+        thread.join(10)
+        outcome = client.run()
+        client.close()
+    assert outcome.failed == 1
+
+
+@pytest.fixture
+def both() -> Iterator[Target]:
+    """A server for connections and datagrams."""
+    tallies = Tallies()
+    datagrams = load_udp.receiver(0)
+    port = datagrams.getsockname()[1]
+    with datagrams, socket.create_server(("127.0.0.1", port)) as listener:
+
+        def serve(function: Callable[..., None], *arguments: object) -> None:
+            with suppress(OSError):
+                function(*arguments)
+
+        receive = (load_udp.receive, datagrams, tallies)
+        answer = (load_server.serve, listener, None, tallies)
+        threads = [
+            threading.Thread(target=serve, args=each, daemon=True) for each in (receive, answer)
+        ]
+        for thread in threads:
+            thread.start()
+        yield Target("127.0.0.1", port)
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_datagrams_are_counted_at_the_other_end(
+    both: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_client, "DRAIN_S", 0.05)
+    monkeypatch.setattr(load_client, "WARM_UP_DATAGRAMS_S", 0.01)
+    outcome = outcome_of(Job("udp", both, seconds=0.1, size=200, rate=1.6e6))
+    assert 90 <= outcome.sent <= 100
+    assert outcome.received == outcome.sent
+    assert outcome.transferred == 200 * outcome.sent
+    assert 0.09 <= outcome.seconds < 5
+    assert not outcome.failed
 
 
 class Proxy:
@@ -186,14 +258,14 @@ class Proxy:
             self.asked = connection.recv(100)
             connection.sendall(bytes((5, self._code, 0, 1)) + bytes(6))
             if not self._code:
-                load.answer(connection)
+                load_server.answer(connection, Tallies())
 
 
 def test_isolated_connections_go_to_the_proxy_with_their_own_credentials() -> None:
     proxy = Proxy()
     target = Target("abc.onion", 7000, socks_port=proxy.port, isolated=True)
-    with load.connect(target, index=3) as connection:
-        load.echo(connection)
+    with load_client.connect(target, index=3) as connection:
+        load_wire.echo(connection)
     proxy.close()
     assert proxy.credentials == b"\1\2s3\2s3"
     assert proxy.asked == b"\5\1\0\3\x09abc.onion" + (7000).to_bytes(2, "big")
@@ -202,7 +274,7 @@ def test_isolated_connections_go_to_the_proxy_with_their_own_credentials() -> No
 def test_a_refusal_of_the_proxy_is_an_error() -> None:
     proxy = Proxy(code=4)
     with pytest.raises(ConnectionError, match="answers 4"):
-        load.connect(Target("abc.onion", 7000, socks_port=proxy.port))
+        load_client.connect(Target("abc.onion", 7000, socks_port=proxy.port))
     proxy.close()
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from phantom_tun.lab.bench import plots, report
+from phantom_tun.lab.bench import plots, report, spreads
 from phantom_tun.lab.bench.model import (
     FIGURES,
     Condition,
@@ -18,7 +18,7 @@ from phantom_tun.lab.bench.model import (
     Settings,
     SystemResult,
 )
-from phantom_tun.lab.bench.report import Spread
+from phantom_tun.lab.bench.spreads import Spread
 
 SPEED = Figure("down_1", "speed", "Mbit/s", "higher")
 LATENCY = Figure("echo", "latency", "ms", "lower")
@@ -34,32 +34,34 @@ def result(*systems: SystemResult) -> ConditionResult:
 
 def whole(found: ConditionResult) -> Report:
     machine = Machine(2, "Some processor", "6.1", 24.0, "3.11.2")
-    return Report("2026-01-01T00:00:00+00:00", machine, Settings(2, 2.0, 5, 2.0, 9, 12, 3), [found])
+    return Report(
+        "2026-01-01T00:00:00+00:00", machine, Settings(2, 2.0, 8.0, 5, 2.0, 9, 12, 3), [found]
+    )
 
 
 def test_a_spread_leaves_out_what_failed() -> None:
-    assert report.spread([3.0, None, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
-    assert report.spread([None]) is None
-    assert report.spread([]) is None
+    assert spreads.spread([3.0, None, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+    assert spreads.spread([None]) is None
+    assert spreads.spread([]) is None
 
 
 def test_above_one_is_better_whichever_way_the_figure_goes() -> None:
     ours = system("ours", down_1=[400.0], echo=[2.0])
     peer = system("peer", down_1=[100.0], echo=[8.0])
-    assert report.ratio(SPEED, ours, peer) == Spread(4.0, 4.0, 4.0)
-    assert report.ratio(LATENCY, ours, peer) == Spread(4.0, 4.0, 4.0)
-    assert report.ratio(LATENCY, peer, ours) == Spread(0.25, 0.25, 0.25)
+    assert spreads.ratio(SPEED, ours, peer) == Spread(4.0, 4.0, 4.0)
+    assert spreads.ratio(LATENCY, ours, peer) == Spread(4.0, 4.0, 4.0)
+    assert spreads.ratio(LATENCY, peer, ours) == Spread(0.25, 0.25, 0.25)
 
 
 def test_ratios_are_taken_within_a_repetition() -> None:
     ours = system("ours", down_1=[100.0, None, 10.0, 7.0])
     peer = system("peer", down_1=[50.0, 3.0, 5.0])
-    assert report.ratio(SPEED, ours, peer) == Spread(2.0, 2.0, 2.0)
+    assert spreads.ratio(SPEED, ours, peer) == Spread(2.0, 2.0, 2.0)
 
 
 def test_nothing_is_divided_by_nothing() -> None:
-    assert report.ratio(SPEED, system("a", down_1=[1.0]), system("b", down_1=[0.0])) is None
-    assert report.ratio(SPEED, system("a"), system("b", down_1=[1.0])) is None
+    assert spreads.ratio(SPEED, system("a", down_1=[1.0]), system("b", down_1=[0.0])) is None
+    assert spreads.ratio(SPEED, system("a"), system("b", down_1=[1.0])) is None
 
 
 def test_samples_that_were_skipped_count_as_failed() -> None:

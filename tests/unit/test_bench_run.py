@@ -1,7 +1,8 @@
-"""Options, and how a run goes on when something fails."""
+"""The figures, and how a run goes on when something fails."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -12,16 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from phantom_tun.lab.bench import load, measuring, run
+from phantom_tun.lab.bench import growth, load_server, measuring, merge, options, run
 from phantom_tun.lab.bench.hosts import Inside
-from phantom_tun.lab.bench.load import Job, Outcome, Target
-from phantom_tun.lab.bench.measuring import LoadFailed, Subject
-from phantom_tun.lab.bench.model import Condition, ConditionResult, Settings, SystemResult
+from phantom_tun.lab.bench.load_udp import Tallies
+from phantom_tun.lab.bench.load_wire import Job, Outcome, Target
+from phantom_tun.lab.bench.measuring import LoadFailed, Subject, Usage
+from phantom_tun.lab.bench.model import (
+    Condition,
+    ConditionResult,
+    GrowthResult,
+    Settings,
+    SystemResult,
+)
+from phantom_tun.lab.bench.scenarios import Choice, Scenario
 from phantom_tun.lab.bench.systems import Place, Running
-from phantom_tun.lab.errors import BadLabOption, LabFailed
+from phantom_tun.lab.errors import LabFailed
 
-SETTINGS = Settings(2, 0.05, 3, 0.05, 5, 12, 3)
+SETTINGS = Settings(2, 0.05, 0.1, 3, 0.05, 5, 12, 3)
 PLAIN = Condition("plain", "No delay")
+ECHO = Scenario("plain", ("ours",), ("echo_idle",), measures_start=True)
 
 
 def quiet(_line: str) -> None:
@@ -47,7 +57,7 @@ class FakeSystem:
         place.undo.callback(self._end)
         if self.target is None:
             raise LabFailed("out of order")
-        return Running(Inside((), dict(os.environ)), self.target, {"relay": (os.getpid(),)}, 0.0)
+        return Running(Inside((), dict(os.environ)), self.target, {"relay": (os.getpid(),)}, 0.0, 1)
 
     def _end(self) -> None:
         self.ended = True
@@ -55,7 +65,7 @@ class FakeSystem:
 
 def subject(system: FakeSystem) -> Subject:
     running = Running(
-        Inside((), dict(os.environ)), system.target or Target("x", 1), {"relay": (1,)}, 0.0
+        Inside((), dict(os.environ)), system.target or Target("x", 1), {"relay": (1,)}, 0.0, 6
     )
     return Subject(system, running, SystemResult(system.key, system.title, "1"))
 
@@ -66,66 +76,11 @@ def target() -> Iterator[Target]:
 
         def serve() -> None:
             with suppress(OSError):
-                load.serve(listener, None)
+                load_server.serve(listener, None, Tallies())
 
         threading.Thread(target=serve, daemon=True).start()
         yield Target("127.0.0.1", listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)
-
-
-# --- options --------------------------------------------------------------------------------------
-
-
-def test_quick_is_ours_and_tor_without_delay() -> None:
-    options = run.parse(["--quick"])
-    assert [system.key for system in run.systems(options)] == ["ours", "tor"]
-    assert [condition.key for condition in run.conditions(options)] == ["plain"]
-    assert run.settings(options).repetitions == 2
-
-
-def test_without_options_it_is_everything_three_times() -> None:
-    options = run.parse([])
-    assert tuple(system.key for system in run.systems(options)) == run.SYSTEMS
-    assert tuple(condition.key for condition in run.conditions(options)) == run.CONDITIONS
-    assert run.settings(options).repetitions == 3
-
-
-def test_conditions_have_the_delay_and_the_rate_asked_for() -> None:
-    options = run.parse(["--conditions", "both,plain", "--delay-ms", "50", "--rate", "1gbit"])
-    plain, both = run.conditions(options)
-    assert (plain.delay_ms, plain.rate) == (0, None)
-    assert (both.delay_ms, both.rate) == (50, "1gbit")
-
-
-def test_peers_have_as_many_relays_as_our_paths() -> None:
-    options = run.parse(["--hops", "2", "--systems", "yggdrasil,tls-chain"])
-    titles = [system.title for system in run.systems(options)]
-    assert titles == ["Yggdrasil line of 6", "TLS chain of 4"]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--systems", "freenet"],
-        ["--conditions", "windy"],
-        ["--rate", "fast"],
-        ["--delay-ms", "0"],
-        ["--repetitions", "101"],
-        ["--seconds", "0.1"],
-        ["--hops", "9"],
-        ["--hops", "0"],
-        ["--nodes", "9"],
-    ],
-)
-def test_options_that_make_no_sense_are_refused(arguments: list[str]) -> None:
-    options = run.parse(arguments)
-    with pytest.raises(BadLabOption):
-        _ = run.settings(options), run.conditions(options), run.systems(options)
-
-
-def test_bad_options_end_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["--systems", "freenet"]) == 1
-    assert "there is no system freenet" in capsys.readouterr().err
 
 
 # --- what isn't installed -------------------------------------------------------------------------
@@ -170,16 +125,16 @@ def test_percentiles(values: list[float], share: float, found: float) -> None:
 
 
 def test_a_load_client_prepares_waits_and_reports(target: Target) -> None:
-    running = Running(Inside((), dict(os.environ)), target, {"relay": (os.getpid(),)}, 0.0)
+    running = Running(Inside((), dict(os.environ)), target, {"relay": (os.getpid(),)}, 0.0, 1)
     outcome, used = measuring.do(running, Job("echo", target, 5, 3))
     assert len(outcome.milliseconds) == 3
-    assert used >= 0
+    assert used.total >= 0
 
 
 def test_a_load_client_without_connection_says_why() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = Target("127.0.0.1", listener.getsockname()[1])
-    running = Running(Inside((), dict(os.environ)), closed, {}, 0.0)
+    running = Running(Inside((), dict(os.environ)), closed, {}, 0.0, 0)
     with pytest.raises(LoadFailed, match=r"no connection for echo: .*refused"):
         measuring.do(running, Job("echo", closed, 1, 1))
 
@@ -187,13 +142,38 @@ def test_a_load_client_without_connection_says_why() -> None:
 def use(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome) -> None:
     """Let jobs have these outcomes, in turn, and cost half a second each."""
     left = iter(outcomes)
-    monkeypatch.setattr(measuring, "do", lambda _running, _job: (next(left), 0.5))
+    usage = Usage({"client": 0.2, "relay": 0.3})
+    monkeypatch.setattr(measuring, "do", lambda _running, _job: (next(left), usage))
 
 
 def test_throughput_and_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Outcome(transferred=250_000_000, seconds=2.0))
     found = measuring.bulk("down", 8)(subject(FakeSystem("a")).running, SETTINGS)
     assert found == {"down_8": pytest.approx(1000.0), "down_8_cpu": pytest.approx(2.0)}
+
+
+def test_one_relay_is_its_share_of_those_a_byte_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Outcome(transferred=100_000_000, seconds=1.0))
+    found = measuring.bulk("up", 1)(subject(FakeSystem("a")).running, SETTINGS)
+    assert found["up_1_hop"] == pytest.approx(0.3 / 6 / 0.1)
+    direct = Running(Inside((), {}), Target("x", 1), {"client": (1,)}, 0.0, relays_on_way=0)
+    assert Usage({"client": 1.0}).of_one_relay(direct) is None
+
+
+def test_datagrams_lost_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome(sent=1000, received=990, transferred=990 * 1200, seconds=1.0, jitter_ms=0.5)
+    use(monkeypatch, outcome, Outcome(sent=9, errors=["refused"]))
+    takes_them = Running(Inside((), {}), Target("x", 1), {}, 0.0, 6, datagrams=True)
+    found = measuring.udp(takes_them, SETTINGS)
+    assert found["udp"] == pytest.approx(9.504)
+    assert found["udp_loss"] == pytest.approx(1.0)
+    assert found["udp_jitter"] == 0.5
+    with pytest.raises(LoadFailed, match="refused"):
+        measuring.udp(takes_them, SETTINGS)
+
+
+def test_systems_without_datagrams_are_not_asked_for_them() -> None:
+    assert measuring.udp(subject(FakeSystem("a")).running, SETTINGS) == {}
 
 
 def test_a_transfer_of_which_a_stream_failed_does_not_count(
@@ -220,6 +200,13 @@ def test_an_empty_outcome_is_no_latency(monkeypatch: pytest.MonkeyPatch) -> None
         measuring.echo_idle(subject(FakeSystem("a")).running, SETTINGS)
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "idle", lambda _: {})
+    monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_systems_take_turns_at_being_first_and_failures_are_noted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -233,40 +220,55 @@ def test_systems_take_turns_at_being_first_and_failures_are_noted(
             raise LoadFailed("broke")
         return {"echo": 1.0}
 
-    monkeypatch.setattr(measuring, "MEASUREMENTS", (measure,))
-    monkeypatch.setattr(measuring, "idle", lambda _: {})
-    monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
-    measuring.repetition(0, subjects, SETTINGS, quiet)
-    measuring.repetition(1, subjects, SETTINGS, quiet)
-    assert order == ["a", "b", "c", "b", "c", "a"]
-    assert subjects[0].result.samples == {"echo": [1.0, 1.0]}
-    assert subjects[1].result.errors == ["repetition 1: broke", "repetition 2: broke"]
+    monkeypatch.setattr(measuring, "MEASUREMENTS", {"echo_idle": measure})
+    for number in range(3):
+        measuring.repetition(number, subjects, SETTINGS, ECHO, quiet)
+    # What has failed twice isn't tried a third time.
+    assert order == ["a", "b", "c", "b", "c", "a", "c", "a"]
+    assert subjects[0].result.samples == {"echo": [1.0, 1.0, 1.0]}
+    assert subjects[1].result.errors == ["echo_idle: broke", "echo_idle: broke"]
 
 
 # --- a whole condition ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def one_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "MEASUREMENTS", (measuring.echo_idle,))
-    monkeypatch.setattr(measuring, "idle", lambda _: {})
-    monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
-
-
-@pytest.mark.usefixtures("one_measurement")
-def test_a_system_that_does_not_start_is_left_out(target: Target) -> None:
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("measures_start", [True, False])
+def test_a_system_that_does_not_start_is_left_out(target: Target, measures_start: bool) -> None:
     broken, works = FakeSystem("broken"), FakeSystem("works", target)
     found = ConditionResult(PLAIN, (0.0, 0.0, 0.0))
-    run.measure(PLAIN, [broken, works], SETTINGS, found)
+    scenario = dataclasses.replace(ECHO, measures_start=measures_start)
+    run.compare(scenario, PLAIN, [broken, works], SETTINGS, found)
     first, second = found.systems
     assert first.errors == ["out of order"]
     assert not first.samples
     assert len(second.samples["echo"]) == SETTINGS.repetitions
+    assert ("start" in second.samples) is measures_start
     assert broken.ended
     assert works.ended
 
 
-@pytest.mark.usefixtures("one_measurement")
+@pytest.mark.usefixtures("unhurried")
+def test_a_system_that_cannot_be_reached_is_ended_at_once(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, works = FakeSystem("silent", target), FakeSystem("works", target)
+    asked: list[bool] = []
+
+    def reach(_running: Running) -> float:
+        asked.append(silent.ended)
+        if len(asked) == 1:
+            raise LoadFailed("not reachable")
+        return 1.0
+
+    monkeypatch.setattr(measuring, "reach", reach)
+    found = ConditionResult(PLAIN, (0.0, 0.0, 0.0))
+    run.compare(ECHO, PLAIN, [silent, works], SETTINGS, found)
+    assert asked == [False, True]
+    assert found.systems[0].errors == ["not reachable"]
+    assert found.systems[1].samples["start"] == [1.0]
+
+
 def test_everything_is_ended_when_it_is_interrupted(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,34 +278,57 @@ def test_everything_is_ended_when_it_is_interrupted(
     monkeypatch.setattr(measuring, "repetition", interrupt)
     works = FakeSystem("works", target)
     with pytest.raises(KeyboardInterrupt):
-        run.measure(PLAIN, [works], SETTINGS, ConditionResult(PLAIN, (0.0, 0.0, 0.0)))
+        run.compare(ECHO, PLAIN, [works], SETTINGS, ConditionResult(PLAIN, (0.0, 0.0, 0.0)))
     assert works.ended
 
 
 @pytest.fixture
-def main_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[FakeSystem], int]:
+def main_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """The whole program with one system, wherever the tests run."""
     monkeypatch.setattr(run.lifecycle, "check_machine", lambda: None)
 
-    def main(system: FakeSystem) -> int:
-        monkeypatch.setattr(run, "systems", lambda _: [system])
-        return run.main(["--quick", "--out", str(tmp_path / "out")])
+    def main(system: FakeSystem, *arguments: str) -> int:
+        found = options.parse(["--quick", "--out", str(tmp_path / "out"), *arguments])
+        found = dataclasses.replace(
+            found,
+            choice=Choice(((ECHO, ("ours",)),), ()),
+            systems={"ours": system},
+            settings=SETTINGS,
+        )
+        monkeypatch.setattr(run, "parse", lambda _: found)
+        return run.main([])
 
     return main
 
 
-@pytest.mark.usefixtures("one_measurement")
-def test_results_are_written(
-    target: Target, main_with: Callable[[FakeSystem], int], tmp_path: Path
+@pytest.mark.usefixtures("unhurried")
+def test_results_are_written_and_added_to(
+    target: Target, main_with: Callable[..., int], tmp_path: Path
 ) -> None:
     assert main_with(FakeSystem("ours", target)) == 0
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["quick-plain.svg", "quick.json", "quick.md"]
+    assert main_with(FakeSystem("ours", target), "--merge") == 0
+    found = merge.read(tmp_path / "out" / "quick.json")
+    assert found is not None
+    (condition,) = found.conditions
+    assert len(condition.systems[0].samples["echo"]) == 2 * SETTINGS.repetitions
 
 
-@pytest.mark.usefixtures("one_measurement")
+@pytest.mark.usefixtures("unhurried")
 def test_without_ours_the_run_has_failed_and_writes_nothing(
-    main_with: Callable[[FakeSystem], int], tmp_path: Path
+    main_with: Callable[..., int], tmp_path: Path
 ) -> None:
     assert main_with(FakeSystem("ours")) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_growth_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LabFailed("no such luck")
+
+    kind = dataclasses.replace(growth.GROWTHS["hops"], run=fail)
+    monkeypatch.setattr(growth, "GROWTHS", {"hops": kind})
+    found = GrowthResult("hops", "Hops", "hops", (0.0, 0.0, 0.0))
+    run.grow("hops", SETTINGS, found)
+    assert found.errors == ["hops: no such luck"]

@@ -50,6 +50,11 @@ def cpu_seconds(roots: Iterable[int], proc: Path = PROC) -> float:
     return sum(stats[pid][1] for pid in family if pid in stats) / TICKS_PER_S
 
 
+def cpu_by_role(roles: Mapping[str, Iterable[int]], proc: Path = PROC) -> dict[str, float]:
+    """:func:`cpu_seconds` of the processes of each role."""
+    return {role: cpu_seconds(pids, proc) for role, pids in roles.items()}
+
+
 def resident_mib(roots: Iterable[int], proc: Path = PROC) -> float:
     """Memory that these processes and their descendants have in use."""
     parents = {pid: parent for pid, (parent, _) in _stats(proc).items()}

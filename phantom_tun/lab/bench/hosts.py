@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -83,6 +84,23 @@ class Hosts:
     def address(self, host: int) -> str:
         """Its IPv4 address."""
         return str(self._plan.nodes[host - 1].underlay)
+
+    def add_addresses(self, prefix: IPv4Network) -> list[str]:
+        """Give every host a second address, the first ones of ``prefix``; returns them in order.
+
+        :raises LabFailed: ``ip`` refused.
+        """
+        addresses = [str(prefix[number]) for number in range(1, len(self._plan.nodes) + 1)]
+        device = topology.UNDERLAY_INTERFACE
+        for number, own in enumerate(addresses, start=1):
+            lines = [f"addr add {own}/{prefix.prefixlen} dev {device}"]
+            lines += [
+                f"neigh replace {address} lladdr {node.mac} dev {device} nud permanent"
+                for address, node in zip(addresses, self._plan.nodes, strict=True)
+                if address != own
+            ]
+            topology.batch(self._holder(number), "ip", lines)
+        return addresses
 
     def inside(self, host: int) -> Inside:
         """How to run a command there."""

@@ -10,29 +10,34 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
 import msgspec
 
 from phantom_tun.lab.bench import cost
-from phantom_tun.lab.bench.load import Job, Outcome
+from phantom_tun.lab.bench.load_wire import Job, Outcome
 from phantom_tun.lab.bench.model import Settings, SystemResult
-from phantom_tun.lab.bench.systems import Running, System
+from phantom_tun.lab.bench.scenarios import Scenario
+from phantom_tun.lab.bench.systems import Running, Say, System
 from phantom_tun.lab.errors import LabFailed
 
-READY_SECONDS = 90.0
-SPARE_SECONDS = 60.0
+READY_SECONDS = 45.0
+SPARE_SECONDS = 30.0
 """How much longer than it should a job may take: slow systems hold much on the way."""
 REACH_SECONDS = 180.0
-SETTLE_SECONDS = 0.3
+SETTLE_SECONDS = 0.1
+GIVE_UP_AFTER = 2
+"""A measurement that failed so often at a system isn't tried there any more."""
 MANY = 8
 LEAD_SECONDS = 0.5
 """How long a load runs before what happens under it is measured."""
 IDLE_SECONDS = 2.0
 ECHO_SECONDS = 5.0
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 6.0
+UDP_SIZE = 1200
+UDP_RATE = 50e6
 
 Samples = Mapping[str, float]
 
@@ -44,6 +49,8 @@ class Subject:
     system: System
     running: Running
     result: SystemResult
+    failures: dict[str, int] = field(default_factory=dict)
+    """How often each measurement failed here."""
 
 
 class LoadFailed(LabFailed):
@@ -78,14 +85,14 @@ class LoadClient:
         self._process.kill()
         self._process.communicate()
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
         """Wait until its connections stand.
 
         :raises LoadFailed: they don't.
         """
         out = self._process.stdout
-        if out is None or not select.select([out], (), (), READY_SECONDS)[0]:
-            raise LoadFailed(f"no connections for {self._job.kind} in {READY_SECONDS:.0f} s")
+        if out is None or not select.select([out], (), (), seconds)[0]:
+            raise LoadFailed(f"no connections for {self._job.kind} in {seconds:.0f} s")
         if out.readline() != b"ready\n":
             raise LoadFailed(self._complaint())
 
@@ -115,18 +122,37 @@ class LoadClient:
         return f"no connection for {self._job.kind}: {lines[-1] if lines else 'no reason given'}"
 
 
-def do(running: Running, job: Job) -> tuple[Outcome, float]:
-    """Do a job; what came of it, and the processor seconds that the system used meanwhile.
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor seconds that a system used meanwhile."""
+
+    by_role: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Of all its processes."""
+        return sum(self.by_role.values())
+
+    def of_one_relay(self, running: Running) -> float | None:
+        """What one of the relays that a byte passes used, if there are any."""
+        if not running.relays_on_way:
+            return None
+        return self.by_role.get("relay", 0.0) / running.relays_on_way
+
+
+def do(running: Running, job: Job) -> tuple[Outcome, Usage]:
+    """Do a job; what came of it, and what the system used for it.
 
     :raises LoadFailed: it couldn't be done.
     """
     with LoadClient(running, job) as client:
         client.wait_ready()
-        before = cost.cpu_seconds(running.pids)
+        before = cost.cpu_by_role(running.roles)
         client.go()
         outcome = client.outcome()
         # Processes that end with their connection are waited for a moment later.
-        return outcome, cost.cpu_seconds(running.pids) - before
+        after = cost.cpu_by_role(running.roles)
+        return outcome, Usage({role: after[role] - used for role, used in before.items()})
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -161,10 +187,15 @@ def bulk(kind: Literal["down", "up"], streams: int) -> Callable[[Running, Settin
         outcome, used = do(running, job)
         _demand(outcome)
         key = f"{kind}_{streams}"
-        return {
+        gigabytes = outcome.transferred / 1e9
+        found = {
             key: outcome.transferred * 8e-6 / outcome.seconds,
-            f"{key}_cpu": used / (outcome.transferred / 1e9),
+            f"{key}_cpu": used.total / gigabytes,
         }
+        relay = used.of_one_relay(running)
+        if streams == 1 and relay is not None:
+            found[f"{key}_hop"] = relay / gigabytes
+        return found
 
     return measure
 
@@ -173,7 +204,9 @@ def connections(running: Running, settings: Settings) -> Samples:
     """New connections to a service already used, one after the other."""
     job = Job("connect", running.target, CONNECT_SECONDS, settings.connections)
     outcome, _ = do(running, job)
-    return _latencies("connect", outcome)
+    found = dict(_latencies("connect", outcome))
+    found["established"] = statistics.median(outcome.established)
+    return found
 
 
 def burst(running: Running, settings: Settings) -> Samples:
@@ -182,7 +215,7 @@ def burst(running: Running, settings: Settings) -> Samples:
     done = len(outcome.milliseconds)
     if not done or outcome.failed > done:
         raise LoadFailed(f"{outcome.failed} of a burst failed: {'; '.join(outcome.errors)}")
-    return {"connects": done / outcome.seconds, "connects_cpu": 1e3 * used / done}
+    return {"connects": done / outcome.seconds, "connects_cpu": 1e3 * used.total / done}
 
 
 def echo_idle(running: Running, settings: Settings) -> Samples:
@@ -217,21 +250,40 @@ def memory(running: Running, _settings: Settings) -> Samples:
     }
 
 
-MEASUREMENTS: tuple[Callable[[Running, Settings], Samples], ...] = (
-    connections,
-    burst,
-    echo_idle,
-    bulk("down", 1),
-    bulk("up", 1),
-    bulk("down", MANY),
-    bulk("up", MANY),
-    echo_loaded,
-    memory,
-)
+def udp(running: Running, settings: Settings) -> Samples:
+    """Datagrams at a steady rate, from the client to the service."""
+    if not running.datagrams:
+        return {}
+    job = Job("udp", running.target, settings.bulk_s, size=UDP_SIZE, rate=UDP_RATE)
+    outcome, used = do(running, job)
+    if not outcome.received:
+        raise LoadFailed(f"no datagram arrived: {'; '.join(outcome.errors)}")
+    return {
+        "udp": outcome.transferred * 8e-6 / outcome.seconds,
+        "udp_loss": 100 * (1 - outcome.received / outcome.sent),
+        "udp_jitter": outcome.jitter_ms,
+        "udp_cpu": used.total / (outcome.transferred / 1e9),
+    }
+
+
+Measurement = Callable[[Running, Settings], Samples]
+
+MEASUREMENTS: Mapping[str, Measurement] = {
+    "connections": connections,
+    "burst": burst,
+    "echo_idle": echo_idle,
+    "down_1": bulk("down", 1),
+    "up_1": bulk("up", 1),
+    "down_8": bulk("down", MANY),
+    "up_8": bulk("up", MANY),
+    "echo_loaded": echo_loaded,
+    "udp": udp,
+    "memory": memory,
+}
 
 
 def repetition(
-    number: int, subjects: Sequence[Subject], settings: Settings, say: Callable[[str], None]
+    number: int, subjects: Sequence[Subject], settings: Settings, scenario: Scenario, say: Say
 ) -> None:
     """Measure everything once at every system; failures are noted and the rest goes on."""
     # Whoever comes first isn't always the same.
@@ -239,19 +291,29 @@ def repetition(
     for key, percent in idle(subjects).items():
         result = next(each.result for each in subjects if each.system.key == key)
         result.add(number, "idle_cpu", percent)
-    for measure in MEASUREMENTS:
+    for name in scenario.measurements:
         for subject in turns:
-            try:
-                found = measure(subject.running, settings)
-            except LoadFailed as error:
-                subject.result.errors.append(f"repetition {number + 1}: {error}")
-                say(f"   {subject.system.title}: {error}")
-                continue
-            for key, value in found.items():
-                subject.result.add(number, key, value)
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-            say(f"   {subject.system.title:<22} {shown}")
-            time.sleep(SETTLE_SECONDS)
+            if name in scenario.measurements_of(subject.system.key):
+                measure_once(number, name, subject, settings, say)
+
+
+def measure_once(number: int, name: str, subject: Subject, settings: Settings, say: Say) -> None:
+    """One measurement of one system, unless it has failed there too often."""
+    if subject.failures.get(name, 0) >= GIVE_UP_AFTER:
+        return
+    try:
+        found = MEASUREMENTS[name](subject.running, settings)
+    except LoadFailed as error:
+        subject.failures[name] = subject.failures.get(name, 0) + 1
+        subject.result.errors.append(f"{name}: {error}")
+        say(f"   {subject.system.title}: {name}: {error}")
+        return
+    for key, value in found.items():
+        subject.result.add(number, key, value)
+    if found:
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+        say(f"   {subject.system.title:<22} {shown}")
+        time.sleep(SETTLE_SECONDS)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

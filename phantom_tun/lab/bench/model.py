@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -23,7 +24,9 @@ class Settings(msgspec.Struct, frozen=True):
 
     repetitions: int
     bulk_s: float
-    """Each transfer."""
+    """Each transfer without delay."""
+    delayed_bulk_s: float
+    """Each transfer with delay, where a connection takes longer to get up to speed."""
     connections: int
     """New connections, one after the other."""
     burst_s: float
@@ -82,14 +85,49 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
 
 
+class GrowthPoint(msgspec.Struct):
+    """What was measured at one size."""
+
+    x: float
+    samples: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    """By figure: one value per repetition."""
+
+    def add(self, found: Mapping[str, float]) -> None:
+        """Note what a repetition gave."""
+        for key, value in found.items():
+            self.samples.setdefault(key, []).append(value)
+
+
+class GrowthResult(msgspec.Struct):
+    """How our figures change with one thing."""
+
+    key: str
+    title: str
+    x_title: str
+    load_before: tuple[float, float, float]
+    points: list[GrowthPoint] = msgspec.field(default_factory=list)
+    errors: list[str] = msgspec.field(default_factory=list)
+
+    def at(self, x: float) -> GrowthPoint:
+        """The point at ``x``, made if there is none."""
+        for point in self.points:
+            if point.x == x:
+                return point
+        point = GrowthPoint(x)
+        self.points.append(point)
+        self.points.sort(key=lambda each: each.x)
+        return point
+
+
 class Report(msgspec.Struct):
-    """One run."""
+    """One run, or several put together."""
 
     when: str
-    """ISO 8601, UTC."""
+    """ISO 8601, UTC; of the latest."""
     machine: Machine
     settings: Settings
     conditions: list[ConditionResult] = msgspec.field(default_factory=list)
+    growth: list[GrowthResult] = msgspec.field(default_factory=list)
 
 
 _F = Figure
@@ -102,17 +140,45 @@ FIGURES = (
     _F("up_1_cpu", "processor, 1 stream up", "CPU-s/GB", "lower"),
     _F("down_8_cpu", "processor, 8 streams down", "CPU-s/GB", "lower"),
     _F("up_8_cpu", "processor, 8 streams up", "CPU-s/GB", "lower"),
-    _F("connect", "new connection, median", "ms", "lower"),
-    _F("connect_p95", "new connection, p95", "ms", "lower"),
+    _F("down_1_hop", "processor of one relay, 1 stream down", "CPU-s/GB", "lower", 2),
+    _F("up_1_hop", "processor of one relay, 1 stream up", "CPU-s/GB", "lower", 2),
+    _F("established", "new connection stands, median", "ms", "lower"),
+    _F("connect", "new connection to first byte back, median", "ms", "lower"),
+    _F("connect_p95", "new connection to first byte back, p95", "ms", "lower"),
     _F("connects", "connections, sustained", "1/s", "higher"),
     _F("connects_cpu", "processor per connection", "CPU-ms", "lower"),
     _F("echo", "echo idle, median", "ms", "lower", 2),
     _F("echo_p95", "echo idle, p95", "ms", "lower", 2),
     _F("echo_loaded", "echo under 8 streams, median", "ms", "lower"),
     _F("echo_loaded_p95", "echo under 8 streams, p95", "ms", "lower"),
+    _F("udp", "UDP, 1200-byte datagrams at 50 Mbit/s", "Mbit/s", "higher"),
+    _F("udp_loss", "UDP, loss", "%", "lower", 2),
+    _F("udp_jitter", "UDP, jitter", "ms", "lower", 2),
+    _F("udp_cpu", "processor, UDP", "CPU-s/GB", "lower"),
     _F("memory_client", "memory, client's side", "MiB", "lower"),
     _F("memory_service", "memory, service's side", "MiB", "lower"),
     _F("memory_relay", "memory, a relay (median)", "MiB", "lower"),
     _F("idle_cpu", "processor when idle, all of it", "% of a core", "lower"),
     _F("start", "start to reachable", "s", "lower"),
+)
+
+GROWTH_FIGURES = (
+    *(
+        figure
+        for figure in FIGURES
+        if figure.key
+        in {
+            "down_1",
+            "down_1_cpu",
+            "connect",
+            "echo",
+            "memory_client",
+            "memory_relay",
+            "start",
+        }
+    ),
+    _F("path_build", "path build, median", "s", "lower", 2),
+    _F("opened", "connections opened", "1/s", "higher"),
+    _F("tunnel_relay", "memory of an idle tunnel at a relay", "KiB", "lower"),
+    _F("tunnel_edge", "memory of an idle connection at the client's side", "KiB", "lower"),
 )

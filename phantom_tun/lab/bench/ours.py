@@ -14,12 +14,13 @@ from phantom_tun.control.schema import Expose
 from phantom_tun.lab import lifecycle, processes
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.bench.hosts import Inside
-from phantom_tun.lab.bench.load import Target
+from phantom_tun.lab.bench.load_wire import Target
 from phantom_tun.lab.bench.systems import SERVICE_PORT, Place, Running, load_server
 from phantom_tun.lab.errors import LabFailed
-from phantom_tun.lab.plan import plan_lab
+from phantom_tun.lab.plan import LabPlan, plan_lab
 
-READY_SECONDS = 180.0
+READY_SECONDS = 240.0
+OWNERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class PhantomTun:
 
     nodes: int
     hops: int
+    all_own: bool = False
+    """Every node has an AP address, as in an ordinary lab; else all but two are relays only."""
 
     @property
     def key(self) -> str:
@@ -70,36 +73,66 @@ class PhantomTun:
             entry_hops=self.hops,
             rate=place.condition.rate,
             delay_ms=place.condition.delay_ms,
+            relay_only=0 if self.all_own else self.nodes - OWNERS,
         )
-        began: list[float] = []
+        began = bring_up(plan, place)
+        client, service = [node.name for node in plan.nodes if not node.relay_only][-2:]
+        expose(place, service)
+        return between(place, client, service, hops=2 * self.hops, began=began)
 
-        def report(line: str) -> None:
-            # The first report is made when all is prepared and the daemons come next.
-            began.append(time.monotonic())
-            place.say(line)
 
-        place.undo.callback(lifecycle.down, place.name)
-        lifecycle.up(plan, lifecycle.Wishes(timeout=READY_SECONDS), report)
-        return self._serve(place, began[0])
+def bring_up(plan: LabPlan, place: Place) -> float:
+    """Bring a lab up, to be ended with the place; when its first daemon was started.
 
-    def _serve(self, place: Place, began: float) -> Running:
-        store = lifecycle.open_lab(place.name)
-        *_, client, service = lab_nodes.status(store)
-        if service.ap4 is None:
-            raise LabFailed(f"{service.name} has no address")
-        prefix, environment = lab_nodes.inside(store, service.name)
-        processes.spawn([*prefix, *load_server()], environment, place.directory / "server.log")
-        ControlClient(Path(service.control_socket)).call(Expose(port=SERVICE_PORT))
-        pids = {node.name: node.process.pid for node in store.read().nodes if node.process}
-        ends = {client.name: "client", service.name: "service"}
-        roles: dict[str, tuple[int, ...]] = {}
-        for name, pid in pids.items():
-            role = ends.get(name, "relay")
-            roles[role] = (*roles.get(role, ()), pid)
-        prefix, environment = lab_nodes.inside(store, client.name)
-        return Running(
-            client=Inside(tuple(prefix), environment),
-            target=Target(service.ap4, SERVICE_PORT),
-            roles=roles,
-            began=began,
-        )
+    :raises PhantomError: it could not be brought up.
+    """
+    began: list[float] = []
+
+    def report(line: str) -> None:
+        # The first report is made when all is prepared and the daemons come next.
+        began.append(time.monotonic())
+        place.say(f"   {line}")
+
+    place.undo.callback(lifecycle.down, place.name)
+    lifecycle.up(plan, lifecycle.Wishes(timeout=READY_SECONDS), report)
+    return began[0]
+
+
+def expose(place: Place, service: str) -> None:
+    """Let a node of the lab serve the load.
+
+    :raises ControlError: the daemon refuses.
+    """
+    store = lifecycle.open_lab(place.name)
+    prefix, environment = lab_nodes.inside(store, service)
+    log = place.directory / f"server-{service}.log"
+    processes.spawn([*prefix, *load_server()], environment, log)
+    control = ControlClient(Path(store.read().node(service).control_socket))
+    control.call(Expose(port=SERVICE_PORT))
+    control.call(Expose(port=SERVICE_PORT, protocol="udp"))
+
+
+def between(place: Place, client: str, service: str, *, hops: int, began: float) -> Running:
+    """Two nodes of the lab as the ends of the load; ``hops`` is the sum of both sides'.
+
+    :raises LabFailed: the service has no address.
+    """
+    store = lifecycle.open_lab(place.name)
+    status = next(node for node in lab_nodes.status(store) if node.name == service)
+    if status.ap4 is None:
+        raise LabFailed(f"{service} has no address")
+    ends = {client: "client", service: "service"}
+    roles: dict[str, tuple[int, ...]] = {}
+    for node in store.read().nodes:
+        if node.process is not None:
+            role = ends.get(node.name, "relay")
+            roles[role] = (*roles.get(role, ()), node.process.pid)
+    prefix, environment = lab_nodes.inside(store, client)
+    return Running(
+        client=Inside(tuple(prefix), environment),
+        target=Target(status.ap4, SERVICE_PORT),
+        roles=roles,
+        began=began,
+        relays_on_way=hops,
+        datagrams=True,
+    )

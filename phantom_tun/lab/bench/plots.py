@@ -1,13 +1,19 @@
-"""Bar charts as SVG, written by hand so that nothing has to be installed for them."""
+"""Bar charts of a condition and curves of growth, as SVG."""
 
 from __future__ import annotations
 
 from html import escape
 
-from phantom_tun.lab.bench.model import FIGURES, ConditionResult
-from phantom_tun.lab.bench.report import Spread, cell, spread
+from phantom_tun.analysis.svg_plot import Axis, Line, line_plot
+from phantom_tun.lab.bench.model import FIGURES, GROWTH_FIGURES, ConditionResult, GrowthResult
+from phantom_tun.lab.bench.report import cell
+from phantom_tun.lab.bench.spreads import Spread, spread
 
-PLOTTED = ("down_1", "up_1", "down_8", "down_1_cpu", "connect", "connects", "echo", "echo_loaded")
+PLOTTED = (
+    "down_1", "up_1", "down_8", "down_1_cpu", "connect", "connects", "echo", "echo_loaded", "udp",
+    "memory_relay",
+)  # fmt: skip
+GROWTH_PLOTTED = ("down_1", "down_1_cpu", "connect", "echo", "memory_relay", "start")
 
 _COLUMNS = 2
 _PANEL_WIDTH, _LABEL_WIDTH, _VALUE_WIDTH = 500, 150, 150
@@ -46,6 +52,22 @@ def chart(result: ConditionResult) -> str:
         f'viewBox="0 0 {width} {total}"><style>{_STYLE}</style>'
         f'<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n"
     )
+
+
+def curves(result: GrowthResult) -> dict[str, str]:
+    """A plot for each figure that was measured at two sizes or more, by figure."""
+    found = {}
+    for figure in GROWTH_FIGURES:
+        values = [(p.x, spread(p.samples.get(figure.key, ()))) for p in result.points]
+        points = [(x, value.median) for x, value in values if value is not None]
+        if figure.key in GROWTH_PLOTTED and len(points) > 1:
+            found[figure.key] = line_plot(
+                f"{figure.title} ({figure.better} is better)",
+                Axis(result.x_title),
+                Axis(figure.unit),
+                [Line("phantom-tun", points)],
+            )
+    return found
 
 
 def _bar(

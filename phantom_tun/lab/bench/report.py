@@ -1,42 +1,22 @@
-"""Samples to tables. Times on a shared machine are noisy; ratios of what was measured right after
-each other are less so."""
+"""A run as Markdown."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from phantom_tun.lab.bench.model import FIGURES, ConditionResult, Figure, Report, SystemResult
+from phantom_tun.lab.bench import goals
+from phantom_tun.lab.bench.model import (
+    FIGURES,
+    GROWTH_FIGURES,
+    ConditionResult,
+    GrowthResult,
+    Report,
+)
+from phantom_tun.lab.bench.spreads import Spread, ratio, spread
 
 NOTHING = "–"
 BUSY_PER_CORE = 0.5
 """A load average above this, before anything is started, spoils a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Some values in short."""
-
-    median: float
-    lowest: float
-    highest: float
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Of what was measured; ``None``: nothing was."""
-    known = [value for value in values if value is not None]
-    return Spread(statistics.median(known), min(known), max(known)) if known else None
-
-
-def ratio(figure: Figure, ours: SystemResult, peer: SystemResult) -> Spread | None:
-    """How many times better we are, from values of the same repetition; below 1: worse."""
-    pairs = zip(ours.samples.get(figure.key, ()), peer.samples.get(figure.key, ()), strict=False)
-    found = []
-    for mine, theirs in pairs:
-        if mine and theirs:
-            found.append(mine / theirs if figure.better == "higher" else theirs / mine)
-    return spread(found)
 
 
 def cell(value: Spread | None, digits: int) -> str:
@@ -79,6 +59,28 @@ def ratios_table(result: ConditionResult) -> str:
     return table(head, rows)
 
 
+def goals_table(run: Report) -> str:
+    """What was to be reached, and what was; empty if the run says nothing about it."""
+    rows = goals.rows(run)
+    if not rows:
+        return ""
+    return table(["goal", "wanted", "measured", ""], rows)
+
+
+def growth_table(result: GrowthResult) -> str:
+    """A row for each size."""
+    known = {key for point in result.points for key in point.samples}
+    figures = [figure for figure in GROWTH_FIGURES if figure.key in known]
+    rows = [
+        [
+            f"{point.x:g}",
+            *(cell(spread(point.samples.get(f.key, ())), f.digits) for f in figures),
+        ]
+        for point in result.points
+    ]
+    return table([result.x_title, *(f"{f.title} ({f.unit})" for f in figures)], rows)
+
+
 def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     """The whole report."""
     machine, settings = report.machine, report.settings
@@ -87,25 +89,36 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         "",
         f"{report.when}, {machine.cpus} processor cores ({machine.model}), "
         f"{machine.memory_gib:.0f} GiB, Linux {machine.kernel}, Python {machine.python}. "
-        f"{settings.repetitions} repetitions, transfers of {settings.bulk_s:g} s. Everything, the "
-        "load generator included, shares these cores.",
+        f"Transfers of {settings.bulk_s:g} s, with delay {settings.delayed_bulk_s:g} s. "
+        "Everything, the load generator included, shares these cores.",
         "",
         "Median (lowest–highest) of the repetitions. Ratios are taken within a repetition; above "
         "1, we are better. Processor time is that of all processes of a system, without the load "
         "generator. What each figure means is in [README.md](README.md).",
+        "",
+        goals_table(report),
     ]
     lines += [f"\n![{picture}]({picture})" for picture in pictures]
     for result in report.conditions:
-        lines += ["", f"## {result.condition.title}", ""]
-        load = [f"{result.load_before[0]:.1f} before"]
-        if result.load_after is not None:
-            load.append(f"{result.load_after[0]:.1f} after")
-        lines += [f"Load average of the machine: {', '.join(load)}.", ""]
-        if result.load_before[0] > machine.cpus * BUSY_PER_CORE:
-            lines += ["**The machine was busy with other things: rely on nothing here.**", ""]
+        lines += ["", f"## {result.condition.title}", "", *_load(report, result), ""]
         lines += [values_table(result), ratios_table(result)]
         lines += [f"- {system.title}: {system.version}" for system in result.systems]
-        errors = [f"- {s.title}: {text}" for s in result.systems for text in s.errors]
-        if errors:
-            lines += ["", "What failed:", "", *errors]
+        lines += _failures(f"{s.title}: {text}" for s in result.systems for text in s.errors)
+    for growth in report.growth:
+        lines += ["", f"## {growth.title}", "", *_load(report, growth), "", growth_table(growth)]
+        lines += _failures(growth.errors)
     return "\n".join(lines) + "\n"
+
+
+def _load(report: Report, result: ConditionResult | GrowthResult) -> list[str]:
+    text = f"Load average of the machine: {result.load_before[0]:.1f} before"
+    if isinstance(result, ConditionResult) and result.load_after is not None:
+        text += f", {result.load_after[0]:.1f} after"
+    if result.load_before[0] <= report.machine.cpus * BUSY_PER_CORE:
+        return [f"{text}."]
+    return [f"{text}.", "", "**The machine was busy with other things: rely on nothing here.**"]
+
+
+def _failures(texts: Iterable[str]) -> list[str]:
+    found = [f"- {text}" for text in texts]
+    return ["", "What failed:", "", *found] if found else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phantom_tun.lab.bench.hosts import Inside
-from phantom_tun.lab.bench.load import Target
+from phantom_tun.lab.bench.load_wire import Target
 from phantom_tun.lab.bench.model import Condition
 
 SERVICE_PORT = 7000
@@ -47,6 +47,10 @@ class Running:
     ``client``, ``service``, ``relay``."""
     began: float
     """When its first daemon was started, by ``time.monotonic()``."""
+    relays_on_way: int
+    """Processes between those of the two sides that a byte passes."""
+    datagrams: bool = False
+    """UDP gets through."""
 
     @property
     def pids(self) -> list[int]:

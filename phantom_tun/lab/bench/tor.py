@@ -18,7 +18,7 @@ from pathlib import Path
 
 from phantom_tun.lab import processes
 from phantom_tun.lab.bench.hosts import Hosts, quote
-from phantom_tun.lab.bench.load import Target
+from phantom_tun.lab.bench.load_wire import Target
 from phantom_tun.lab.bench.systems import SERVICE_PORT, Place, Running, load_server
 from phantom_tun.lab.errors import LabFailed
 from phantom_tun.lab.processes import ProcessRef
@@ -101,6 +101,7 @@ class Tor:
                 "service": (started[self._service].pid,),
             },
             began=began,
+            relays_on_way=6,
         )
 
     @property

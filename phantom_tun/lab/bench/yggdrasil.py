@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phantom_tun.lab.bench.hosts import Hosts
-from phantom_tun.lab.bench.load import Target
+from phantom_tun.lab.bench.load_wire import Target
 from phantom_tun.lab.bench.systems import (
     SERVICE_PORT,
     Place,
@@ -73,6 +73,8 @@ class YggdrasilLine:
             target=Target(address, SERVICE_PORT),
             roles={"client": (client,), "relay": tuple(relays), "service": (service,)},
             began=began,
+            relays_on_way=self.nodes - 2,
+            datagrams=True,
         )
 
     @property

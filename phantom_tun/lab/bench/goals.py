@@ -1,0 +1,246 @@
+"""What phantom-tun wants to reach, and whether a run shows it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from phantom_tun.lab.bench.model import (
+    FIGURES,
+    GROWTH_FIGURES,
+    ConditionResult,
+    Figure,
+    Report,
+    SystemResult,
+)
+from phantom_tun.lab.bench.spreads import Spread, ratio, spread
+from phantom_tun.lab.plan import parse_rate
+
+MB_IN_MIB = 1e6 / 2**20
+KB_IN_KIB = 1e3 / 2**10
+
+_FIGURE = {figure.key: figure for figure in (*FIGURES, *GROWTH_FIGURES)}
+_TITLES = {
+    "tor": "Tor",
+    "tor-vanilla": "Tor, Vanilla",
+    "yggdrasil": "the Yggdrasil line",
+    "tls-chain": "the TLS chain",
+}
+
+Way = Literal[">=", "<="]
+_HOLDS: dict[Way, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+_SIGN: dict[Way, str] = {">=": "≥", "<=": "≤"}
+
+
+class Goal(Protocol):
+    """One row of the table of goals."""
+
+    @property
+    def way(self) -> Way:
+        """Which side of the limit is wanted."""
+
+    def title(self) -> str:
+        """What is measured, and where."""
+
+    def unit(self) -> str:
+        """Of the value and of the limit."""
+
+    def limit(self, run: Report) -> float | None:
+        """What is wanted; ``None``: it can't be said for this run."""
+
+    def value(self, run: Report) -> Spread | None:
+        """What was measured; ``None``: it wasn't."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A figure of one system under one condition."""
+
+    condition: str
+    figure: str
+    way: Way
+    at: float | Callable[[ConditionResult], float]
+    system: str = "ours"
+
+    def title(self) -> str:
+        """See :class:`Goal`."""
+        hops = ", no hops" if self.system == "ours-0" else ""
+        return f"{self.condition}: {_FIGURE[self.figure].title}{hops}"
+
+    def unit(self) -> str:
+        """See :class:`Goal`."""
+        return _FIGURE[self.figure].unit
+
+    def limit(self, run: Report) -> float | None:
+        """See :class:`Goal`."""
+        if not callable(self.at):
+            return self.at
+        found = condition_of(run, self.condition)
+        return None if found is None else self.at(found)
+
+    def value(self, run: Report) -> Spread | None:
+        """See :class:`Goal`."""
+        found = system_of(condition_of(run, self.condition), self.system)
+        return None if found is None else spread(found.samples.get(self.figure, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How many times better ours is than a peer."""
+
+    condition: str
+    figure: str
+    at: float
+    peer: str
+    way: Way = ">="
+
+    def title(self) -> str:
+        """See :class:`Goal`."""
+        return f"{self.condition}: {_FIGURE[self.figure].title}, better than {_TITLES[self.peer]}"
+
+    def unit(self) -> str:
+        """See :class:`Goal`."""
+        return "×"
+
+    def limit(self, _run: Report) -> float | None:
+        """See :class:`Goal`."""
+        return self.at
+
+    def value(self, run: Report) -> Spread | None:
+        """See :class:`Goal`."""
+        found = condition_of(run, self.condition)
+        mine, theirs = system_of(found, "ours"), system_of(found, self.peer)
+        if mine is None or theirs is None:
+            return None
+        return ratio(_FIGURE[self.figure], mine, theirs)
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A figure of ours at one size."""
+
+    growth: str
+    x: float
+    figure: str
+    way: Way
+    at: float
+
+    def title(self) -> str:
+        """See :class:`Goal`."""
+        return f"{self.growth} = {self.x:g}: {_FIGURE[self.figure].title}"
+
+    def unit(self) -> str:
+        """See :class:`Goal`."""
+        return _FIGURE[self.figure].unit
+
+    def limit(self, _run: Report) -> float | None:
+        """See :class:`Goal`."""
+        return self.at
+
+    def value(self, run: Report) -> Spread | None:
+        """See :class:`Goal`."""
+        for growth in run.growth:
+            for point in growth.points:
+                if (growth.key, point.x) == (self.growth, self.x):
+                    return spread(point.samples.get(self.figure, ()))
+        return None
+
+
+def condition_of(run: Report, key: str) -> ConditionResult | None:
+    """The results under one condition."""
+    return next((found for found in run.conditions if found.condition.key == key), None)
+
+
+def system_of(found: ConditionResult | None, key: str) -> SystemResult | None:
+    """The results of one system there."""
+    systems: Sequence[SystemResult] = () if found is None else found.systems
+    return next((system for system in systems if system.key == key), None)
+
+
+def met(goal: Goal, run: Report) -> bool | None:
+    """Does the median reach the limit? ``None``: it wasn't measured."""
+    value, limit = goal.value(run), goal.limit(run)
+    return None if value is None or limit is None else _HOLDS[goal.way](value.median, limit)
+
+
+def rows(run: Report) -> list[list[str]]:
+    """Goal, wanted, measured, verdict: of the goals that this run says something about."""
+    found = []
+    for goal in GOALS:
+        value, limit, verdict = goal.value(run), goal.limit(run), met(goal, run)
+        if value is not None and limit is not None:
+            wanted = f"{_SIGN[goal.way]} {_short(limit)} {goal.unit()}"
+            measured = _short(value.median)
+            if value.lowest != value.highest:
+                measured += f" ({_short(value.lowest)}–{_short(value.highest)})"
+            found.append([goal.title(), wanted, measured, "reached" if verdict else "**missed**"])
+    return found
+
+
+def digits(figure: Figure) -> int:
+    """How many of them a value of this figure is worth."""
+    return figure.digits
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _share_of_rate(share: float) -> Callable[[ConditionResult], float]:
+    def limit(found: ConditionResult) -> float:
+        rate = found.condition.rate
+        return share * parse_rate(rate) / 1e6 if rate is not None else float("inf")
+
+    return limit
+
+
+def _round_trips(count: float) -> Callable[[ConditionResult], float]:
+    """Of a chain of seven links."""
+    return lambda found: count * 14 * found.condition.delay_ms
+
+
+GOALS: tuple[Goal, ...] = (
+    *(
+        Times("plain", figure, times, peer)
+        for peer, times in (
+            ("tor", 9), ("tor-vanilla", 4.5), ("yggdrasil", 1.25), ("tls-chain", 0.5),
+        )
+        for figure in ("down_1", "up_1")
+    ),
+    Times("plain", "down_8", 5, "tor"),
+    Times("plain", "down_8", 5, "tor-vanilla"),
+    Times("plain", "up_8", 5, "tor"),
+    Value("plain", "down_1_cpu", "<=", 28),
+    Value("plain", "up_1_cpu", "<=", 28),
+    Times("plain", "down_1_cpu", 6, "tor"),
+    Times("plain", "up_1_cpu", 6, "tor"),
+    Value("plain", "down_1_hop", "<=", 4),
+    Value("plain", "up_1_hop", "<=", 4),
+    Value("plain", "down_1", ">=", 1300, "ours-0"),
+    Value("plain", "up_1", ">=", 1300, "ours-0"),
+    Value("plain", "connect", "<=", 12),
+    Times("plain", "connect", 2, "tor"),
+    Value("plain", "connects", ">=", 150),
+    Value("plain", "echo", "<=", 4),
+    Value("plain", "echo_loaded_p95", "<=", 50),
+    Value("plain", "memory_relay", "<=", 50 * MB_IN_MIB),
+    Value("plain", "memory_client", "<=", 80 * MB_IN_MIB),
+    Value("plain", "memory_service", "<=", 80 * MB_IN_MIB),
+    Value("delayed", "established", "<=", _round_trips(1.1)),
+    Times("delayed", "connect", 1 / 0.55, "tor"),
+    *(
+        Times("delayed", figure, times, peer)
+        for peer, times in (("tor", 20), ("tls-chain", 0.8))
+        for figure in ("down_1", "up_1")
+    ),
+    Value("limited", "down_1", ">=", _share_of_rate(0.9)),
+    Value("limited", "up_1", ">=", _share_of_rate(0.9)),
+    Value("both", "down_1", ">=", _share_of_rate(0.85)),
+    Value("both", "up_1", ">=", _share_of_rate(0.85)),
+    Grown("nodes", 12, "path_build", "<=", 0.7),
+    Grown("nodes", 17, "start", "<=", 12),
+    Grown("tunnels", 500, "tunnel_relay", "<=", 40 * KB_IN_KIB),
+    Grown("tunnels", 3000, "memory_client", "<=", 400 * MB_IN_MIB),
+)  # fmt: skip

@@ -1,0 +1,180 @@
+"""How our figures change with the number of hops, of tunnels, and of nodes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from phantom_tun.control.client import ControlClient
+from phantom_tun.control.schema import RebuildPaths
+from phantom_tun.errors import PhantomError
+from phantom_tun.lab import lifecycle
+from phantom_tun.lab.bench import cost, measuring, ours
+from phantom_tun.lab.bench.load_wire import Job
+from phantom_tun.lab.bench.measuring import LoadClient
+from phantom_tun.lab.bench.model import GrowthResult, Settings
+from phantom_tun.lab.bench.systems import Place, Running, Say
+from phantom_tun.lab.plan import plan_lab
+
+HOPS = (0, 1, 2, 3, 4, 6, 8)
+HOPS_REPETITIONS = 2
+TUNNELS = (1, 50, 100, 250, 500)
+FLOWS = 3000
+"""Connections of one edge; only their memory is looked at."""
+NODES = (12, 17, 32, 64)
+USUAL_HOPS, USUAL_NODES = 3, 12
+RELAYS_OF_HOPS_LAB = 14
+PATH_BUILDS = 2
+OPEN_SECONDS = 60.0
+OPENINGS_PER_SECOND = 25
+"""Fewer is too slow to be waited for."""
+
+_KIB_PER_MIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One thing that grows."""
+
+    key: str
+    title: str
+    x_title: str
+    run: Callable[[Place, Settings, GrowthResult], None]
+
+
+def hops(place: Place, how: Settings, result: GrowthResult) -> None:
+    """One lab, in which a pair of nodes has paths of each length, on the side where it matters."""
+    pairs = {count: (f"n{2 * i + 1}", f"n{2 * i + 2}") for i, count in enumerate(HOPS)}
+    settings = [
+        setting
+        for count, (client, service) in pairs.items()
+        for setting in (f"{client}:paths.exit_hops={count}", f"{service}:paths.entry_hops={count}")
+    ]
+    plan = plan_lab(
+        name=place.name,
+        nodes=2 * len(HOPS) + RELAYS_OF_HOPS_LAB,
+        exit_hops=0,
+        entry_hops=0,
+        relay_only=RELAYS_OF_HOPS_LAB,
+        settings=tuple(settings),
+    )
+    began = ours.bring_up(plan, place)
+    subjects = {}
+    for count, (client, service) in pairs.items():
+        ours.expose(place, service)
+        subjects[count] = ours.between(place, client, service, hops=2 * count, began=began)
+        with noting(result, f"{count} hops", place.say):
+            measuring.reach(subjects[count])
+    for _ in range(HOPS_REPETITIONS):
+        for count, running in subjects.items():
+            measure(result, count, running, how, place.say)
+
+
+def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
+    """More and more idle connections between one client and one service."""
+    running = ours.PhantomTun(USUAL_NODES, USUAL_HOPS).start(place)
+    measuring.reach(running)
+    # Buffers that any transfer leaves behind are no part of a tunnel.
+    measure(result, 0, running, how, place.say)
+    empty = memory_mib(running)
+    result.at(0).add(empty)
+    held = 0
+    for count in (*TUNNELS, FLOWS):
+        job = Job("hold", running.target, OPEN_SECONDS, count - held)
+        client = place.undo.enter_context(LoadClient(running, job))
+        began = time.monotonic()
+        client.wait_ready(OPEN_SECONDS + (count - held) / OPENINGS_PER_SECOND)
+        opened = (count - held) / (time.monotonic() - began)
+        held = count
+        full = memory_mib(running)
+        found = {**full, **per_tunnel_kib(empty, full, count, running), "opened": opened}
+        result.at(count).add(found)
+        place.say(f"   {count} connections: {shown(found)}")
+        if count < FLOWS:
+            measure(result, count, running, how, place.say)
+
+
+def nodes(place: Place, how: Settings, result: GrowthResult) -> None:
+    """Labs in which every node has an address, each with paths of its own."""
+    for count in NODES:
+        with noting(result, f"{count} nodes", place.say), ExitStack() as undo:
+            directory = place.directory / str(count)
+            directory.mkdir()
+            inner = Place(f"{place.name}-{count}", directory, place.condition, undo, place.say)
+            running = ours.PhantomTun(count, USUAL_HOPS, all_own=True).start(inner)
+            found = {"start": measuring.reach(running), **memory_mib(running)}
+            result.at(count).add(found)
+            place.say(f"   {count} nodes: {shown(found)}")
+            measure(result, count, running, how, place.say)
+            for _ in range(PATH_BUILDS):
+                result.at(count).add(path_build(inner, count))
+
+
+GROWTHS: Mapping[str, Growth] = {
+    each.key: each
+    for each in (
+        Growth("hops", "Hops on either side", "hops on either side", hops),
+        Growth("tunnels", "Idle connections besides, 3 + 3 hops", "connections", tunnels),
+        Growth("nodes", "Nodes of the network, 3 + 3 hops", "nodes", nodes),
+    )
+}
+
+
+def measure(result: GrowthResult, x: int, running: Running, how: Settings, say: Say) -> None:
+    """What is measured at every size."""
+    for measurement in (measuring.bulk("down", 1), measuring.connections, measuring.echo_idle):
+        with noting(result, f"at {x}", say):
+            found = measurement(running, how)
+            result.at(x).add(found)
+            say(f"   at {x}: {shown(found)}")
+
+
+@contextmanager
+def noting(result: GrowthResult, what: str, say: Say) -> Iterator[None]:
+    """A block whose failure is noted; what comes after goes on."""
+    try:
+        yield
+    except PhantomError as error:
+        result.errors.append(f"{what}: {error}")
+        say(f"   {what}: {error}")
+
+
+def memory_mib(running: Running) -> dict[str, float]:
+    """Of the client's side, the service's, and a relay on average."""
+    return {
+        f"memory_{role}": statistics.fmean(cost.resident_mib([pid]) for pid in pids)
+        for role, pids in running.roles.items()
+    }
+
+
+def per_tunnel_kib(
+    empty: Mapping[str, float], full: Mapping[str, float], count: int, running: Running
+) -> dict[str, float]:
+    """What each of ``count`` tunnels costs one relay it passes, and the client's side."""
+    relays = len(running.roles.get("relay", ()))
+    grown = {key: (value - empty[key]) * _KIB_PER_MIB for key, value in full.items()}
+    found = {"tunnel_edge": grown["memory_client"] / count}
+    if relays and running.relays_on_way:
+        passes = count * running.relays_on_way / relays
+        found["tunnel_relay"] = grown["memory_relay"] / passes
+    return found
+
+
+def path_build(place: Place, count: int) -> dict[str, float]:
+    """How long a node of an idle lab takes to build its paths anew.
+
+    :raises ControlError: it can't.
+    """
+    store = lifecycle.open_lab(place.name)
+    control = ControlClient(Path(store.read().node(f"n{count}").control_socket))
+    took = [path.build_s for path in control.call(RebuildPaths()) if path.build_s is not None]
+    return {"path_build": statistics.median(took)} if took else {}
+
+
+def shown(found: Mapping[str, float]) -> str:
+    """For the person who watches."""
+    return ", ".join(f"{key} {value:.4g}" for key, value in found.items())
