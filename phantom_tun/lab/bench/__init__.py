@@ -9,9 +9,9 @@ Read in this order: :mod:`~phantom_tun.lab.bench.model` (what a run is and what 
 :mod:`~phantom_tun.lab.bench.load` (the one load generator), :mod:`~phantom_tun.lab.bench.cost`
 (processor time and memory, from ``/proc``), :mod:`~phantom_tun.lab.bench.hosts` (namespaces for
 systems that aren't ours), :mod:`~phantom_tun.lab.bench.systems` (what a system is; ``ours``,
-``tor``, ``yggdrasil``, ``i2pd``, ``chain``: the systems), :mod:`~phantom_tun.lab.bench.measuring` (the
-figures), :mod:`~phantom_tun.lab.bench.growth` (ours at several sizes),
-:mod:`~phantom_tun.lab.bench.goals` (what was to be reached), :mod:`~phantom_tun.lab.bench.report`
-and :mod:`~phantom_tun.lab.bench.plots` (tables and pictures), and
-:mod:`~phantom_tun.lab.bench.run`, which puts them together.
+``tor``, ``yggdrasil``, ``i2pd``, ``chain``: the systems),
+:mod:`~phantom_tun.lab.bench.measuring` (the figures), :mod:`~phantom_tun.lab.bench.growth` (ours at
+several sizes), :mod:`~phantom_tun.lab.bench.goals` (what was to be reached),
+:mod:`~phantom_tun.lab.bench.report` and :mod:`~phantom_tun.lab.bench.plots` (tables and pictures),
+and :mod:`~phantom_tun.lab.bench.run`, which puts them together.
 """
