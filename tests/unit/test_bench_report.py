@@ -96,7 +96,7 @@ def test_one_system_alone_is_not_compared() -> None:
 def test_the_report_says_what_failed_and_how_busy_the_machine_was() -> None:
     broken = system("peer")
     broken.errors.append("did not start")
-    text = report.markdown(whole(result(system("ours", echo=[1.0]), broken)), ["a.svg"])
+    text = report.markdown(whole(result(system("ours", echo=[1.0]), broken)), {"plain": ["a.svg"]})
     assert "Load average of the machine: 1.5 before." in text
     assert "- System <peer>: did not start" in text
     assert "![a.svg](a.svg)" in text

@@ -11,7 +11,6 @@ from phantom_tun.lab.bench.model import (
     FIGURES,
     GROWTH_FIGURES,
     ConditionResult,
-    Figure,
     Report,
     SystemResult,
 )
@@ -177,11 +176,6 @@ def rows(run: Report) -> list[list[str]]:
                 measured += f" ({_short(value.lowest)}–{_short(value.highest)})"
             found.append([goal.title(), wanted, measured, "reached" if verdict else "**missed**"])
     return found
-
-
-def digits(figure: Figure) -> int:
-    """How many of them a value of this figure is worth."""
-    return figure.digits
 
 
 def _short(value: float) -> str:

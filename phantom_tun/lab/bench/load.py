@@ -15,12 +15,14 @@ connection stays open for any number of requests:
 A chunk is 64 KiB long; its first byte says whether it is the last. So a transfer takes as long as
 it should on a fast and on a slow system, ends cleanly, and leaves nothing on the way.
 
-``python -m phantom_tun.lab.bench.load client JOB`` (a :class:`Job` as JSON) connects, writes
-``ready``, waits for a line, does the job, writes an :class:`Outcome` as JSON.
+``python -m phantom_tun.lab.bench.load client JOB`` (a ``Job`` as JSON) connects, writes ``ready``,
+waits for a line, does the job, writes an ``Outcome`` as JSON; both are in
+:mod:`~phantom_tun.lab.bench.load_wire`.
 """
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 import threading
@@ -30,15 +32,15 @@ import msgspec
 from phantom_tun.lab.bench import load_udp
 from phantom_tun.lab.bench.load_client import Client
 from phantom_tun.lab.bench.load_server import serve, server_context
-from phantom_tun.lab.bench.load_wire import Job, Outcome
+from phantom_tun.lab.bench.load_wire import Job
 
 LISTEN_BACKLOG = 512
-
-__all__ = ["Job", "Outcome"]
 
 
 def main(arguments: list[str]) -> None:
     """Be the server, or do a client's job."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     match arguments:
         case ["server", port, *certificate]:
             context = server_context(certificate[0]) if certificate else None

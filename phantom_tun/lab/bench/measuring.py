@@ -97,9 +97,15 @@ class LoadClient:
             raise LoadFailed(self._complaint())
 
     def go(self) -> None:
-        """Let it begin."""
-        if self._process.stdin is not None:
-            self._process.stdin.write(b"\n")
+        """Let it begin.
+
+        :raises LoadFailed: it has died.
+        """
+        try:
+            if self._process.stdin is not None:
+                self._process.stdin.write(b"\n")
+        except BrokenPipeError:
+            raise LoadFailed(f"{self._job.kind} died before it began") from None
 
     def outcome(self) -> Outcome:
         """Wait for what came of it.
@@ -117,7 +123,8 @@ class LoadClient:
 
     def _complaint(self) -> str:
         """The last line of what it wrote before it died."""
-        _, errors = self._process.communicate(timeout=SPARE_SECONDS)
+        self._process.kill()
+        _, errors = self._process.communicate()
         lines = errors.decode(errors="replace").strip().splitlines()
         return f"no connection for {self._job.kind}: {lines[-1] if lines else 'no reason given'}"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from phantom_tun.lab.bench import goals
 from phantom_tun.lab.bench.model import (
@@ -81,8 +82,8 @@ def growth_table(result: GrowthResult) -> str:
     return table([result.x_title, *(f"{f.title} ({f.unit})" for f in figures)], rows)
 
 
-def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
-    """The whole report."""
+def markdown(report: Report, pictures: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """The whole report; ``pictures`` are file names by scenario."""
     machine, settings = report.machine, report.settings
     lines = [
         "# Benchmark",
@@ -98,14 +99,16 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         "",
         goals_table(report),
     ]
-    lines += [f"\n![{picture}]({picture})" for picture in pictures]
     for result in report.conditions:
         lines += ["", f"## {result.condition.title}", "", *_load(report, result), ""]
+        lines += _shown(pictures.get(result.condition.key, ()))
         lines += [values_table(result), ratios_table(result)]
         lines += [f"- {system.title}: {system.version}" for system in result.systems]
         lines += _failures(f"{s.title}: {text}" for s in result.systems for text in s.errors)
     for growth in report.growth:
-        lines += ["", f"## {growth.title}", "", *_load(report, growth), "", growth_table(growth)]
+        lines += ["", f"## {growth.title}", "", *_load(report, growth), ""]
+        lines += _shown(pictures.get(growth.key, ()))
+        lines += [growth_table(growth)]
         lines += _failures(growth.errors)
     return "\n".join(lines) + "\n"
 
@@ -117,6 +120,10 @@ def _load(report: Report, result: ConditionResult | GrowthResult) -> list[str]:
     if result.load_before[0] <= report.machine.cpus * BUSY_PER_CORE:
         return [f"{text}."]
     return [f"{text}.", "", "**The machine was busy with other things: rely on nothing here.**"]
+
+
+def _shown(pictures: Sequence[str]) -> list[str]:
+    return [*(f"![{picture}]({picture})" for picture in pictures), ""] if pictures else []
 
 
 def _failures(texts: Iterable[str]) -> list[str]:

@@ -160,16 +160,24 @@ def write(run: Report, directory: Path, label: str) -> None:
     :raises OSError: they can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = {f"{label}-{each.condition.key}.svg": plots.chart(each) for each in run.conditions}
-    for each in run.growth:
-        for figure, picture in plots.curves(each).items():
-            drawn[f"{label}-{each.key}-{figure}.svg"] = picture
-    for name, picture in drawn.items():
-        (directory / name).write_text(picture)
+    drawn = {
+        each.condition.key: {f"{label}-{each.condition.key}.svg": plots.chart(each)}
+        for each in run.conditions
+    } | {
+        each.key: {
+            f"{label}-{each.key}-{figure}.svg": picture
+            for figure, picture in plots.curves(each).items()
+        }
+        for each in run.growth
+    }
+    pictures = {name: text for files in drawn.values() for name, text in files.items()}
+    for name, text in pictures.items():
+        (directory / name).write_text(text)
     data = msgspec.json.format(msgspec.json.encode(run), indent=1)
     (directory / f"{label}.json").write_bytes(data + b"\n")
-    (directory / f"{label}.md").write_text(report.markdown(run, list(drawn)))
-    say(f"results are in {directory}: {label}.md, {label}.json and {len(drawn)} pictures")
+    names = {key: list(files) for key, files in drawn.items()}
+    (directory / f"{label}.md").write_text(report.markdown(run, names))
+    say(f"results are in {directory}: {label}.md, {label}.json and {len(pictures)} pictures")
 
 
 def perform(options: Options, run: Report, earlier: Report | None) -> None:
