@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 
+import trio
+
 from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError
-from phantom_tun.net.buffers import Buffer
+from phantom_tun.net.buffers import POOL, Buffer
 from phantom_tun.net.connection import Connection
 from phantom_tun.net.peers import Peer
 from phantom_tun.wire.frames import (
@@ -52,13 +54,16 @@ class BulkLink:
         """Whether nothing has arrived since the last use; for the side that starts uses."""
         return not self.unframer.kept and self.connection.is_quiet()
 
-    async def send_opening(self, opening: bytes) -> None:
-        """Begin a use.
+    async def send_opening(self, opening: bytes, first: bytes = b"") -> None:
+        """Begin a use, with ``first`` as its first bytes of payload (as many as one frame holds).
 
         :raises LinkBroken: the connection failed.
         """
         self.unframer.begin()
-        await self.connection.write_all(pack_frame(Frame.OPEN, opening))
+        frames = pack_frame(Frame.OPEN, opening)
+        if first:
+            frames += pack_frame(Frame.DATA, first)
+        await self.connection.write_all(frames)
 
     async def receive_opening(self) -> bytes | None:
         """Wait for the peer to begin a use; ``None`` when it closes the link instead.
@@ -78,10 +83,11 @@ class BulkLink:
                 raise WireError("a use of a bulk link begins with OPEN")
             if filled == len(frame):
                 return bytes(view[HEADER_LEN:])
-            count = await self.connection.read_some(view[filled:])
-            if not count:
+            await self.connection.wait_arrival()
+            count = self.connection.read_now(view[filled:])
+            if count == 0:
                 return None
-            filled += count
+            filled += count or 0
 
     async def receive_fin(self) -> None:
         """Wait for the FIN of a use that nobody reads any more.
@@ -89,7 +95,8 @@ class BulkLink:
         :raises LinkBroken: the connection failed or ended, or the use was reset.
         :raises ProtocolViolation: DATA came.
         """
-        await self._next_header()
+        while not self._next_header():
+            await self.connection.wait_arrival()
         if self.unframer.remaining:
             raise ProtocolViolation("data for a use that is over")
 
@@ -109,33 +116,81 @@ class BulkLink:
                 return
             self._check_reset()
 
-    async def receive_into(self, view: memoryview) -> int:
-        """Read up to ``len(view)`` payload bytes, not a byte more from the connection; 0 at FIN."""
+    async def wait_arrival(self) -> None:
+        """Return when there may be something to receive; after at least one turn of the
+        scheduler."""
+        if self.unframer.has_more or self.unframer.finished:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self.connection.wait_arrival()
+
+    async def receive_pooled(self) -> Buffer:
+        """See :meth:`Bulk.receive_pooled`."""
+        await self.wait_arrival()
+        while (buffer := self.receive_now(REGION_LEN)) is None:
+            await self.connection.wait_arrival()
+        return buffer
+
+    def receive_now(self, limit: int) -> Buffer | None:
+        """What is there, headers included at most ``limit`` bytes; ``None`` if nothing is."""
+        unframer = self.unframer
+        buffer = POOL.take()
+        taken = False
+        try:
+            view = buffer.view
+            end = unframer.lead_in(view)
+            if not (unframer.has_more or unframer.finished):
+                count = self._read(view[end:limit])
+                if count is None:
+                    return None
+                end += count
+            if not unframer.finished:
+                buffer.segments = unframer.parse(view, end)
+            taken = bool(buffer.segments) or unframer.finished
+            self._check_reset()
+            return buffer if taken else None
+        finally:
+            if not taken:
+                POOL.give_back(buffer)
+
+    def receive_into(self, view: memoryview) -> int | None:
+        """Take up to ``len(view)`` payload bytes that are there, not a byte more from the
+        connection; ``None`` if none are, 0 at FIN."""
         unframer = self.unframer
         if not unframer.remaining:
-            await self._next_header()
+            if not self._next_header():
+                return None
             if unframer.finished:
                 return 0
         most = min(len(view), unframer.remaining)
+        count: int | None
         if unframer.kept:
             count = min(most, len(unframer.kept))
             view[:count], unframer.kept = unframer.kept[:count], unframer.kept[count:]
         else:
-            count = await self.connection.read_some(view[:most])
-            if not count:
-                raise LinkBroken("the neighbour closed the link")
+            count = self._read(view[:most])
+            if count is None:
+                return None
         unframer.remaining -= count
         return count
 
-    async def _next_header(self) -> None:
+    def _next_header(self) -> bool:
+        """Whether a whole header is there, which is parsed then."""
         header = memoryview(bytearray(HEADER_LEN))
         unframer = self.unframer
         while not unframer.parse_header():
-            count = await self.connection.read_some(header[len(unframer.kept) :])
-            if not count:
-                raise LinkBroken("the neighbour closed the link")
+            count = self._read(header[len(unframer.kept) :])
+            if count is None:
+                return False
             unframer.kept += header[len(unframer.kept) :][:count]
         self._check_reset()
+        return True
+
+    def _read(self, view: memoryview) -> int | None:
+        count = self.connection.read_now(view)
+        if count == 0:
+            raise LinkBroken("the neighbour closed the link")
+        return count
 
     def _check_reset(self) -> None:
         if self.unframer.broken:
@@ -182,6 +237,39 @@ class Bulk:
             self._check_kept(link)
         return bool(buffer.segments)
 
+    async def receive_pooled(self) -> Buffer:
+        """Wait, without memory and for at least one turn of the scheduler, then take all that is
+        there: a buffer of the pool, which the caller gives back. It has no segments if FIN came;
+        :attr:`at_end` says whether FIN came behind its bytes.
+
+        :raises LinkBroken: reset, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        link = self._live()
+        buffer = await link.receive_pooled()
+        self._check_kept(link)
+        return buffer
+
+    def receive_now(self, limit: int) -> bytes:
+        """At most ``limit`` payload bytes that are there already; perhaps none.
+
+        :raises LinkBroken: reset, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        link = self._live()
+        buffer = link.receive_now(HEADER_LEN + limit)
+        if buffer is None:
+            return b""
+        data = b"".join(bytes(buffer.view[start:end]) for start, end in buffer.segments)
+        POOL.give_back(buffer)
+        self._check_kept(link)
+        return data
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the neighbour's FIN has come."""
+        return self._link is None or self._link.unframer.finished
+
     async def receive_exactly(self, count: int) -> bytes:
         """Exactly ``count`` bytes; later ones stay for the next receive.
 
@@ -191,24 +279,36 @@ class Bulk:
         data = bytearray(count)
         view = memoryview(data)
         got = 0
+        link = self._live()
         while got < count:
+            await link.wait_arrival()
             link = self._live()
-            read = 0 if link.unframer.finished else await link.receive_into(view[got:])
-            if not read:
+            read = 0 if link.unframer.finished else link.receive_into(view[got:])
+            while read:
+                got += read
+                read = link.receive_into(view[got:]) if got < count else None
+            if read == 0:
                 raise LinkBroken("the neighbour ended the use too early")
-            got += read
         return bytes(data)
 
-    async def send(self, buffer: Buffer) -> None:
+    async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
         """Send all segments of ``buffer``: headers are written before each one, then the whole
-        region goes out at once. Segments follow each other with four bytes in between. Returns
-        when the kernel has taken all: that is the backpressure.
+        region goes out at once, with FIN behind it if ``fin``. Segments follow each other with four
+        bytes in between. Returns when the kernel has taken all: that is the backpressure.
 
         :raises LinkBroken: the link failed.
         """
         if buffer.segments:
+            link = self._sending()
             region = write_data_headers(buffer.view, buffer.segments)
-            await self._sending().connection.write_all(region)
+            if fin:
+                self._fin_sent = True
+                end = buffer.segments[-1].end
+                buffer.view[end : end + HEADER_LEN] = _FIN
+                region = buffer.view[buffer.segments[0].start - HEADER_LEN : end + HEADER_LEN]
+            await link.connection.write_all(region)
+        elif fin:
+            await self.send_fin()
 
     async def send_bytes(self, data: bytes) -> None:
         """Send ``data`` of any length.

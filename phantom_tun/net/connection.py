@@ -17,6 +17,16 @@ class Connection(Protocol):
         at least one turn of the scheduler."""
         ...
 
+    async def wait_arrival(self) -> None:
+        """As :meth:`wait_readable`, but cheaper and sometimes mistaken: :meth:`read_now` may find
+        nothing after all."""
+        ...
+
+    def read_now(self, view: memoryview) -> int | None:
+        """Take what is there, at most ``len(view)``, perhaps not all of it; ``None`` if nothing is.
+        0 means the end."""
+        ...
+
     async def read_some(self, view: memoryview) -> int:
         """Wait for bytes and take what is there, at most ``len(view)``. 0 means the end."""
         ...

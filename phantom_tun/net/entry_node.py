@@ -240,8 +240,7 @@ class EntryHop:
             tunnel.reset()
             return Status.NO_TUNNEL
         finally:
-            with trio.CancelScope(shield=True):
-                await tunnel.aclose()
+            await tunnel.aclose()
         return Status.OK
 
 

@@ -96,8 +96,7 @@ class EntryDialer:
             with trio.fail_after(REQUEST_TIMEOUT):
                 ref = await self._database.find_ref(entry_node)
                 opening = pack_opening(Opening.ENTRY, entry_id, b"", self._hub.rng)
-                bulk = await self._hub.links.open_bulk(ref, opening)
-                await bulk.send_bytes(sealed_request)
+                bulk = await self._hub.links.open_bulk(ref, opening, sealed_request)
                 reply = await bulk.receive_exactly(ENTRY_ANSWER_LEN)
                 status = unpack_status(reply[:1])
                 if status is Status.OK:
@@ -111,8 +110,7 @@ class EntryDialer:
             return Status.ENTRY_DOWN, b"", None
         finally:
             if bulk is not None:
-                with trio.CancelScope(shield=True):
-                    await bulk.aclose()
+                await bulk.aclose()
 
 
 class ExitHop:
@@ -167,20 +165,18 @@ class ExitHop:
     async def _serve(self, pair: BlockPair) -> None:
         secret = self.hop.path_secret
         opening = pack_opening(Opening.TUNNEL, self._connection, pair.before, self._hub.rng)
+        layers = hop_layers(secret, pair)
+        ends = (layers.against_block,), (layers.with_block,), PackageBox("exit", secret, pair)
         try:
-            bulk = await self._hub.links.open_bulk(self._neighbour, opening)
+            tunnel = await Tunnel.open(
+                lambda init: self._hub.links.open_bulk(self._neighbour, opening, init),
+                *ends,
+                Body(Operation.READY),
+            )
         except WorldError:
             self._hub.counts["drop_tunnel_neighbour_gone"] += 1
             return
-        layers = hop_layers(secret, pair)
-        tunnel = Tunnel(
-            bulk,
-            (layers.against_block,),
-            (layers.with_block,),
-            PackageBox("exit", secret, pair),
-        )
         try:
-            await tunnel.send_package(Package.INIT, Body(Operation.READY))
             self._waiting += 1
             try:
                 request = await tunnel.receive_package(Package.REPLY, READY_LIFE)
@@ -197,8 +193,7 @@ class ExitHop:
             self._hub.counts["exit_tunnels_unused"] += 1
             tunnel.reset()
         finally:
-            with trio.CancelScope(shield=True):
-                await tunnel.aclose()
+            await tunnel.aclose()
 
     async def _carry_out(self, tunnel: Tunnel, call: bytes) -> None:
         try:
@@ -225,5 +220,4 @@ class ExitHop:
             await tunnel.send_package(Package.RESULT, answer_body(answer))
             await splice(tunnel.bulk, onward, tunnel.incoming[0], tunnel.outgoing[0])
         finally:
-            with trio.CancelScope(shield=True):
-                await onward.aclose()
+            await onward.aclose()

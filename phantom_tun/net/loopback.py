@@ -89,6 +89,18 @@ class LoopbackConnection:
             await self._in.wait_change()
         raise LinkBroken("the link was closed")
 
+    async def wait_arrival(self) -> None:
+        """See :meth:`wait_readable`."""
+        await self.wait_readable()
+
+    def read_now(self, view: memoryview) -> int | None:
+        """Take what has arrived; ``None`` if nothing has."""
+        if self._closed:
+            raise LinkBroken("the link was closed")
+        if self._in.has_arrived() or self._in.has_ended():
+            return self._in.take(view)
+        return None
+
     async def read_some(self, view: memoryview) -> int:
         """Take what has arrived, waiting for it; 0 at the end."""
         await self.wait_readable()

@@ -68,8 +68,9 @@ class Neighbours:
 
     # --- what the layers above ask for ----------------------------------------------------------
 
-    async def open_bulk(self, ref: NodeRef, opening: bytes) -> Bulk:
+    async def open_bulk(self, ref: NodeRef, opening: bytes, first: bytes = b"") -> Bulk:
         """Begin an exclusive use of a bulk link to ``ref``; ``opening``: 64 bytes for its handler.
+        ``first`` is the first payload, if it is known already: at most one frame, sent at once.
 
         :raises LinkBroken: the node can't be reached, or is not the one ``ref`` names.
         :raises DeadlineExpired: it can't be reached in time.
@@ -79,7 +80,7 @@ class Neighbours:
         if len(opening) != OPENING_LEN:
             raise UsageError("an opening has 64 bytes")
         neighbour = self._get(ref)
-        bulk = await neighbour.pool.open(ref, opening)
+        bulk = await neighbour.pool.open(ref, opening, first)
         if ref.port and neighbour.best_link() is None:
             self._spawn(neighbour.keep_signalling, ref)
         return bulk

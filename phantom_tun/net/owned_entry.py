@@ -151,21 +151,27 @@ class OwnedEntry:
     async def _answer_block(self, block: TunnelBlock) -> None:
         first = self.path.members[0]
         opening = pack_opening(Opening.TUNNEL, self.path.first_connection, block, self._hub.rng)
-        try:
-            bulk = await self._hub.links.open_bulk(first, opening)
-        except WorldError:
-            self._hub.counts["inbound_builds_failed"] += 1
-            return
         secrets = self.path.secrets
         pairs = inbound_pairs(secrets, block)
         layers = owner_layers(secrets, pairs, outbound=False)
         box = PackageBox("entry", secrets[-1], pairs[-1])
-        tunnel = Tunnel(bulk, layers.outgoing, layers.incoming, box, path_number=self.path.number)
+        update = self._updates.popleft() if self._updates else None
+        body = Body(Operation.READY) if update is None else Body(Operation.UPDATE, update)
         try:
-            body = Body(Operation.READY)
-            if self._updates:
-                body = Body(Operation.UPDATE, self._updates.popleft())
-            await tunnel.send_package(Package.INIT, body)
+            tunnel = await Tunnel.open(
+                lambda init: self._hub.links.open_bulk(first, opening, init),
+                layers.outgoing,
+                layers.incoming,
+                box,
+                body,
+                path_number=self.path.number,
+            )
+        except WorldError:
+            self._hub.counts["inbound_builds_failed"] += 1
+            if update is not None:
+                self._updates.append(update)
+            return
+        try:
             self._first.set()
             await self._wait_request(tunnel)
         except (StreamReset, DeadlineExpired, LinkBroken):
@@ -173,8 +179,7 @@ class OwnedEntry:
         except PeerError as error:
             self._hub.counts[f"drop_inbound_{type(error).__name__}"] += 1
         finally:
-            with trio.CancelScope(shield=True):
-                await tunnel.aclose()
+            await tunnel.aclose()
 
     async def _wait_request(self, tunnel: Tunnel) -> None:
         idle = trio.CancelScope()

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import trio
-
 from phantom_tun.errors import (
     DeadlineExpired,
     PathUnavailable,
@@ -236,8 +234,7 @@ async def _finish(tunnel: Tunnel) -> None:
     except StreamReset:
         tunnel.reset()
     finally:
-        with trio.CancelScope(shield=True):
-            await tunnel.aclose()
+        await tunnel.aclose()
 
 
 class DirectExit:

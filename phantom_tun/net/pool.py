@@ -112,9 +112,10 @@ class BulkPool:
         """Whether there is nothing to keep this pool for."""
         return not (self._idle or self._in_use or self._waiting or self._spares_coming)
 
-    async def open(self, ref: NodeRef, opening: bytes) -> Bulk:
-        """Begin a use of an idle link, or of one dialed with ``ref``. An idle link that turns out
-        to be broken is replaced before the opening counts as sent.
+    async def open(self, ref: NodeRef, opening: bytes, first: bytes) -> Bulk:
+        """Begin a use of an idle link, or of one dialed with ``ref``, ``first`` being its first
+        payload. An idle link that turns out to be broken is replaced before the opening counts as
+        sent.
 
         :raises LinkBroken: the neighbour can't be reached.
         :raises DeadlineExpired: not in time.
@@ -122,7 +123,7 @@ class BulkPool:
         """
         try:
             with trio.fail_after(self._limits.open_deadline):
-                link = await self._send_opening(ref, opening)
+                link = await self._send_opening(ref, opening, first)
         except trio.TooSlowError as error:
             raise DeadlineExpired("no bulk link in time") from error
         self._in_use.add(link)
@@ -131,12 +132,12 @@ class BulkPool:
         self.keep_spares()
         return Bulk(link, partial(self._ended, link))
 
-    async def _send_opening(self, ref: NodeRef, opening: bytes) -> BulkLink:
+    async def _send_opening(self, ref: NodeRef, opening: bytes, first: bytes) -> BulkLink:
         while True:
             link = self._take_idle() or await self._get_new(ref)
             begun = False
             try:
-                await link.send_opening(opening)
+                await link.send_opening(opening, first)
                 begun = True
             except LinkBroken:
                 if link.uses == 0:

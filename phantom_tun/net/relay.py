@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import trio
-
 from phantom_tun.errors import CapacityExceeded, WorldError
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.splice import splice
+from phantom_tun.net.splice import process_bytes, splice
 from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import HopBlocks
 from phantom_tun.tunnel.layers import hop_layers
+from phantom_tun.wire.sizes import PACKAGE_LEN
 from phantom_tun.wire.tunnel import Opening, pack_block, pack_opening
 
 
@@ -76,7 +75,9 @@ class InteriorHop:
         layers = hop_layers(self.hop.path_secret, pair)
         opening = pack_opening(Opening.TUNNEL, connection, pair.before, self._hub.rng)
         try:
-            onward = await self._hub.links.open_bulk(node, opening)
+            # What came with the opening goes on with it.
+            first = process_bytes(layers.against_block, bulk.receive_now(PACKAGE_LEN))
+            onward = await self._hub.links.open_bulk(node, opening, first)
         except WorldError:
             self._hub.counts["drop_tunnel_neighbour_gone"] += 1
             bulk.reset()
@@ -88,8 +89,7 @@ class InteriorHop:
             await splice(bulk, onward, layers.against_block, layers.with_block)
         finally:
             self._hub.counts["tunnels_relayed_now"] -= 1
-            with trio.CancelScope(shield=True):
-                await onward.aclose()
+            await onward.aclose()
 
 
 class _Side:

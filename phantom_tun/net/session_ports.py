@@ -24,19 +24,16 @@ class Tunnel(Protocol):
         """The path of ours that it belongs to."""
         ...
 
-    async def wait_readable(self) -> None:
-        """Wait until :meth:`receive` has something to say."""
-        ...
-
-    async def receive(self, buffer: Buffer) -> bool:
-        """Fill ``buffer``; False once the other end sent FIN.
+    async def receive_pooled(self) -> Buffer:
+        """Wait for bytes: a buffer of the pool, which the caller gives back; without segments once
+        the other end sent FIN. Nothing is lost if this is cancelled.
 
         :raises StreamReset: the tunnel died.
         """
         ...
 
-    async def send(self, buffer: Buffer) -> None:
-        """Send the segments of ``buffer``, which are changed in place.
+    async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
+        """Send the segments of ``buffer``, which are changed in place; with ``fin``, as the last.
 
         :raises StreamReset: the tunnel died.
         """

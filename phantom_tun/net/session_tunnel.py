@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from phantom_tun.errors import LinkBroken, PeerError, ProtocolViolation, StreamReset, WorldError
-from phantom_tun.net.buffers import HEADER_LEN, POOL, Segment
+from phantom_tun.net.buffers import HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.net.session_frames import Frame, FrameReader
 from phantom_tun.net.session_ports import Tunnel
 from phantom_tun.tunnel.channel import Channel
@@ -43,6 +43,7 @@ class SecureTunnel:
         "_reader",
         "_receive_lock",
         "_receiving",
+        "_said_all",
         "_send_lock",
         "_spawn",
         "_tunnel",
@@ -63,6 +64,7 @@ class SecureTunnel:
         self._receiving: trio.CancelScope | None = None
         self._is_torn = False
         self._got_fin = False
+        self._said_all = False
         self.got_end = False
         self.got_reset = False
         self.sent_end = False
@@ -121,13 +123,37 @@ class SecureTunnel:
         await self._write(lambda view, start: encode(view, start, messages))
 
     async def send_end(self) -> None:
-        """Send END; nothing but RESET can follow.
+        """Send END; nothing but RESET can follow. If the peer's END has come already, everything
+        that is still to be said goes with it.
 
         :raises StreamReset: as :meth:`send`.
         """
-        if not self.sent_end:
-            self.sent_end = True
+        if self.sent_end:
+            return
+        self.sent_end = True
+        if not self.got_end:
             await self.send(FrameKind.END)
+            return
+        await _acquire(self._send_lock)
+        try:
+            self._check()
+            await self._write_locked(self._encode_last(FrameKind.END), fin=True)
+            self._said_all = True
+        finally:
+            self._send_lock.release()
+
+    def _encode_last(self, last: FrameKind | None) -> Encode:
+        """What comes before FIN."""
+        channel = self._channel
+
+        def encode(view: memoryview, start: int) -> int:
+            if last is not None:
+                start = channel.encode(view, start, last, _NOTHING)
+            if self.sent_end and self.got_end:
+                start = channel.encode_close(view, start)
+            return start
+
+        return encode
 
     async def _write(self, *pieces: Encode) -> None:
         await _acquire(self._send_lock)
@@ -138,13 +164,15 @@ class SecureTunnel:
         finally:
             self._send_lock.release()
 
-    async def _write_locked(self, encode: Encode) -> None:
+    async def _write_locked(self, encode: Encode, *, fin: bool = False) -> None:
         buffer = POOL.take()
         try:
             end = encode(buffer.view, HEADER_LEN)
             if end > HEADER_LEN:
                 buffer.segments = [Segment(HEADER_LEN, end)]
-                await self._tunnel.send(buffer)
+                await self._tunnel.send(buffer, fin=fin)
+            elif fin:
+                await self._tunnel.send_fin()
         except BaseException as error:
             # What TLS has encrypted must go out whole: a part of it may be missing now.
             self._is_torn = True
@@ -193,10 +221,13 @@ class SecureTunnel:
         try:
             self._check()
             with trio.CancelScope() as self._receiving:
-                await self._tunnel.wait_readable()
+                self._take(await self._tunnel.receive_pooled())
             self._receiving = None
-            self._check()
-            await self._receive_into_reader()
+            if not self._got_fin:
+                self._check()
+        except StreamReset:
+            self._is_torn = True
+            raise
         except (PeerError, LinkBroken) as error:
             raise self._torn("the tunnel broke") from error
         finally:
@@ -204,14 +235,8 @@ class SecureTunnel:
         if self._got_fin:
             raise StreamReset("the tunnel ended in the middle of the stream")
 
-    async def _receive_into_reader(self) -> None:
-        buffer = POOL.take()
-        try:
-            self._got_fin = not await self._tunnel.receive(buffer)
-        except BaseException:
-            self._is_torn = True  # some bytes may be lost
-            POOL.give_back(buffer)
-            raise
+    def _take(self, buffer: Buffer) -> None:
+        self._got_fin = not buffer.segments
         if self._got_fin:
             POOL.give_back(buffer)
         else:
@@ -256,13 +281,12 @@ class SecureTunnel:
     async def _send_last(self, last: FrameKind | None) -> None:
         if self._is_torn:
             raise StreamReset("nothing can be sent any more")
-        if last is not None and not self.got_reset:
-            encode = self._channel.encode
-            await self._write_locked(lambda view, start: encode(view, start, last, _NOTHING))
-            self.sent_end = self.sent_end or last is FrameKind.END
-        if self.sent_end and self.got_end:
-            await self._write_locked(self._channel.encode_close)
-        await self._tunnel.send_fin()
+        if self._said_all:
+            return
+        if self.got_reset:
+            last = None
+        self.sent_end = self.sent_end or last is FrameKind.END
+        await self._write_locked(self._encode_last(last), fin=True)
 
     def _tear_down(self) -> None:
         # A released tunnel doesn't notice.
@@ -288,12 +312,9 @@ async def _drain(tunnel: Tunnel) -> None:
     """Throw away what is still on its way, up to the peer's FIN."""
     is_over = False
     while not is_over:
-        await tunnel.wait_readable()
-        buffer = POOL.take()
-        try:
-            is_over = not await tunnel.receive(buffer)
-        finally:
-            POOL.give_back(buffer)
+        buffer = await tunnel.receive_pooled()
+        is_over = not buffer.segments
+        POOL.give_back(buffer)
 
 
 async def _acquire(lock: trio.Lock) -> None:

@@ -281,7 +281,10 @@ class SignalLink:
         unframer = SignalUnframer()
         view = memoryview(bytearray(READ_LEN))
         while True:
-            received = await self._connection.read_some(view)
+            await self._connection.wait_arrival()
+            received = self._connection.read_now(view)
+            if received is None:
+                continue
             if not received:
                 if not (self._fin_sent and self._fin_received):
                     raise LinkBroken("the neighbour closed the signalling link")

@@ -13,7 +13,7 @@ from typing import Protocol
 import trio
 
 from phantom_tun.errors import LinkBroken, PeerError
-from phantom_tun.net.buffers import POOL
+from phantom_tun.net.buffers import POOL, SLACK
 from phantom_tun.net.bulk import Bulk
 
 
@@ -25,20 +25,29 @@ class Layer(Protocol):
         ...
 
 
+def process_bytes(layer: Layer, data: bytes) -> bytes:
+    """``data`` through ``layer``; for what isn't in a buffer."""
+    if not data:
+        return data
+    view = memoryview(bytearray(len(data) + SLACK))
+    view[: len(data)] = data
+    layer.process(view, 0, len(data))
+    return bytes(view[: len(data)])
+
+
 async def _pump(source: Bulk, sink: Bulk, layer: Layer, on_bytes: Callable[[int], None]) -> None:
     process = layer.process
     while True:
-        await source.wait_readable()  # yields once per chunk: that is the fairness
-        buffer = POOL.take()
+        buffer = await source.receive_pooled()  # yields once per chunk: that is the fairness
         try:
-            if not await source.receive(buffer):
-                await sink.send_fin()
-                return
+            at_end = source.at_end
             view = buffer.view
             for start, end in buffer.segments:
                 process(view, start, end)
-            await sink.send(buffer)
+            await sink.send(buffer, fin=at_end)
             on_bytes(buffer.payload_len())
+            if at_end:
+                return
         finally:
             POOL.give_back(buffer)
 
@@ -60,7 +69,7 @@ async def splice(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pump, a, b, a_to_b, count)
-            nursery.start_soon(_pump, b, a, b_to_a, count)
+            await _pump(b, a, b_to_a, count)
     except* (LinkBroken, PeerError):
         a.reset()
         b.reset()

@@ -27,6 +27,12 @@ from phantom_tun.net.limits import LinkLimits
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.nodes import IpAddress
 
+FULL_RECORD = 16_384
+"""Bytes of the longest TLS record; a sender that has more begins another."""
+
+LOOK_AGAIN = 8
+"""After so many reads that took one short record each, the next one looks for a second."""
+
 LINGER = 2.0
 """Seconds for a refused stranger to read why before the socket is closed."""
 
@@ -38,7 +44,7 @@ class TlsConnection:
     """A :class:`~phantom_tun.net.connection.Connection` over an ``SSLSocket`` that has shaken
     hands."""
 
-    __slots__ = ("_ahead", "_closed", "_first", "_socket", "_torn")
+    __slots__ = ("_ahead", "_closed", "_first", "_lone", "_socket", "_torn")
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self._socket = tls
@@ -47,6 +53,8 @@ class TlsConnection:
         self._first = memoryview(bytearray(1))
         self._ahead = False
         """Whether the next byte lies in ``_first`` already."""
+        self._lone = 0
+        """Reads since we last looked behind a short record in vain."""
 
     @property
     def usable(self) -> bool:
@@ -70,21 +78,40 @@ class TlsConnection:
         if not waited:
             await checkpoint()
 
-    async def read_some(self, view: memoryview) -> int:
-        """Drain what has arrived, at most ``len(view)``; 0 at the end. A TLS record has at most 16
-        KiB, so this takes several reads."""
+    async def wait_arrival(self) -> None:
+        """Return when the kernel has something, though it may be only a part of a TLS record; after
+        at least one turn of the scheduler."""
+        if self._ahead or (not self._closed and self._socket.pending()):
+            await checkpoint()
+        else:
+            await self._wait()
+
+    def read_now(self, view: memoryview) -> int | None:
+        """Take what has arrived, at most ``len(view)``; ``None`` if there is no whole record.
+
+        A TLS record has at most 16 KiB, so this takes several reads. To find out that there isn't
+        another record costs as much as to read one. A record that isn't full is usually the last
+        one; so behind that it is tried only now and then, or if it helped the last time.
+        """
         if self._ahead:
             self._ahead = False
             view[:1] = self._first
             with suppress(LinkBroken):  # the next read will say so again
                 return 1 + (self._read_now(view[1:]) or 0)
             return 1
-        await checkpoint()
-        while (count := self._read_now(view)) is None:
+        return self._read_now(view)
+
+    async def read_some(self, view: memoryview) -> int:
+        """Wait for bytes and take them as :meth:`read_now` does; 0 at the end."""
+        if not self._ahead:
+            await checkpoint()
+        while (count := self.read_now(view)) is None:
             await self._wait()
         return count
 
     async def _wait(self) -> None:
+        if self._closed:
+            raise LinkBroken("the link was closed")
         try:
             await wait_readable(self._socket)
         except _BROKEN as error:
@@ -97,12 +124,21 @@ class TlsConnection:
         read = self._socket.recv_into
         limit = len(view)
         filled = 0
+        looking = False
         try:
             while filled < limit:
-                count = read(view[filled:], limit - filled)
+                count = read(view[filled:] if filled else view, limit - filled)
                 if not count:
                     break
                 filled += count
+                if looking:
+                    self._lone = LOOK_AGAIN
+                elif count < FULL_RECORD - 1:  # its first byte may have been read before
+                    if self._lone < LOOK_AGAIN:
+                        self._lone += 1
+                        break
+                    looking = True
+                    self._lone = 0
         except ssl.SSLWantReadError:
             return filled or None
         except OSError as error:

@@ -7,12 +7,15 @@ none. Everything is ciphered in place in the buffer that goes to or came from th
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from phantom_tun.crypto.streams import SLACK, ChainedStream
 from phantom_tun.errors import DeadlineExpired, LinkBroken, PeerError, StreamReset
 from phantom_tun.net.buffers import POOL, Buffer
 from phantom_tun.net.bulk import Bulk
+from phantom_tun.net.splice import process_bytes
 from phantom_tun.tunnel.layers import PackageBox
 from phantom_tun.wire.sizes import PACKAGE_LEN
 from phantom_tun.wire.tunnel import Body, Package
@@ -55,6 +58,30 @@ class Tunnel:
         self._box = box
         self._released = trio.Event()
 
+    @classmethod
+    async def open(
+        cls,
+        open_bulk: Callable[[bytes], Awaitable[Bulk]],
+        outgoing: tuple[ChainedStream, ...],
+        incoming: tuple[ChainedStream, ...],
+        box: PackageBox,
+        init: Body,
+        *,
+        path_number: int = 0,
+    ) -> Tunnel:
+        """The tunnel on a new use of a link, made by ``open_bulk`` with the first payload it is
+        given: the package ``init``.
+
+        :raises WorldError: as ``open_bulk``.
+        """
+        data = box.lock(Package.INIT, init)
+        for layer in outgoing:
+            data = process_bytes(layer, data)
+        bulk = await open_bulk(data)
+        tunnel = cls(bulk, outgoing, incoming, box, path_number=path_number)
+        tunnel.bytes_out = len(data)
+        return tunnel
+
     async def wait_readable(self) -> None:
         """Wait until :meth:`receive` has something to say; an idle tunnel holds no buffer."""
         try:
@@ -79,8 +106,25 @@ class Tunnel:
             self.bytes_in += end - start
         return True
 
-    async def send(self, buffer: Buffer) -> None:
-        """Apply all layers to ``buffer`` in place and send it.
+    async def receive_pooled(self) -> Buffer:
+        """Wait for bytes, without memory meanwhile, and return them, layers removed, in a buffer of
+        the pool, which the caller gives back; no segments once the other end sent FIN.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            buffer = await self.bulk.receive_pooled()
+        except (LinkBroken, PeerError) as error:
+            raise StreamReset("the tunnel ended") from error
+        view = buffer.view
+        for start, end in buffer.segments:
+            for layer in self.incoming:
+                layer.process(view, start, end)
+            self.bytes_in += end - start
+        return buffer
+
+    async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
+        """Apply all layers to ``buffer`` in place and send it; with ``fin`` nothing follows.
 
         :raises StreamReset: the tunnel died.
         """
@@ -90,7 +134,7 @@ class Tunnel:
                 layer.process(view, start, end)
             self.bytes_out += end - start
         try:
-            await self.bulk.send(buffer)
+            await self.bulk.send(buffer, fin=fin)
         except LinkBroken as error:
             raise StreamReset("the tunnel ended") from error
 
@@ -109,13 +153,11 @@ class Tunnel:
 
         :raises StreamReset: the tunnel died, or bytes came.
         """
-        await self.wait_readable()
-        buffer = POOL.take()
-        try:
-            if await self.receive(buffer):
-                raise StreamReset("bytes after the end")
-        finally:
-            POOL.give_back(buffer)
+        buffer = await self.receive_pooled()
+        came = bool(buffer.segments)
+        POOL.give_back(buffer)
+        if came:
+            raise StreamReset("bytes after the end")
 
     async def finish(self, within: float = FINISH_TIMEOUT) -> None:
         """Say FIN and wait for the other end's, so that every link of the tunnel can be used again.

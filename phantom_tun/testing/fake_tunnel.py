@@ -15,7 +15,7 @@ import trio
 from phantom_tun.clock import Rng
 from phantom_tun.errors import DeadlineExpired, StreamReset, Unreachable
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net.buffers import CHUNK, HEADER_LEN, Buffer, Segment
+from phantom_tun.net.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 
 CAPACITY = 262_144
@@ -94,14 +94,14 @@ class FakeTunnel:
         self._rng = rng
 
     async def wait_readable(self) -> None:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """Wait until :meth:`receive` has something to say."""
         lane = self.incoming
         await trio.lowlevel.checkpoint()
         while not (lane.waiting or lane.fin or lane.broken):
             await lane.changed.park()
 
     async def receive(self, buffer: Buffer) -> bool:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """As :meth:`receive_pooled`, into ``buffer``; False at the end."""
         await self.wait_readable()
         lane = self.incoming
         if not lane.waiting:
@@ -120,8 +120,20 @@ class FakeTunnel:
         lane.changed.unpark_all()
         return True
 
-    async def send(self, buffer: Buffer) -> None:
+    async def receive_pooled(self) -> Buffer:
         """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        await self.wait_readable()
+        buffer = POOL.take()
+        await self.receive(buffer)
+        return buffer
+
+    async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
+        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        await self._send(buffer)
+        if fin:
+            await self.send_fin()
+
+    async def _send(self, buffer: Buffer) -> None:
         lane = self.outgoing
         await trio.lowlevel.checkpoint()
         lane.writes += 1
