@@ -104,6 +104,10 @@ class NetworkConfig(_Section, frozen=True):
     profile: Annotated[Path, Meta(description="The network profile, the same for all members.")] = (
         msgspec.field(default_factory=places.profile_file)
     )
+    overrides: Annotated[
+        bool,
+        Meta(description="false: obey no override commands of the network, only pass them on."),
+    ] = True
 
 
 class InterfaceConfig(_Section, frozen=True):

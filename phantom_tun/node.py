@@ -19,7 +19,7 @@ from phantom_tun.clock import MINUTE, SYSTEM_RNG, SystemClock
 from phantom_tun.config import Config
 from phantom_tun.control.model import NodeState
 from phantom_tun.errors import ConfigError, PeerError, WorldError
-from phantom_tun.ids import NodeId
+from phantom_tun.ids import CertHash, NodeId
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.connector import Connector
 from phantom_tun.net.directory import Directory
@@ -48,6 +48,7 @@ from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.sessions import SessionService, SessionSettings
 from phantom_tun.net.switchboard import Switchboard
 from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.netdb.overrides import InForce, Overrides
 from phantom_tun.node_keys import create_node_keys
 from phantom_tun.path.hop import OwnedPath, PathHop
 from phantom_tun.path.keys import PathKeys
@@ -62,6 +63,7 @@ from phantom_tun.wire.records import Capability
 
 CACHE_FILE = "nodes.cache"
 HOLDINGS_FILE = "records.held"
+OVERRIDES_FILE = "overrides.known"
 RULES_FILE = "expose.json"
 _RESERVED4, _RESERVED6 = 16, 64
 NAT4_PREFIX, NAT6_PREFIX = 17, 80
@@ -135,15 +137,25 @@ class Node:
             self.links.call,
             clock=self.clock,
             rng=rng,
-            files=NetdbFiles(self._state_dir / CACHE_FILE, self._state_dir / HOLDINGS_FILE),
+            files=NetdbFiles(
+                self._state_dir / CACHE_FILE,
+                self._state_dir / HOLDINGS_FILE,
+                self._state_dir / OVERRIDES_FILE,
+            ),
+            overrides=Overrides(
+                self.network,
+                self.profile.override_keys,
+                config.guards.trusted_ids | {self.keys.node_id},
+                enabled=config.network.overrides,
+            ),
+            on_override=self._overridden,
+            neighbours=self._linked,
         )
         addresses = config.node.advertised_addresses
         version = 6 if addresses and all(found.version == 6 for found in addresses) else 4
         self._database = NodeDatabase(self.netdb, version)
         self.desk = EntryDesk(self.clock)
-        self.board = Switchboard(
-            self._array, self.desk.handle, self.netdb.handle_call, self._override
-        )
+        self.board = Switchboard(self._array, self.desk.handle, self.netdb.handle_call)
         tunnels = config.tunnels
         limits = PoolLimits(low=max(1, tunnels.ready_min), high=tunnels.ready_max)
         self.hub = TunnelHub(self.links, self.board, limits, self.clock, rng)
@@ -396,9 +408,20 @@ class Node:
     async def _array(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
         await self.member.handle_array(peer, opening, bulk)
 
-    def _override(self, peer: Peer, payload: bytes) -> None:
-        del peer, payload
-        self.hub.counts["drop_override_unsupported"] += 1
+    def _linked(self) -> list[NodeRef]:
+        """Everybody there is a signalling link with, to be reached over just that."""
+        return [
+            NodeRef(found.node_id, CertHash(bytes(32)), found.address, 0)
+            for found in self.links.neighbours()
+            if found.signalling
+        ]
+
+    def _overridden(self, view: InForce) -> None:
+        """Other override commands are in force: banned nodes lose their links and our paths."""
+        self.links.bar(view.bans_peer)
+        for user in self.connector.users():
+            if any(view.bans_peer(ref.node_id, ref.address) for ref in user.path.members):
+                self.paths.died(user.path)
 
     # --- what the owner sees (view) ---------------------------------------------------------------
 

@@ -45,6 +45,7 @@ _BOOTSTRAP = re.compile(
     r"#(?P<certificate>[0-9a-f]{64})",
     re.IGNORECASE,
 )
+_HEX32 = re.compile("[0-9a-fA-F]{64}")
 _BOOTSTRAP_FORM = "NODEID@ADDRESS:PORT#CERTIFICATEHASH, both ids as 64 hex digits, IPv6 in brackets"
 
 
@@ -240,6 +241,7 @@ def new(
     nonce: bytes,
     *,
     pow_bits: int = DEFAULT_POW_BITS,
+    override_keys: tuple[PublicKey, ...] = (),
     bootstrap: tuple[Bootstrap, ...] = (),
     exit_hops: int = DEFAULT_HOPS,
     entry_hops: int = DEFAULT_HOPS,
@@ -254,6 +256,7 @@ def new(
         ap4=DEFAULT_AP4,
         ap6=DEFAULT_AP6,
         pow_bits=pow_bits,
+        override_keys=override_keys,
         bootstrap=bootstrap,
         exit_hops=exit_hops,
         entry_hops=entry_hops,
@@ -264,6 +267,16 @@ def new(
 def with_bootstrap(profile: Profile, nodes: tuple[Bootstrap, ...]) -> Profile:
     """The next update of ``profile``, with other bootstrap nodes."""
     return replace(profile, update_number=profile.update_number + 1, bootstrap=nodes)
+
+
+def parse_override_key(text: str) -> PublicKey:
+    """A public override key, 64 hex digits.
+
+    :raises ConfigError: it is none.
+    """
+    if _HEX32.fullmatch(text) is None:
+        raise ConfigError(f"{text!r} isn't a public override key, which is 64 hex digits")
+    return PublicKey(bytes.fromhex(text))
 
 
 def _checked(content: _File) -> Profile:

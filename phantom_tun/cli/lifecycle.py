@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,45 @@ PortOption = Annotated[
 RelayOption = Annotated[
     bool, typer.Option("--relay-only", help="Only relay for others: no interface, no root.")
 ]
+OverridesOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-overrides", help="Obey no override commands of the network, only pass them on."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """What the command line says instead of the configuration."""
+
+    port: int | None
+    relay_only: bool
+    no_overrides: bool
+
+    @property
+    def none(self) -> bool:
+        """Whether it says nothing."""
+        return self == _Changes(None, relay_only=False, no_overrides=False)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options that say it."""
+        arguments = [] if self.port is None else ["--port", str(self.port)]
+        arguments += ["--relay-only"] if self.relay_only else []
+        return arguments + (["--no-overrides"] if self.no_overrides else [])
+
+    def applied(self, settings: Config) -> Config:
+        """The configuration in force."""
+        node = msgspec.structs.replace(
+            settings.node,
+            port=settings.node.port if self.port is None else self.port,
+            relay_only=settings.node.relay_only or self.relay_only,
+        )
+        network = msgspec.structs.replace(
+            settings.network, overrides=settings.network.overrides and not self.no_overrides
+        )
+        return msgspec.structs.replace(settings, node=node, network=network)
 
 
 def run(
@@ -36,10 +76,12 @@ def run(
     config_path: ConfigOption = None,
     port: PortOption = None,
     relay_only: RelayOption = False,
+    no_overrides: OverridesOption = False,
 ) -> None:
     """Be the daemon, in the foreground; logs go to standard error."""
     session = _session(context, config_path)
-    settings = _adjusted(session, port=port, relay_only=relay_only)
+    changes = _Changes(port, relay_only=relay_only, no_overrides=no_overrides)
+    settings = _adjusted(session, changes)
     # Only this command pays for trio, the cryptography and the packet libraries.
     from phantom_tun import profile  # noqa: PLC0415
     from phantom_tun.daemon.start import run_daemon  # noqa: PLC0415
@@ -49,9 +91,11 @@ def run(
 
 def up(
     context: typer.Context,
+    *,
     config_path: ConfigOption = None,
     port: PortOption = None,
     relay_only: RelayOption = False,
+    no_overrides: OverridesOption = False,
     timeout: Annotated[
         float,
         typer.Option("--timeout", metavar="SECONDS", min=1, help="Seconds until it must be ready."),
@@ -59,17 +103,18 @@ def up(
 ) -> None:
     """Start the daemon in the background and wait until it is ready."""
     session = _session(context, config_path)
-    settings = _adjusted(session, port=port, relay_only=relay_only)
+    changes = _Changes(port, relay_only=relay_only, no_overrides=no_overrides)
+    settings = _adjusted(session, changes)
     client = ControlClient(settings.control.socket)
     starting: background.Starting | None = None
     if _answers(client):
         typer.echo("the daemon runs already")
-    elif _wants_unit(session, port, relay_only):
+    elif _wants_unit(session, changes):
         starting = background.StartedUnit()
     else:
         account = resolve_account(settings.node.user)
         ensure_private_directory(settings.node.state_dir, uid=account.uid, gid=account.gid)
-        arguments = _run_arguments(session, port, relay_only)
+        arguments = _run_arguments(session, changes)
         starting = background.StartedProcess(arguments, settings.node.state_dir)
     waiting = background.Waiting(client, typer.echo, timeout)
     try:
@@ -101,17 +146,12 @@ def _session(context: typer.Context, config_path: Path | None) -> Session:
     return session
 
 
-def _adjusted(session: Session, *, port: int | None, relay_only: bool) -> Config:
+def _adjusted(session: Session, changes: _Changes) -> Config:
     """The configuration with what the command line says instead."""
-    settings = session.load_config()
-    node = msgspec.structs.replace(
-        settings.node,
-        port=settings.node.port if port is None else port,
-        relay_only=settings.node.relay_only or relay_only,
-    )
+    settings = changes.applied(session.load_config())
     socket = session.said_socket() or settings.control.socket
     control = msgspec.structs.replace(settings.control, socket=socket)
-    return msgspec.structs.replace(settings, node=node, control=control)
+    return msgspec.structs.replace(settings, control=control)
 
 
 def _answers(client: ControlClient) -> bool:
@@ -133,20 +173,16 @@ def _is_chosen(session: Session) -> bool:
     return session.said_socket() is not None or session.said_config() is not None
 
 
-def _wants_unit(session: Session, port: int | None, relay_only: bool) -> bool:
-    ordinary = port is None and not relay_only and not _is_chosen(session)
+def _wants_unit(session: Session, changes: _Changes) -> bool:
+    ordinary = changes.none and not _is_chosen(session)
     return os.geteuid() == 0 and ordinary and background.unit_is_installed()
 
 
-def _run_arguments(session: Session, port: int | None, relay_only: bool) -> list[str]:
+def _run_arguments(session: Session, changes: _Changes) -> list[str]:
     arguments: list[str] = []
     if session.socket_path is not None:
         arguments += ["--socket", str(session.socket_path)]
     arguments.append("run")
     if session.config_path is not None:
         arguments += ["--config", str(session.config_path.absolute())]
-    if port is not None:
-        arguments += ["--port", str(port)]
-    if relay_only:
-        arguments.append("--relay-only")
-    return arguments
+    return arguments + changes.arguments

@@ -10,7 +10,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from phantom_tun import __version__
-from phantom_tun.cli import addresses, lifecycle, overview, pins, probing, routing, settings
+from phantom_tun.cli import (
+    addresses,
+    lifecycle,
+    overrides,
+    overview,
+    pins,
+    probing,
+    routing,
+    settings,
+)
 from phantom_tun.cli.exits import MEANINGS, ExitCode, exit_code
 from phantom_tun.cli.lazy import LabGroup, OrderedGroup
 from phantom_tun.cli.session import JsonOption, Session, print_json
@@ -69,6 +78,7 @@ app.command()(probing.ping)
 app.command()(probing.why)
 app.add_typer(probing.netdb_app, name="netdb")
 app.add_typer(pins.app, name="pins")
+app.add_typer(overrides.app, name="override")
 app.add_typer(settings.network_app, name="network")
 app.add_typer(settings.config_app, name="config")
 app.add_typer(

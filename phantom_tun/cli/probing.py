@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ from phantom_tun.control.model import (
     WhyStep,
 )
 from phantom_tun.control.schema import GetNetdb, GetStatus, ListPaths, ListPeers, Ping, Why
+from phantom_tun.files import atomic_write
 
 netdb_app = typer.Typer(
     no_args_is_help=True, help="Ask the network database.", rich_markup_mode=None
@@ -147,6 +149,14 @@ def netdb_get(
             help="Ask over several exit paths, or several nodes, and show what each says.",
         ),
     ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE",
+            help="Write the address's key record there, for 'override sign pin'.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the network database holds about an address or a node."""
@@ -155,6 +165,12 @@ def netdb_get(
         key = _whole_id(session, key.lower())
     parse_key(key)
     answer = session.ask(GetNetdb(key, votes))
+    if save is not None:
+        found = next((record.encoded for record in answer.records if record.encoded), None)
+        if found is None:
+            raise CommandFailed(ExitCode.USAGE, f"{key} is no AP address, so it has no key record")
+        text = f"# key record of {answer.key}\n{found}\n"
+        atomic_write(save, text.encode(), mode=0o644)
     if as_json:
         print_json(answer)
     else:

@@ -18,6 +18,7 @@ from phantom_tun.cli.text import counted
 from phantom_tun.control.schema import ControlError, GetStatus
 from phantom_tun.errors import ConfigError
 from phantom_tun.files import atomic_write
+from phantom_tun.ids import PublicKey
 from phantom_tun.path.ring import member_count
 
 # The network profile is hashed, which takes the whole cryptography package: commands that need it
@@ -83,6 +84,14 @@ def new_network(
         ),
     ] = None,
     bootstrap: NodesOption = None,
+    override_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override-key",
+            metavar="KEY",
+            help="A public key that 'override keygen' printed: who has it may give commands.",
+        ),
+    ] = None,
 ) -> None:
     """Start a network: write the profile that every member needs."""
     from phantom_tun import profile  # noqa: PLC0415 - see above
@@ -97,6 +106,7 @@ def new_network(
         name,
         secrets.token_bytes(profile.NONCE_SIZE),
         pow_bits=profile.DEFAULT_POW_BITS if pow_bits is None else pow_bits,
+        override_keys=tuple(profile.parse_override_key(text) for text in override_key or ()),
         bootstrap=tuple(profile.Bootstrap.parse(line) for line in bootstrap or ()),
         exit_hops=profile.DEFAULT_HOPS if hops is None else hops,
         entry_hops=profile.DEFAULT_HOPS if hops is None else hops,
@@ -147,6 +157,8 @@ def show_network(context: typer.Context, as_json: JsonOption = False) -> None:
     typer.echo(f"hops       {loaded.exit_hops} exit, {loaded.entry_hops} entry")
     for node in loaded.bootstrap:
         typer.echo(f"bootstrap  {node}")
+    for key in loaded.override_keys:
+        typer.echo(f"override   {key.hex()}")
     typer.echo(f"file       {path}")
 
 
@@ -166,8 +178,10 @@ def join_network(
     session = session_of(context)
     target = session.load_config().network.profile
     joined = profile.parse(_read(source), source=source)
+    obeyed: tuple[PublicKey, ...] = ()
     if target.exists():
         current = profile.load(target)
+        obeyed = current.override_keys if current.network_id == joined.network_id else ()
         if current == joined:
             typer.echo(f"this node is in {joined.name!r} already")
             return
@@ -185,6 +199,9 @@ def join_network(
             )
     _write(target, profile.dump(joined))
     typer.echo(f"wrote {target}: the network {joined.name!r}, update {joined.update_number}")
+    for key in joined.override_keys:
+        if key not in obeyed:
+            typer.echo(f"May give override commands from now on: {key.hex()}")
     typer.echo(_what_next(session))
 
 

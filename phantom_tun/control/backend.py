@@ -16,6 +16,8 @@ from phantom_tun.control.model import (
     AddressInfo,
     ExposeRule,
     NetdbAnswer,
+    OverrideInfo,
+    OverridesInfo,
     PathInfo,
     PeerInfo,
     PingReply,
@@ -162,6 +164,18 @@ class ControlBackend(Protocol):
 
         :raises ControlError: ``not_found``.
         """
+        ...
+
+    async def send_override(self, command: str) -> OverrideInfo:
+        """Obey a signed override command (base64) and pass it on.
+
+        :raises ControlError: ``invalid``, it isn't one; ``failed``, it isn't valid in this network;
+            ``conflict``, its number names another command; ``busy``, too many are known.
+        """
+        ...
+
+    async def overrides(self) -> OverridesInfo:
+        """Every override command that the node knows."""
         ...
 
     async def why(

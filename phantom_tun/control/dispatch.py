@@ -20,6 +20,7 @@ from phantom_tun.control.schema import (
     GetStatus,
     ListAddresses,
     ListExposed,
+    ListOverrides,
     ListPaths,
     ListPeers,
     ListPins,
@@ -29,6 +30,7 @@ from phantom_tun.control.schema import (
     RebuildPaths,
     RemoveAddress,
     RemovePin,
+    SendOverride,
     Shutdown,
     Unexpose,
     Why,
@@ -148,6 +150,10 @@ async def _answer(
         case RemovePin(address):
             await backend.remove_pin(parse_address4(address))
             return Done()
+        case SendOverride(command):
+            return await backend.send_override(command)
+        case ListOverrides():
+            return await backend.overrides()
         case Why(address, port):
             return await backend.why(parse_address(address), port, report)
         case Shutdown():

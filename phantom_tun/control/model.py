@@ -218,6 +218,8 @@ class NetdbRecord(Answer, frozen=True):
     """Storers that gave this very record."""
     dissent: int
     """Storers that gave another valid one."""
+    encoded: str = ""
+    """An AP key record as it is, base64: what an override command can pin."""
 
 
 class NetdbVote(Answer, frozen=True):
@@ -287,6 +289,37 @@ class PinInfo(Answer, frozen=True):
     """Seconds since the epoch."""
     change: PinChangeInfo | None = None
     """Another key that waits for the owner's decision."""
+
+
+class OverrideInfo(Answer, frozen=True):
+    """An override command that the node knows."""
+
+    number: int
+    signer: str
+    """Public override key."""
+    action: str
+    subject: str
+    """Node id, prefix or AP key."""
+    created: float
+    """Seconds since the epoch."""
+    expires: float
+    standing: Literal["in_force", "replaced", "over_budget", "trusted", "off"]
+    """What it amounts to here."""
+    new: bool = False
+    """Whether it wasn't known before; only when it is sent."""
+
+
+class OverridesInfo(Answer, frozen=True):
+    """All override commands that the node knows."""
+
+    enabled: bool
+    """Whether it obeys them."""
+    keys: tuple[str, ...]
+    """Who may give them: public keys of the network profile."""
+    ban_limit: int
+    """How many of the nodes known here all bans together may cover."""
+    commands: tuple[OverrideInfo, ...]
+    """Lowest number first."""
 
 
 class Statistics(Answer, frozen=True):

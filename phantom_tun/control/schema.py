@@ -19,6 +19,8 @@ from phantom_tun.control.model import (
     Done,
     ExposeRule,
     NetdbAnswer,
+    OverrideInfo,
+    OverridesInfo,
     PathInfo,
     PeerInfo,
     PingReply,
@@ -219,6 +221,17 @@ class RemovePin(Request[Never, Done], frozen=True, tag="pin_remove"):
     address: _Address
 
 
+class SendOverride(Request[Never, OverrideInfo], frozen=True, tag="override_send"):
+    """Obey a signed override command and pass it on to the whole network."""
+
+    command: Annotated[str, Meta(min_length=1, max_length=8192)]
+    """Base64."""
+
+
+class ListOverrides(Request[Never, OverridesInfo], frozen=True, tag="overrides"):
+    """Every override command that the node knows."""
+
+
 class Why(Request[WhyStep, Verdict], frozen=True, tag="why"):
     """Try the way to an AP address step by step; one event for each step."""
 
@@ -250,6 +263,8 @@ AnyRequest = (
     | ListPins
     | AcceptPin
     | RemovePin
+    | SendOverride
+    | ListOverrides
     | Why
     | Shutdown
 )

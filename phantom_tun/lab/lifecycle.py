@@ -29,7 +29,7 @@ from phantom_tun.lab.record import LabRecord, LabStore, default_root
 _TOOLS = ("ip", "tc", "nsenter", "setpriv")
 _NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _REMOVE_SECONDS = 10.0
-_FILES_OF_A_LAB = ("nodes", "netns", "network.toml", "switch.log", "switch.ready")
+_FILES_OF_A_LAB = ("nodes", "netns", "network.toml", "override.key", "switch.log", "switch.ready")
 
 
 @dataclass(frozen=True, slots=True)

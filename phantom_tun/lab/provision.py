@@ -3,6 +3,7 @@
 ::
 
     <directory>/network.toml              the profile, with n1 to n3 as bootstrap nodes
+    <directory>/override.key              who has it may give the lab's nodes override commands
     <directory>/nodes/n1/config.toml
                          state/           keys, identities, known nodes
                          control.sock
@@ -22,6 +23,8 @@ import msgspec
 
 import phantom_tun
 from phantom_tun import config, profile
+from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.files import atomic_write
 from phantom_tun.lab.errors import BadLabOption, LabFailed
 from phantom_tun.lab.plan import LabPlan, NodePlan, TomlValue
 from phantom_tun.lab.processes import ProcessRef, spawn
@@ -29,6 +32,7 @@ from phantom_tun.lab.record import NodeRecord
 from phantom_tun.node_keys import create_node_keys
 
 INTERFACE = "phantom0"
+OVERRIDE_KEY = "override.key"
 PORT = 443
 ORDINARY_USER = 65534
 """nobody, on every distribution."""
@@ -190,9 +194,12 @@ def provision(plan: LabPlan, directory: Path, users: Users) -> None:
         files.config.write_text(render(settings(plan, node, files, users)))
         if users.user is not None:
             _give(files.directory, users.user)
+    override_key = SigningKey.generate()
+    atomic_write(directory / OVERRIDE_KEY, f"{override_key.seed.hex()}\n".encode())
     network = profile.new(
         f"lab-{plan.name}",
         secrets.token_bytes(profile.NONCE_SIZE),
+        override_keys=(override_key.public,),
         bootstrap=tuple(bootstrap),
         exit_hops=plan.exit_hops,
         entry_hops=plan.entry_hops,

@@ -23,8 +23,11 @@ from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer, origin
 from phantom_tun.net.signalling import Quotas, SignalLink
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
-from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.nodes import IpAddress, NodeRef
 from phantom_tun.wire.sizes import OPENING_LEN
+
+Barred = Callable[[NodeId, IpAddress], bool]
+"""Whether there must be no link with a node at an address."""
 
 TIDY_EVERY = 5.0
 """Seconds between two looks at idle links."""
@@ -46,6 +49,7 @@ class Neighbours:
         self._handlers: LinkHandlers | None = None
         self._nursery: trio.Nursery | None = None
         self._served = 0
+        self._barred: Barred = _nobody
 
     async def tend(
         self,
@@ -123,6 +127,16 @@ class Neighbours:
         self._counts["calls_sent"] += 1
         return await link.call(payload)
 
+    def bar(self, barred: Barred) -> None:
+        """Have no links with some nodes from now on: those that stand are cut at once, and whatever
+        uses them breaks. To nodes that dial us we stay the web server that everybody sees."""
+        self._barred = barred
+        for node_id, neighbour in list(self._neighbours.items()):
+            if barred(node_id, neighbour.peer.address):
+                self._counts["drop_neighbour_banned"] += 1
+                del self._neighbours[node_id]
+                neighbour.close()
+
     def neighbours(self) -> list[NeighbourInfo]:
         """Everyone there is a link with."""
         return [neighbour.info() for neighbour in self._neighbours.values() if not neighbour.empty]
@@ -145,6 +159,10 @@ class Neighbours:
         """A node has dialed us and proved who it is. Owns the connection; returns when it is closed
         or kept in a pool."""
         neighbour = self._neighbours.get(peer.node_id)
+        if self._barred(peer.node_id, peer.address):
+            self._counts["drop_link_of_banned"] += 1
+            connection.close()
+            return
         if neighbour is None:
             if self._is_crowded(peer):
                 connection.close()
@@ -161,7 +179,11 @@ class Neighbours:
 
     async def _dial(self, ref: NodeRef, kind: LinkKind) -> Connection:
         if ref.node_id != self.node_id:
-            return await self._dial_other(ref, kind)
+            connection = await self._dial_other(ref, kind)
+            if self._barred(ref.node_id, ref.address):
+                connection.close()
+                raise LinkBroken("the node is banned")
+            return connection
         near, far = connection_pair()
         self._spawn(self.accept, far, Peer(ref.node_id, ref.address), kind)
         return near
@@ -169,6 +191,8 @@ class Neighbours:
     def _get(self, ref: NodeRef) -> Neighbour:
         if self._nursery is None:
             raise LinkBroken("links are not running")
+        if self._barred(ref.node_id, ref.address):
+            raise LinkBroken("the node is banned")
         return self._neighbours.get(ref.node_id) or self._add(Peer(ref.node_id, ref.address))
 
     def _add(self, peer: Peer) -> Neighbour:
@@ -346,3 +370,8 @@ class Neighbours:
                 await link.receive_fin()
                 return True
         return endings == [Ending.CLEAN]
+
+
+def _nobody(node_id: NodeId, address: IpAddress) -> bool:
+    del node_id, address
+    return False

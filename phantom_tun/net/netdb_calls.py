@@ -15,6 +15,7 @@ import trio
 from phantom_tun.clock import Clock
 from phantom_tun.errors import DeadlineExpired, PeerError, ProtocolViolation, WorldError
 from phantom_tun.netdb.book import NodeBook
+from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.rules import NODE_TABLE, Circumstances, RuleBroken
 from phantom_tun.netdb.server import Server, expect
 from phantom_tun.netdb.verifier import Verifier
@@ -51,7 +52,10 @@ class NodeCalls:
         book: NodeBook,
         verifier: Verifier,
         clock: Clock,
+        *,
+        overrides: Overrides,
     ) -> None:
+        self._overrides = overrides
         self._transport = transport
         self._server = server
         self._verifier = verifier
@@ -111,7 +115,8 @@ class NodeCalls:
         :raises PeerError: an answer that makes no sense, or the node isn't ``ref``.
         """
         own = self._server.own
-        call = RegisterNode(own.record.encoded, own.path_key)
+        digest = self._overrides.digest(self.clock.now())
+        call = RegisterNode(own.record.encoded, own.path_key, digest)
         answer = await self.ask(ref, call, Registered)
         nodes = self._genuine(ref, answer.nodes)
         record = self._keyed(ref, answer.record, answer.path_key)
@@ -119,6 +124,7 @@ class NodeCalls:
             self.distrust(ref)
             raise ProtocolViolation("a node introduces itself as another one")
         self.book.met(record, self.clock.now(), answer.path_key)
+        self._overrides.compare(ref, answer.commands, self.clock.now())
         if answer.refusal:
             self._counts["registrations_refused"] += 1
         return nodes

@@ -1,6 +1,6 @@
-"""What a netdb service keeps on disk: the nodes it knows and the AP records it holds
-(docs/spec/netdb.md, "Known nodes" and "Storage rules"). Neither is a secret; losing either costs
-time, never correctness, so every problem with them is a warning."""
+"""What a netdb service keeps on disk: the nodes it knows, the AP records it holds, the override
+commands it knows (docs/spec/netdb.md, "Known nodes", "Storage rules", "Override commands"). None is
+a secret; losing one costs time, never correctness, so every problem with them is a warning."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from phantom_tun.clock import MINUTE, Rng
 from phantom_tun.errors import ConfigError, WireError
 from phantom_tun.files import atomic_write
 from phantom_tun.ids import NetworkId
-from phantom_tun.netdb import cachefile, holdings
+from phantom_tun.netdb import cachefile, holdings, override_file
 from phantom_tun.netdb.book import NodeBook
+from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.store import ApStore
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.wire.records import NodeRecord
@@ -38,6 +39,7 @@ class NetdbFiles:
 
     nodes: Path | None = None
     holdings: Path | None = None
+    overrides: Path | None = None
 
 
 class Keeper:
@@ -49,8 +51,12 @@ class Keeper:
         network_id: NetworkId,
         book: NodeBook,
         store: ApStore,
+        *,
+        overrides: Overrides,
         rng: Rng,
     ) -> None:
+        self._overrides = overrides
+        self._saved_commands = 0
         self._files = files
         self._network_id = network_id
         self._book = book
@@ -73,6 +79,15 @@ class Keeper:
         self._saved_changes = self._store.changes
         return nodes
 
+    def load_overrides(self) -> list[bytes]:
+        """The override commands that earlier runs left; nothing about them is checked yet."""
+        commands: list[bytes] = []
+        _read(
+            self._files.overrides,
+            lambda data: commands.extend(override_file.load(data, self._network_id)),
+        )
+        return commands
+
     async def save_nodes(self) -> None:
         """Write the node cache now and then, for ever."""
         await trio.sleep(FIRST_SAVE)
@@ -85,6 +100,8 @@ class Keeper:
         """Write what is held whenever it changed, for ever."""
         while True:
             await trio.sleep(SAVE_HOLDINGS_EVERY * self._rng.uniform(0.75, 1.25))
+            if self._files.overrides is not None and self._commands_changed:
+                await trio.to_thread.run_sync(_write, self._files.overrides, self._commands())
             if self._files.holdings is None or self._store.changes == self._saved_changes:
                 continue
             content = self._holdings()
@@ -93,6 +110,8 @@ class Keeper:
 
     def save(self) -> None:
         """Write everything once more, at the end."""
+        if self._files.overrides is not None and self._commands_changed:
+            _write(self._files.overrides, self._commands())
         if self._files.nodes is not None and len(self._book):
             _write(self._files.nodes, self._nodes())
         if self._files.holdings is not None and self._store.changes != self._saved_changes:
@@ -100,6 +119,14 @@ class Keeper:
 
     def _nodes(self) -> bytes:
         return cachefile.dump(self._network_id, self._book)
+
+    @property
+    def _commands_changed(self) -> bool:
+        return self._overrides.changes != self._saved_commands
+
+    def _commands(self) -> bytes:
+        self._saved_commands = self._overrides.changes
+        return override_file.dump(self._network_id, self._overrides)
 
     def _holdings(self) -> bytes:
         self._saved_changes = self._store.changes

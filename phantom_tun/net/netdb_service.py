@@ -8,7 +8,7 @@ transport for calls, a clock and randomness, so a simulated network runs it unch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import trio
@@ -32,7 +32,7 @@ from phantom_tun.net.netdb_upkeep import Upkeep
 from phantom_tun.net.netdb_witnesses import Witness, ask_witnesses
 from phantom_tun.netdb.book import Candidate, NodeBook
 from phantom_tun.netdb.network import NetworkParams
-from phantom_tun.netdb.overrides import InForce, Overrides
+from phantom_tun.netdb.overrides import InForce, Overrides, Standing
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import OwnNode, Server
 from phantom_tun.netdb.store import ApStore
@@ -41,7 +41,6 @@ from phantom_tun.wire.netdb import (
     ExtendApLease,
     Method,
     Override,
-    RegisterNode,
     ReserveAp,
     Resolution,
     ResolveAp,
@@ -51,7 +50,7 @@ from phantom_tun.wire.netdb import (
     method_of,
 )
 from phantom_tun.wire.nodes import IpAddress, NodeRef
-from phantom_tun.wire.records import APKeyRecord, NodeRecord
+from phantom_tun.wire.records import APKeyRecord, NodeRecord, OverrideRecord
 
 EXPIRE_EVERY = MINUTE
 FRESH = 10 * MINUTE
@@ -89,20 +88,31 @@ class NetdbService:
         files: NetdbFiles = NetdbFiles(),  # noqa: B008 - frozen
         overrides: Overrides | None = None,
         on_override: Callable[[InForce], None] = lambda _: None,
+        neighbours: Callable[[], Iterable[NodeRef]] = lambda: (),
     ) -> None:
         """``record``: our own, with the 1,216-byte public ``path_key`` that it names;
         ``transport``: ``Links.call``; ``overrides``: None obeys none and passes none on;
-        ``on_override`` is told what override commands are in force whenever that changes."""
+        ``on_override`` is told what override commands are in force whenever that changes;
+        ``neighbours``: everybody there is a signalling link with."""
         self._network = network
         self._clock = clock
         self._rng = rng
         self._book = NodeBook(record.node_id, rng)
         self._store = ApStore(network)
         self._verifier = Verifier(network)
+        if overrides is None:
+            overrides = Overrides(network, (), ())
         self._server = Server(
-            network, OwnNode(record, path_key), self._book, self._store, self._verifier
+            network,
+            OwnNode(record, path_key),
+            self._book,
+            self._store,
+            self._verifier,
+            overrides=overrides,
         )
-        self._calls = NodeCalls(transport, self._server, self._book, self._verifier, clock)
+        self._calls = NodeCalls(
+            transport, self._server, self._book, self._verifier, clock, overrides=overrides
+        )
         self._introductions = Introductions(self._calls, rng)
         self._searcher = Searcher(self._calls, self._introductions.heard)
         self._upkeep = Upkeep(self._calls, self._introductions, self._searcher, rng)
@@ -115,10 +125,17 @@ class NetdbService:
             self._verifier,
             knows_everybody=lambda: self._upkeep.complete,
         )
-        self._keeper = Keeper(files, network.network_id, self._book, self._store, rng)
-        if overrides is None:
-            overrides = Overrides(network, (), ())
-        self._flood = OverrideFlood(overrides, self._calls, self._server, on_override)
+        self._keeper = Keeper(
+            files, network.network_id, self._book, self._store, overrides=overrides, rng=rng
+        )
+        self._flood = OverrideFlood(
+            overrides,
+            self._calls,
+            self._server,
+            neighbours=neighbours,
+            on_change=on_override,
+            on_freed=self._introductions.heard_all,
+        )
         self._surveys_running = 0
         self._performing = 0
         self._counts: Counter[str] = Counter()
@@ -139,6 +156,8 @@ class NetdbService:
         """
         own_id = self._server.own.record.node_id
         cached = self._keeper.load(self._verifier, self._clock.now())
+        self._flood.restore(self._keeper.load_overrides())
+        self._flood.review()
         seeds = [ref for ref in bootstrap if ref.node_id != own_id]
         if len(seeds) < len(bootstrap) or not seeds:
             self._introductions.joined.set()
@@ -154,6 +173,7 @@ class NetdbService:
                 nursery.start_soon(forever, self._expire)
                 nursery.start_soon(forever, self._flood.flood)
                 nursery.start_soon(forever, self._flood.review_regularly)
+                nursery.start_soon(forever, self._flood.catch_up)
                 nursery.start_soon(forever, self._keeper.save_nodes)
                 nursery.start_soon(forever, self._keeper.save_holdings)
                 await self._introductions.joined.wait()
@@ -192,10 +212,8 @@ class NetdbService:
         call = decode_call(payload)
         caller = Caller(peer.node_id, peer.address)
         if isinstance(call, Override):
-            return self._flood.receive(call.command, caller.node_id).encode()
+            return self._flood.receive(call, caller).encode()
         answer = self._server.answer(call, self._clock.now(), caller)
-        if isinstance(call, RegisterNode):
-            self._flood.greet(caller.node_id)
         if isinstance(call, ReserveAp | ExtendApLease) and isinstance(answer, Stored):
             record = self._storage.contested(call, answer)
             if record is not None:
@@ -253,7 +271,9 @@ class NetdbService:
         named = lookup.find(node_id)
         if named is not None:
             found.append(named)
-        alive = [record for record in found if record.expires > now]
+        alive = [
+            record for record in found if record.expires > now and not self.in_force.bans(record)
+        ]
         if not alive:
             raise Unreachable("the node isn't in the network database")
         return max(alive, key=lambda record: record.created)
@@ -274,10 +294,22 @@ class NetdbService:
         """The newest record of every node we know."""
         return [contact.record for contact in self._book]
 
-    def command(self, encoded: bytes) -> Stored:
-        """An override command that a person gives here; it is obeyed and passed on if it is valid.
-        ``refusal`` says whether it was taken."""
-        return self._flood.receive(encoded, None)
+    def all_records(self) -> list[NodeRecord]:
+        """As :meth:`known_records`, with banned nodes: what the budget for bans is reckoned by."""
+        return self._book.known_records()
+
+    def command(self, encoded: bytes) -> bool:
+        """An override command that a person gives here; it is obeyed and passed on. Returns whether
+        it is new.
+
+        :raises WireError: it does not parse.
+        :raises RecordRefused: see :meth:`Overrides.receive`.
+        """
+        return self._flood.give(encoded)
+
+    def commands(self) -> list[tuple[OverrideRecord, Standing]]:
+        """All override commands known and what they amount to here, lowest number first."""
+        return self._flood.standings()
 
     @property
     def in_force(self) -> InForce:

@@ -17,7 +17,6 @@ from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.peers import Peer
 from phantom_tun.wire.tunnel import (
     Opening,
-    Signal,
     opening_block,
     opening_id,
     opening_kind,
@@ -51,13 +50,11 @@ class Switchboard:
         arrays: Callable[[Peer, bytes, Bulk], Awaitable[None]],
         entries: Callable[[Peer, EntryId, Bulk], Awaitable[None]],
         calls: Callable[[Peer, bytes], Awaitable[bytes]],
-        overrides: Callable[[Peer, bytes], None],
     ) -> None:
-        """Who takes setup arrays, entry requests, netdb calls and override commands."""
+        """Who takes setup arrays, entry requests and netdb calls."""
         self._arrays = arrays
         self._entries = entries
         self._calls = calls
-        self._overrides = overrides
         self._receivers: dict[tuple[NodeId, ConnectionId], Receiver] = {}
         self._counts: Counter[str] = Counter()
 
@@ -82,9 +79,6 @@ class Switchboard:
     def signalled(self, peer: Peer, payload: bytes) -> None:
         """A one-way message."""
         try:
-            if payload[:1] == bytes([Signal.OVERRIDE]):
-                self._overrides(peer, payload[1:])
-                return
             connection, block = unpack_block(payload)
             receiver = self._receivers.get((peer.node_id, connection))
             if receiver is None:

@@ -122,16 +122,18 @@ class NodeBook:
         if contact is not None:
             contact.failed(now)
 
-    def obey(self, view: InForce) -> None:
-        """Follow the override commands that are in force from now on: banned nodes are nowhere."""
+    def obey(self, view: InForce) -> list[NodeRecord]:
+        """Follow the override commands that are in force from now on: banned nodes are nowhere.
+        Returns nodes that are no longer banned."""
         self._view = view
         for contact in [contact for contact in self if view.bans(contact.record)]:
             self._banned[contact.node_id] = contact.record
             self.table.remove(contact)
             self._forget(contact)
-        self._banned = {
-            node_id: record for node_id, record in self._banned.items() if view.bans(record)
-        }
+        freed = [record for record in self._banned.values() if not view.bans(record)]
+        for record in freed:
+            del self._banned[record.node_id]
+        return freed
 
     def known_records(self) -> list[NodeRecord]:
         """All nodes known, banned ones included: what the budget for bans is reckoned by."""

@@ -9,19 +9,22 @@ came in. So replaying or delaying a command changes nothing.
 
 from __future__ import annotations
 
-import ipaddress
+import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from phantom_tun.clock import DAY, MINUTE
-from phantom_tun.errors import CryptoError, RecordRefused, WireError
+from phantom_tun.crypto.hashes import h
+from phantom_tun.errors import CryptoError, RecordRefused
 from phantom_tun.ids import ApAddress, NodeId, PublicKey
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.banned import IpNetwork, Places, PrefixSet, parse_prefix
 from phantom_tun.netdb.limits import SourceLimits
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.rules import MAX_SKEW
 from phantom_tun.netdb.signing import verify_signature
-from phantom_tun.wire.nodes import IpAddress
+from phantom_tun.wire.netdb import MAX_COMMANDS_IN_ANSWER, OverrideList
+from phantom_tun.wire.nodes import IpAddress, NodeRef
 from phantom_tun.wire.records import (
     APKeyRecord,
     NodeRecord,
@@ -35,12 +38,15 @@ MAX_COMMANDS = 1_024
 """Unexpired commands that a node keeps."""
 BAN_SHARE = 0.05
 """Part of the known nodes that all bans together may cover; one node is always allowed."""
-SHORTEST_PREFIX = {4: 8, 6: 16}
 COMMANDS_PER_MINUTE = 30.0
 COMMANDS_AT_ONCE = 100.0
-"""From one neighbour, old ones included; what exceeds them is ignored."""
-
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+"""New ones from one neighbour; what exceeds them is refused."""
+MAX_AHEAD = 256
+"""Nodes to be asked for commands, and sets of them, that are remembered."""
+LAG_PAUSE = 10.0
+"""Seconds between two times that a node is asked because it brought too many."""
+PAGE_LEN = 15_000
+"""Bytes of commands in one answer, about."""
 
 _SUBJECT_GROUP = {
     OverrideAction.BAN_PREFIX: "prefix",
@@ -53,31 +59,60 @@ _SUBJECT_GROUP = {
 """Commands of one group about the same subject replace one another."""
 
 
+class NumberTaken(RecordRefused):
+    """The number names another command already."""
+
+
+class TooManyCommands(RecordRefused):
+    """There is no room for another command."""
+
+
+class TooFast(RecordRefused):
+    """A neighbour brings more new commands than it may."""
+
+
+class Standing(enum.Enum):
+    """What a command amounts to at the moment."""
+
+    IN_FORCE = "in_force"
+    REPLACED = "replaced"
+    """A later one about the same subject counts."""
+    OVER_BUDGET = "over_budget"
+    """A ban that would make all bans cover too many nodes."""
+    TRUSTED = "trusted"
+    """It would ban a node that is trusted here."""
+    OFF = "off"
+    """This node obeys none."""
+
+
 @dataclass(frozen=True, slots=True)
 class InForce:
     """What the commands amount to at a moment, for a set of known nodes."""
 
     banned_nodes: frozenset[NodeId] = frozenset()
     banned_prefixes: tuple[IpNetwork, ...] = ()
+    trusted: frozenset[NodeId] = frozenset()
+    """Never banned, whatever their addresses."""
     deleted_keys: frozenset[bytes] = frozenset()
     pinned_keys: Mapping[ApAddress, bytes] = field(default_factory=dict)
     """Addresses that belong to an AP key whatever the votes say."""
     pinned_records: tuple[APKeyRecord, ...] = ()
-    over_budget: tuple[OverrideRecord, ...] = ()
-    """Bans that would cover too many nodes, or a trusted one, and are not in force."""
+    not_obeyed: Mapping[OverrideRecord, Standing] = field(default_factory=dict)
+    """Bans that would cover too many nodes, or a trusted one."""
+    _prefixes: PrefixSet = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_prefixes", PrefixSet(self.banned_prefixes))
 
     def bans(self, record: NodeRecord) -> bool:
         """Whether a node is banned, itself or by any of its addresses."""
-        return record.node_id in self.banned_nodes or any(
-            self.bans_address(ip) for ip in record.ips
-        )
+        return any(self.bans_peer(record.node_id, ip) for ip in record.ips)
 
-    def bans_address(self, address: IpAddress) -> bool:
-        """Whether an underlay address is banned."""
-        return any(
-            address.version == prefix.version and address in prefix
-            for prefix in self.banned_prefixes
-        )
+    def bans_peer(self, node_id: NodeId, address: IpAddress) -> bool:
+        """Whether a node at an underlay address is banned."""
+        if node_id in self.trusted:
+            return False
+        return node_id in self.banned_nodes or address in self._prefixes
 
 
 NOTHING_IN_FORCE = InForce()
@@ -97,93 +132,180 @@ class Overrides:
         """``keys``: override verification keys of the profile; ``trusted``: nodes that are never
         banned; not ``enabled``: commands are checked and passed on, but none is in force."""
         self._network = network
-        self._keys = frozenset(keys)
+        self.keys = frozenset(keys)
+        self.enabled = enabled
         self._trusted = frozenset(trusted)
-        self._enabled = enabled
-        self._commands: dict[tuple[bytes, int], OverrideRecord] = {}
-        """By signer and number."""
+        self._commands: dict[tuple[int, bytes], OverrideRecord] = {}
+        """By number and signer."""
         self._limits = SourceLimits(rate=COMMANDS_PER_MINUTE / MINUTE, burst=COMMANDS_AT_ONCE)
+        self._lags = SourceLimits(rate=1 / LAG_PAUSE, burst=1.0)
+        self._ahead: dict[NodeRef, bytes] = {}
+        """Nodes that may know commands we missed, with the digests they sent."""
+        self._asked: dict[bytes, None] = {}
+        """Digests of sets that we got in full."""
+        self.changes = 0
+        """Counts what was taken in; whoever writes the commands to disk compares."""
 
     def __len__(self) -> int:
         return len(self._commands)
 
     def commands(self) -> list[OverrideRecord]:
-        """All commands known, lowest number first: what a new neighbour is told."""
-        return sorted(self._commands.values(), key=_order)
+        """All commands known, lowest number first."""
+        return [self._commands[place] for place in sorted(self._commands)]
 
     def receive(self, encoded: bytes, source: NodeId | None, now: float) -> OverrideRecord | None:
-        """Take a command that ``source`` sent (None: a person here). Returns it if it is new and
-        has to be passed on to all other neighbours; None if it is known or came too fast.
+        """Take a command that ``source`` sent (None: a person here, or we asked for it). Returns it
+        if it is new and has to be passed on to all other neighbours; None if it is known.
 
         :raises WireError: it does not parse.
-        :raises RecordRefused: it is not signed by an override key, out of date, impossible, or its
-            number was used for another command.
+        :raises TooFast: ``source`` brings too many.
+        :raises NumberTaken: its number was used for another command.
+        :raises TooManyCommands: there is no room for it.
+        :raises RecordRefused: it is not signed by an override key, out of date or impossible.
         """
-        if source is not None and not self._limits.allows(source, now):
-            return None
         command = decode(OverrideRecord, encoded)
-        place = (command.signer, command.number)
+        place = (command.number, command.signer)
         known = self._commands.get(place)
         if known == command:
             return None
-        self._check(command, now)
+        if source is not None and not self._limits.allows(source, now):
+            raise TooFast("a node brings more override commands than it may")
+        self.check(command, now)
         if known is not None:
-            raise RecordRefused("the number was used for another override command")
+            raise NumberTaken("the number was used for another override command")
         if len(self._commands) >= MAX_COMMANDS:
             self.expire(now)
             if len(self._commands) >= MAX_COMMANDS:
-                raise RecordRefused("too many override commands are in force")
+                raise TooManyCommands("too many override commands are in force")
         self._commands[place] = command
+        self.changes += 1
         return command
 
     def expire(self, now: float) -> None:
         """Forget commands that ran out."""
-        self._commands = {
-            place: command for place, command in self._commands.items() if command.expires > now
-        }
+        expired = [place for place, known in self._commands.items() if known.expires <= now]
+        for place in expired:
+            del self._commands[place]
+        self.changes += len(expired)
+
+    def digest(self, now: float) -> bytes:
+        """Names the set of commands known: whoever has another digest may know others. Empty if
+        none is known, or none can be, because the network has no override keys."""
+        current = [command for command in self.commands() if command.expires > now]
+        return digest_of(current) if current else b""
+
+    def compare(self, ref: NodeRef, digest: bytes, now: float) -> None:
+        """A node said which commands it knows."""
+        if digest and self.keys and digest not in self._asked and digest != self.digest(now):
+            self._note_ahead(ref, digest)
+
+    def lag(self, ref: NodeRef, now: float) -> None:
+        """A node brought more than we took from it: it is asked for the rest, at our own pace."""
+        if ref not in self._ahead and self._lags.allows(ref.node_id, now):
+            self._note_ahead(ref, b"")
+
+    def next_to_ask(self, now: float) -> tuple[NodeRef, bytes] | None:
+        """A node that still seems to know commands we don't, and the digest it sent, or none; it is
+        named once."""
+        own = self.digest(now)
+        while self._ahead:
+            ref = next(iter(self._ahead))
+            digest = self._ahead.pop(ref)
+            if not digest or (digest != own and digest not in self._asked):
+                return ref, digest
+        return None
+
+    def got(self, digest: bytes) -> None:
+        """All commands of the set that ``digest`` names were got: nobody needs to be asked for them
+        again, even if not all of them were taken."""
+        if len(self._asked) >= MAX_AHEAD:
+            del self._asked[next(iter(self._asked))]
+        self._asked[digest] = None
+
+    def page(self, number: int, signer: bytes) -> OverrideList:
+        """The commands that come after a place in their order, as many as one answer holds."""
+        found: list[bytes] = []
+        room = PAGE_LEN
+        for command in self.commands():
+            if (command.number, command.signer) > (number, signer):
+                room -= len(command.encoded)
+                if room < 0 or len(found) == MAX_COMMANDS_IN_ANSWER:
+                    break
+                found.append(command.encoded)
+        return OverrideList(tuple(found))
 
     def in_force(self, known: Collection[NodeRecord], now: float) -> InForce:
         """What counts now. ``known``: all nodes known, banned ones included, by which the budget
         for bans is reckoned."""
-        if not self._enabled:
+        if not self.enabled:
             return NOTHING_IN_FORCE
-        budget = max(1, int(BAN_SHARE * len(known)))
+        places = Places(known) if self._commands else Places(())
+        budget = ban_budget(len(known))
         nodes: set[NodeId] = set()
         prefixes: list[IpNetwork] = []
         deleted: set[bytes] = set()
         pinned: dict[ApAddress, bytes] = {}
         records: list[APKeyRecord] = []
-        refused: list[OverrideRecord] = []
+        not_obeyed: dict[OverrideRecord, Standing] = {}
         covered: set[NodeId] = set()
         for command in self._current(now):
-            action = OverrideAction(command.action)
-            if action in {OverrideAction.BAN_NODE, OverrideAction.BAN_PREFIX}:
-                hit = self._covers(command, known)
-                if len(covered | hit) > budget or hit & self._trusted:
-                    refused.append(command)
-                    continue
-                covered |= hit
-                if action is OverrideAction.BAN_NODE:
-                    nodes.add(NodeId(command.subject))
-                else:
-                    prefixes.append(parse_prefix(command.subject))
-            elif action is OverrideAction.DELETE_RECORD:
-                deleted.add(command.subject)
-            elif action is OverrideAction.PIN_RECORD:
-                record = decode(APKeyRecord, command.record)
-                records.append(record)
-                pinned |= self._pins(record)
+            match OverrideAction(command.action):
+                case OverrideAction.BAN_NODE | OverrideAction.BAN_PREFIX:
+                    hit = _covers(command, places) - self._trusted
+                    if command.subject in self._trusted:
+                        not_obeyed[command] = Standing.TRUSTED
+                    elif len(covered | hit) > budget:
+                        not_obeyed[command] = Standing.OVER_BUDGET
+                    elif command.action == OverrideAction.BAN_NODE:
+                        covered |= hit
+                        nodes |= hit
+                    else:
+                        covered |= hit
+                        prefixes.append(parse_prefix(command.subject))
+                case OverrideAction.DELETE_RECORD:
+                    deleted.add(command.subject)
+                case OverrideAction.PIN_RECORD:
+                    record = decode(APKeyRecord, command.record)
+                    records.append(record)
+                    pinned |= self._pins(record)
+                case OverrideAction.UNBAN_NODE | OverrideAction.UNBAN_PREFIX:
+                    pass  # that it replaced a ban is all there is to it
         return InForce(
             frozenset(nodes),
             tuple(prefixes),
+            self._trusted if nodes or prefixes else frozenset(),
             frozenset(deleted),
             pinned,
             tuple(records),
-            tuple(refused),
+            not_obeyed,
         )
 
-    def _check(self, command: OverrideRecord, now: float) -> None:
-        if command.signer not in self._keys:
+    def standings(self, view: InForce, now: float) -> list[tuple[OverrideRecord, Standing]]:
+        """Every command and what it amounts to in ``view``, lowest number first."""
+        current = set(self._current(now))
+        found = []
+        for command in self.commands():
+            if not self.enabled:
+                standing = Standing.OFF
+            elif command not in current:
+                standing = Standing.REPLACED
+            else:
+                standing = view.not_obeyed.get(command, Standing.IN_FORCE)
+            found.append((command, standing))
+        return found
+
+    def _note_ahead(self, ref: NodeRef, digest: bytes) -> None:
+        if len(self._ahead) >= MAX_AHEAD:
+            del self._ahead[next(iter(self._ahead))]
+        self._ahead[ref] = digest
+
+    def check(self, command: OverrideRecord, now: float) -> None:
+        """Whether a command may be obeyed, but for its number.
+
+        :raises WireError: something in it does not parse.
+        :raises RecordRefused: it is not signed by an override key, out of date or impossible.
+        """
+        if command.signer not in self.keys:
             raise RecordRefused("the override key isn't one of this network's")
         try:
             verify_signature(command, self._network.network_id)
@@ -223,13 +345,7 @@ class Overrides:
             if command.expires > now:
                 group = _SUBJECT_GROUP[OverrideAction(command.action)]
                 latest[group, command.subject] = command
-        return sorted(latest.values(), key=_order)
-
-    def _covers(self, command: OverrideRecord, known: Iterable[NodeRecord]) -> set[NodeId]:
-        if command.action == OverrideAction.BAN_NODE:
-            return {NodeId(command.subject)}
-        alone = InForce(banned_prefixes=(parse_prefix(command.subject),))
-        return {record.node_id for record in known if alone.bans(record)}
+        return sorted(latest.values(), key=lambda command: (command.number, command.signer))
 
     def _pins(self, record: APKeyRecord) -> dict[ApAddress, bytes]:
         pins: dict[ApAddress, bytes] = {
@@ -240,27 +356,17 @@ class Overrides:
         return pins
 
 
-def pack_prefix(prefix: IpNetwork) -> bytes:
-    """The subject of a command about a prefix: address ‖ length u8."""
-    return prefix.network_address.packed + bytes([prefix.prefixlen])
+def ban_budget(known: int) -> int:
+    """How many of so many known nodes all bans together may cover."""
+    return max(1, int(BAN_SHARE * known))
 
 
-def parse_prefix(subject: bytes) -> IpNetwork:
-    """Undo :func:`pack_prefix`.
-
-    :raises WireError: no prefix, bits beyond its length, or so short that it covers a good part of
-        the Internet.
-    """
-    if len(subject) not in {5, 17}:
-        raise WireError("the override command names no prefix")
-    try:
-        prefix = ipaddress.ip_network((subject[:-1], subject[-1]))
-    except ValueError as error:
-        raise WireError("the override command names no prefix") from error
-    if prefix.prefixlen < SHORTEST_PREFIX[prefix.version]:
-        raise WireError("the override command names too large a part of the Internet")
-    return prefix
+def digest_of(commands: Iterable[OverrideRecord]) -> bytes:
+    """What :meth:`Overrides.digest` says of commands in their order."""
+    return h("override commands", *(command.digest for command in commands))
 
 
-def _order(command: OverrideRecord) -> tuple[int, bytes]:
-    return command.number, command.signer
+def _covers(command: OverrideRecord, places: Places) -> set[NodeId]:
+    if command.action == OverrideAction.BAN_NODE:
+        return {NodeId(command.subject)}
+    return places.within(parse_prefix(command.subject))

@@ -15,7 +15,7 @@ from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, keys_to_read
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.limits import SourceLimits
 from phantom_tun.netdb.network import NetworkParams
-from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce, Overrides
 from phantom_tun.netdb.rules import (
     MAX_SKEW,
     REGISTRATION_TABLE,
@@ -34,6 +34,7 @@ from phantom_tun.wire.netdb import (
     ExtendApLease,
     Held,
     KeyedNode,
+    MissedOverrides,
     Override,
     RandomNodes,
     Refusal,
@@ -79,7 +80,10 @@ class Server:
         book: NodeBook,
         store: ApStore,
         verifier: Verifier,
+        *,
+        overrides: Overrides | None = None,
     ) -> None:
+        """``overrides``: the commands known; None knows and takes none."""
         self.own = own
         self.view = NOTHING_IN_FORCE
         """What override commands are in force."""
@@ -87,6 +91,7 @@ class Server:
         self._book = book
         self._store = store
         self._verifier = verifier
+        self._overrides = Overrides(network, (), ()) if overrides is None else overrides
         self._limits = SourceLimits(rate=CALLS_PER_SECOND, burst=CALLS_AT_ONCE)
         self._counts: Counter[str] = Counter()
 
@@ -99,11 +104,7 @@ class Server:
         :raises ProtocolViolation: the caller asks too often, or is banned.
         """
         if caller is not None:
-            if not self._limits.allows(caller.node_id, now):
-                self._counts["calls_over_limit"] += 1
-                raise ProtocolViolation("a node asks more often than it may")
-            self._check_ban(caller)
-            self._book.succeeded(caller.node_id, now)
+            self.admit(caller, now)
         match call:
             case ClosestNodes(target=target):
                 return CloserNodes(self._closest(target, now))
@@ -117,14 +118,30 @@ class Server:
                 return self._store_key_record(encoded, now, caller, vouched=vouched)
             case UpdateApRoutes(routes=routes):
                 return self._store_routes(routes, now, caller)
+            case MissedOverrides(number=number, signer=signer):
+                return self._overrides.page(number, signer)
             case Override():
                 raise ProtocolViolation("override commands are taken elsewhere")
 
-    def obey(self, view: InForce) -> None:
-        """Follow the override commands that are in force from now on, in everything."""
+    def admit(self, caller: Caller, now: float) -> None:
+        """Count a call of ``caller``, which shows that it is there.
+
+        :raises ProtocolViolation: it asks too often, or is banned.
+        """
+        if not self._limits.allows(caller.node_id, now):
+            self._counts["calls_over_limit"] += 1
+            raise ProtocolViolation("a node asks more often than it may")
+        if self.view.bans_peer(caller.node_id, caller.address):
+            self._counts["calls_of_banned_nodes"] += 1
+            raise ProtocolViolation("a banned node calls")
+        self._book.succeeded(caller.node_id, now)
+
+    def obey(self, view: InForce) -> list[NodeRecord]:
+        """Follow the override commands that are in force from now on, in everything. Returns nodes
+        that are no longer banned."""
         self.view = view
-        self._book.obey(view)
         self._store.obey(view)
+        return self._book.obey(view)
 
     def duty(self, address: ApAddress, now: float) -> bool:
         """Whether this node is one of the storers of ``address``, by its own clock or by one that
@@ -145,11 +162,6 @@ class Server:
     def statistics(self) -> dict[str, int]:
         """Counts for people: calls over the limit, and refused records by rule."""
         return dict(self._counts)
-
-    def _check_ban(self, caller: Caller) -> None:
-        if caller.node_id in self.view.banned_nodes or self.view.bans_address(caller.address):
-            self._counts["calls_of_banned_nodes"] += 1
-            raise ProtocolViolation("a banned node calls")
 
     def _closest(self, target: bytes, now: float) -> tuple[bytes, ...]:
         return tuple(record.encoded for record in self._book.closest(target, K, now))
@@ -172,9 +184,16 @@ class Server:
             nodes = self._closest(record.node_id, now)
             if record.dialable:
                 self._book.met(record, now, call.path_key)
+            self._overrides.compare(record.ref(self.own.ip_version), call.commands, now)
         except (WireError, RuleBroken) as error:
             refusal = self._refused(error)
-        return Registered(int(refusal), self.own.record.encoded, self.own.path_key, nodes)
+        return Registered(
+            int(refusal),
+            self.own.record.encoded,
+            self.own.path_key,
+            nodes,
+            self._overrides.digest(now),
+        )
 
     def _random(self, near: bytes, now: float) -> KeyedNode:
         found = self._book.keyed_closest(near, now)

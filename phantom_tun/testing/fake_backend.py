@@ -26,6 +26,8 @@ from phantom_tun.control.model import (
     NetdbVote,
     NetworkStatus,
     NodeState,
+    OverrideInfo,
+    OverridesInfo,
     PathInfo,
     PeerInfo,
     PinChangeInfo,
@@ -84,6 +86,10 @@ class FakeBackend:
     shortage: str = ""
     missing: tuple[str, ...] = ()
     """What every identity waits for."""
+    override_keys: tuple[str, ...] = ("dd" * 32,)
+    given: dict[str, OverrideInfo] = field(default_factory=dict)
+    """Override commands by their text; anything but the texts in it is no command."""
+    sent: list[str] = field(default_factory=list)
     pinned: dict[str, PinInfo] = field(default_factory=lambda: {pin.address: pin for pin in PINS})
     stuck: bool = False
     """Every call waits for ever."""
@@ -281,7 +287,7 @@ class FakeBackend:
         return NetdbAnswer(
             str(key),
             (
-                NetdbRecord("ap_key", {"ap4": str(FAR4), "sequence": 3}, 86_000.0, 3, 1),
+                NetdbRecord("ap_key", {"ap4": str(FAR4), "sequence": 3}, 86_000.0, 3, 1, "AAAA"),
                 NetdbRecord("ap_route", {"entry_node": NODE_IDS[2]}, 1_800.0, 3, 0),
             ),
             4,
@@ -307,6 +313,22 @@ class FakeBackend:
         """One of them."""
         if self.pinned.pop(str(address), None) is None:
             raise ControlError("not_found", f"{address} isn't pinned")
+
+    async def send_override(self, command: str) -> OverrideInfo:
+        """One of :attr:`given`."""
+        await self._maybe_stuck("send_override")
+        if command not in self.given:
+            raise ControlError("invalid", "that isn't an override command")
+        new = command not in self.sent
+        if new:
+            self.sent.append(command)
+        return msgspec.structs.replace(self.given[command], new=new)
+
+    async def overrides(self) -> OverridesInfo:
+        """Those that were sent."""
+        await self._maybe_stuck("overrides")
+        commands = tuple(self.given[text] for text in self.sent)
+        return OverridesInfo(True, self.override_keys, 1, commands)
 
     async def why(
         self,

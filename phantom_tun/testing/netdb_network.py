@@ -66,6 +66,8 @@ class MemoryNetwork:
         self.bytes_carried = 0
         self.override_keys: list[PublicKey] = []
         """Of the services made from here on."""
+        self.linked: Callable[[NodeId], list[NodeRef]] = lambda _node: []
+        """With whom a node has links, if they are to be told of override commands."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -87,6 +89,7 @@ class MemoryNetwork:
             rng=random.Random(self.rng.random()),  # noqa: S311
             files=files,
             overrides=Overrides(maker.network, self.override_keys, ()),
+            neighbours=lambda: self.linked(record.node_id),
         )
 
     def start(

@@ -47,6 +47,7 @@ class NodeMaker:
     network: NetworkParams = NETWORK
     address: IpAddress | None = None
     """Default: 11.0.0.1 + number × 65,536, a /16 per node."""
+    dialable: bool = True
     key: SigningKey = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,12 +67,15 @@ class NodeMaker:
         self,
         now: float = NOW,
         *,
-        capabilities: Capability = Capability.RELAY | Capability.DIALABLE,
+        capabilities: Capability | None = None,
         lifetime: float = DAY,
         families: tuple[bytes, ...] = (),
         path_key: bytes | None = None,
     ) -> NodeRecord:
         """Its record, created at ``now``."""
+        if capabilities is None:
+            dialable = Capability.RELAY | Capability.DIALABLE
+            capabilities = dialable if self.dialable else Capability(0)
         return sign_node_record(
             self.key,
             self.network.network_id,

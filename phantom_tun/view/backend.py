@@ -17,6 +17,8 @@ from phantom_tun.control.model import (
     NetdbAnswer,
     NetdbStatus,
     NetworkStatus,
+    OverrideInfo,
+    OverridesInfo,
     PathInfo,
     PeerInfo,
     PingReply,
@@ -36,7 +38,7 @@ from phantom_tun.errors import UsageError
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.identities import ApIdentity
 from phantom_tun.profile import Bootstrap
-from phantom_tun.view import identities, netdb, pins, probing, shapes
+from phantom_tun.view import identities, netdb, overrides, pins, probing, shapes
 from phantom_tun.view.health import warnings
 from phantom_tun.view.why import Inquest
 
@@ -296,6 +298,16 @@ class NodeView:
     async def remove_pin(self, address: ipaddress.IPv4Address) -> None:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
         pins.remove(self._node, address)
+
+    # --- override commands ------------------------------------------------------------------------
+
+    async def send_override(self, command: str) -> OverrideInfo:
+        """See :class:`~phantom_tun.control.backend.ControlBackend`."""
+        return overrides.send(self._node, command)
+
+    async def overrides(self) -> OverridesInfo:
+        """See :class:`~phantom_tun.control.backend.ControlBackend`."""
+        return overrides.listed(self._node)
 
 
 def _option(identity: str | None) -> str:

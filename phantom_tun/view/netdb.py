@@ -15,6 +15,7 @@ from phantom_tun.net.ap_database import Found
 from phantom_tun.net.identities import ApIdentity
 from phantom_tun.net.netdb_witnesses import Witness
 from phantom_tun.net.pins import PinChanged
+from phantom_tun.netdb import override_text
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, is_ap_address
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.view import identities, probing
@@ -156,7 +157,14 @@ def _records(found: Found, network: NetworkParams, now: float) -> tuple[NetdbRec
     if key.ap4_n is not None:
         fields["ap4"] = str(ap4_candidate(network, key.public_key, key.ap4_n))
     return (
-        NetdbRecord("ap_key", fields, key.expires - now, sum(votes[:1]), sum(votes[1:])),
+        NetdbRecord(
+            "ap_key",
+            fields,
+            key.expires - now,
+            sum(votes[:1]),
+            sum(votes[1:]),
+            override_text.to_line(key.encoded),
+        ),
         *(
             NetdbRecord(
                 "ap_route",

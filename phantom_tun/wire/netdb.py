@@ -1,9 +1,9 @@
 """Calls and answers of the network database (docs/spec/netdb.md, "Calls").
 
 Seven calls exist and nothing else is accepted: the six of the strict interface, and the step of a
-lookup; override commands are passed on in the same way. Each is a msgpack array headed by its
-method number, in canonical form. Records inside are opaque bytes here; whoever receives them
-decodes and verifies each one.
+lookup; override commands are passed on and asked for in the same way. Each is a msgpack array
+headed by its method number, in canonical form. Records inside are opaque bytes here; whoever
+receives them decodes and verifies each one.
 
 The same call means two things. Between nodes it asks what *the callee itself* holds; inside a
 tunnel (``NetdbService.perform``) it asks the terminating node what *the network* holds.
@@ -36,6 +36,7 @@ MAX_ROUTES = 16
 """Routes that a storer keeps for one AP identity, and the most in one call or answer."""
 MAX_VOTES = 8
 """Different answers that a resolution reports."""
+MAX_COMMANDS_IN_ANSWER = 64
 MAX_CALL_LEN = 6_144
 MAX_ANSWER_LEN = 16_384
 
@@ -52,6 +53,8 @@ class Method(enum.IntEnum):
     CLOSEST_NODES = 7
     OVERRIDE = 8
     """Not a call of the interface: a command on its way from node to node."""
+    MISSED_OVERRIDES = 9
+    """Likewise: a node asks another one for the commands that it may have missed."""
 
 
 class Refusal(enum.IntEnum):
@@ -80,6 +83,7 @@ class Refusal(enum.IntEnum):
 NodeBytes = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_NODE_RECORD_LEN)]
 KeyRecordBytes = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_AP_KEY_RECORD_LEN)]
 RouteBytes = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_AP_ROUTE_LEN)]
+CommandBytes = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_OVERRIDE_LEN)]
 PathKey = Annotated[bytes, msgspec.Meta(min_length=PATH_KEY_LEN, max_length=PATH_KEY_LEN)]
 Routes = Annotated[tuple[RouteBytes, ...], msgspec.Meta(max_length=MAX_ROUTES)]
 Nodes = Annotated[tuple[NodeBytes, ...], msgspec.Meta(max_length=MAX_NODES)]
@@ -110,6 +114,11 @@ class RegisterNode(Message, frozen=True, array_like=True, tag=int(Method.REGISTE
 
     record: NodeBytes
     path_key: PathKey
+    commands: MaybeBytes32 = b""
+    """Digest of the override commands that the caller knows; empty if it knows or takes none."""
+
+    def __post_init__(self) -> None:
+        _check_maybe(self.commands)
 
 
 class ReserveAp(Message, frozen=True, array_like=True, tag=int(Method.RESERVE_AP)):
@@ -171,7 +180,19 @@ class ClosestNodes(Message, frozen=True, array_like=True, tag=int(Method.CLOSEST
 class Override(Message, frozen=True, array_like=True, tag=int(Method.OVERRIDE)):
     """An override command is passed on. Answered by :class:`Stored`."""
 
-    command: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_OVERRIDE_LEN)]
+    command: CommandBytes
+
+
+class MissedOverrides(Message, frozen=True, array_like=True, tag=int(Method.MISSED_OVERRIDES)):
+    """The override commands that the callee knows, those that come after a place in their order.
+    Answered by :class:`OverrideList`."""
+
+    number: Counter
+    signer: MaybeBytes32
+    """Empty: of this number, all."""
+
+    def __post_init__(self) -> None:
+        _check_maybe(self.signer)
 
 
 Call = (
@@ -183,6 +204,7 @@ Call = (
     | ResolveAp
     | ClosestNodes
     | Override
+    | MissedOverrides
 )
 
 
@@ -196,6 +218,11 @@ class Registered(Message, frozen=True, array_like=True, tag=101):
     record: NodeBytes
     path_key: PathKey
     nodes: Nodes
+    commands: MaybeBytes32 = b""
+    """As in :class:`RegisterNode`, of the callee."""
+
+    def __post_init__(self) -> None:
+        _check_maybe(self.commands)
 
 
 class Stored(Message, frozen=True, array_like=True, tag=102):
@@ -279,7 +306,15 @@ class WriteReport(Message, frozen=True, array_like=True, tag=107):
         _check_maybe(self.lease_holder)
 
 
-Answer = Registered | Stored | KeyedNode | Held | CloserNodes | Resolution | WriteReport
+class OverrideList(Message, frozen=True, array_like=True, tag=108):
+    """Override commands, lowest number first; none: there are no more."""
+
+    commands: Annotated[tuple[CommandBytes, ...], msgspec.Meta(max_length=MAX_COMMANDS_IN_ANSWER)]
+
+
+Answer = (
+    Registered | Stored | KeyedNode | Held | CloserNodes | Resolution | WriteReport | OverrideList
+)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _CALLS: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
@@ -293,6 +328,7 @@ _METHODS: dict[type[Message], Method] = {
     ResolveAp: Method.RESOLVE_AP,
     ClosestNodes: Method.CLOSEST_NODES,
     Override: Method.OVERRIDE,
+    MissedOverrides: Method.MISSED_OVERRIDES,
 }
 
 

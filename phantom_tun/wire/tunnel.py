@@ -51,7 +51,6 @@ class Signal(IntEnum):
     """First byte of a one-way message on a signalling link."""
 
     BLOCK = 1
-    OVERRIDE = 2
 
 
 class Package(IntEnum):

@@ -64,7 +64,7 @@ class TestNode:
         self.links = network.links(self.ref)
         self.database = FakeDatabase(refs)
         self.desk = EntryDesk(SystemClock())
-        self.board = Switchboard(self.no_array, self.desk.handle, self.no_call, lambda *_: None)
+        self.board = Switchboard(self.no_array, self.desk.handle, self.no_call)
         self.hub = TunnelHub(self.links, self.board, PoolLimits(), SystemClock(), RNG)
         dialer = EntryDialer(self.hub, self.database)
         self.published = []

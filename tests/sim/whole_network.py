@@ -123,7 +123,7 @@ class WholeNode:
         )
         self.database = NodeDatabase(self.netdb, 4)
         self.desk = EntryDesk(clock)
-        self.board = Switchboard(self._array, self.desk.handle, self.netdb.handle_call, _ignore)
+        self.board = Switchboard(self._array, self.desk.handle, self.netdb.handle_call)
         limits = PoolLimits(low=3, high=48)
         self.hub = TunnelHub(self.links, self.board, limits, clock, self.rng)
         dialer = EntryDialer(self.hub, self.database)
@@ -334,10 +334,6 @@ class WholeNode:
         """See :class:`~phantom_tun.net.peers.LinkHandlers`."""
         VIEWER.set(self.node_id)
         return await self.board.called(peer, payload)
-
-
-def _ignore(_peer: Peer, _payload: bytes) -> None:
-    pass
 
 
 class WholeNetwork:

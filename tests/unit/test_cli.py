@@ -724,7 +724,7 @@ SILENT = {
     *("network new", "network join", "lab up", "lab exec", "lab kill", "lab stop", "lab start"),
     *("lab pause", "lab resume", "lab down"),
     # or print a file.
-    *("network invite", "config default"),
+    *("network invite", "config default", "override sign"),
 }
 
 
@@ -782,7 +782,7 @@ def test_the_manual_page_names_every_command() -> None:
 def test_the_program_has_every_command() -> None:
     expected = (
         "up down run status address expose unexpose paths tunnels peers ping why netdb pins "
-        "network config lab exit-codes version"
+        "override network config lab exit-codes version"
     )
     group: Any = typer.main.get_command(main.app)
     assert group.list_commands(None) == expected.split()

@@ -34,6 +34,8 @@ EXAMPLES: list[schema.AnyRequest] = [
     schema.ListPins(),
     schema.AcceptPin("250.1.2.3"),
     schema.RemovePin("250.1.2.3"),
+    schema.SendOverride("AAAA"),
+    schema.ListOverrides(),
     schema.Why("250.1.2.3", 80),
     schema.Shutdown(),
 ]

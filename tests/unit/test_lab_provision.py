@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from phantom_tun import config, profile
+from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import ConfigError
 from phantom_tun.lab.errors import BadLabOption
 from phantom_tun.lab.plan import LabPlan, plan_lab
@@ -46,6 +47,14 @@ def test_nodes_find_their_own_files_and_the_profile(tmp_path: Path) -> None:
     assert first.node.user == ""
     assert (first.node.relay_only, last.node.relay_only) == (False, True)
     assert profile.load(first.network.profile).name == "lab-t"
+
+
+def test_the_lab_has_an_override_key_of_its_own(tmp_path: Path) -> None:
+    provision(plan(), tmp_path, AS_WE_ARE)
+    key = tmp_path / "override.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    public = SigningKey(bytes.fromhex(key.read_text())).public
+    assert profile.load(tmp_path / "network.toml").override_keys == (public,)
 
 
 def test_bootstrap_nodes_are_in_the_profile_with_the_keys_they_have(tmp_path: Path) -> None:

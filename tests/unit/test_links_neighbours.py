@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -655,3 +656,54 @@ async def test_echo_is_what_the_other_tests_think(autojump_clock):
         b.handlers.on_bulk = echo
         data = bytes(range(256)) * 3000
         assert await use(await a.links.open_bulk(b.ref, OPENING), data) == data
+
+
+# --- banned nodes ---------------------------------------------------------------------------------
+
+
+async def test_a_barred_node_loses_its_links_at_once(autojump_clock):
+    async with world(3) as (_, a, b, c):
+        await a.links.signal(b.ref, b"hello")
+        await c.links.signal(a.ref, b"hello")
+        mine = await a.links.open_bulk(b.ref, OPENING)
+        theirs = await b.links.open_bulk(a.ref, OPENING)
+        a.links.bar(lambda node_id, _address: node_id == b.ref.node_id)
+        assert [found.node_id for found in a.links.neighbours()] == [c.ref.node_id]
+        for bulk in (mine, theirs):
+            with pytest.raises(LinkBroken):
+                await bulk.receive_exactly(1)
+        assert a.count("drop_neighbour_banned") == 1
+        await wait_all_tasks_blocked()
+        assert not any(found.signalling for found in b.links.neighbours())
+        assert a.count("bulk_of_neighbours") == 0
+
+
+async def test_a_barred_node_gets_no_new_links(autojump_clock):
+    async with world(2) as (_, a, b):
+        a.links.bar(lambda _node_id, address: address == b.ref.address)
+        for dial in (a.links.ensure, partial(a.links.open_bulk, opening=OPENING)):
+            with pytest.raises(LinkBroken, match="banned"):
+                await dial(b.ref)
+        with pytest.raises(LinkBroken):
+            await b.links.call(a.ref, b"abc")
+        with pytest.raises(LinkBroken):
+            await use(await b.links.open_bulk(a.ref, OPENING))
+        assert not a.handlers.peers
+        assert not a.links.neighbours()
+        assert a.count("drop_link_of_banned") >= 2
+        a.links.bar(lambda _node_id, _address: False)
+        assert await b.links.call(a.ref, b"abc") == b"cba"
+
+
+async def test_a_node_that_is_barred_while_it_is_dialed(autojump_clock):
+    async with world(2, latency=1.0, dial_round_trips=1) as (_, a, b):
+        async with trio.open_nursery() as nursery:
+
+            async def dial():
+                with pytest.raises(LinkBroken, match="banned"):
+                    await a.links.ensure(b.ref)
+
+            nursery.start_soon(dial)
+            await wait_all_tasks_blocked()
+            a.links.bar(lambda node_id, _address: node_id == b.ref.node_id)
+        assert not a.links.neighbours()

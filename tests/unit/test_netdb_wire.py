@@ -13,6 +13,7 @@ from phantom_tun.errors import WireError
 from phantom_tun.wire.netdb import (
     MAX_ANSWER_LEN,
     MAX_CALL_LEN,
+    MAX_COMMANDS_IN_ANSWER,
     MAX_NODES,
     MAX_ROUTES,
     MAX_VOTES,
@@ -24,7 +25,9 @@ from phantom_tun.wire.netdb import (
     Held,
     KeyedNode,
     Method,
+    MissedOverrides,
     Override,
+    OverrideList,
     RandomNodes,
     Registered,
     RegisterNode,
@@ -44,7 +47,7 @@ from phantom_tun.wire.sizes import NETDB_BODY_LEN
 KEY = bytes(1_216)
 ID = b"i" * 32
 CALLS: tuple[Call, ...] = (
-    RegisterNode(b"r" * 512, KEY),
+    RegisterNode(b"r" * 512, KEY, ID),
     ReserveAp(b"r" * 2_560),
     ExtendApLease(b"r" * 2_560),
     UpdateApRoutes((b"r" * 300,) * MAX_ROUTES),
@@ -52,9 +55,11 @@ CALLS: tuple[Call, ...] = (
     ResolveAp(bytes(16), full=True),
     ClosestNodes(ID),
     Override(b"o" * 2_816),
+    MissedOverrides(2**62 - 1, ID),
 )
 ANSWERS: tuple[Answer, ...] = (
-    Registered(0, b"r" * 512, KEY, (b"n" * 512,) * MAX_NODES),
+    Registered(0, b"r" * 512, KEY, (b"n" * 512,) * MAX_NODES, ID),
+    OverrideList((b"o" * 230,) * MAX_COMMANDS_IN_ANSWER),
     Stored(17, ID),
     KeyedNode(b"r" * 512, KEY),
     Held(ID, 2**62 - 1, ID, b"k" * 2_560, (b"r" * 300,) * MAX_ROUTES),
@@ -85,12 +90,20 @@ def test_answers_for_anonymized_nodes_fit_a_package() -> None:
             assert len(answer.encode()) <= NETDB_BODY_LEN
 
 
-def test_there_are_seven_calls_and_the_override() -> None:
+def test_there_are_seven_calls_and_two_for_overrides() -> None:
     assert {method_of(call) for call in CALLS} == set(Method)
     for number in range(256):
         if number not in set(Method):
             with pytest.raises(WireError):
                 decode_call(msgspec.msgpack.encode([number, ID]))
+
+
+def test_digests_and_signers_have_32_bytes_or_none() -> None:
+    for raw in ([9, 0, bytes(31)], [1, b"r", KEY, bytes(31)]):
+        with pytest.raises(WireError):
+            decode_call(msgspec.msgpack.encode(raw))
+    with pytest.raises(WireError):
+        decode_answer(msgspec.msgpack.encode([101, 0, b"r", KEY, (), bytes(31)]))
 
 
 def test_an_answer_is_no_call_and_a_call_no_answer() -> None:
@@ -132,6 +145,7 @@ def test_messages_over_their_limit_are_refused_unparsed() -> None:
         RandomNodes(bytes(31)),
         Override(b"o" * 2_817),
         Override(b""),
+        MissedOverrides(-1, b""),
         ClosestNodes(bytes(33)),
     ],
 )
