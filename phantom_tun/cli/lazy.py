@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 _ORDER = [
     *("up", "down", "run", "status"),
     *("address", "expose", "unexpose", "paths", "tunnels", "peers"),
-    *("ping", "why", "netdb", "pins"),
+    *("ping", "why", "netdb", "pins", "override"),
     *("network", "config", "lab", "exit-codes", "version"),
 ]
 
