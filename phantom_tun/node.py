@@ -150,6 +150,7 @@ class Node:
             ),
             on_override=self._overridden,
             neighbours=self._linked,
+            trusted=config.guards.trusted_ids,
         )
         addresses = config.node.advertised_addresses
         version = 6 if addresses and all(found.version == 6 for found in addresses) else 4

@@ -31,8 +31,8 @@ ATTEMPTS = 6
 """Tries to reach a node that others named; nodes of the profile are tried for ever."""
 MAX_STRANGERS = 1_024
 REPRIME_EVERY = 5 * MINUTE
-"""How often a node of the profile is visited again, so that a network that was split finds
-together as soon as one pair of them can talk."""
+"""How often a node of the profile or a trusted one is visited again, so that a network that was
+split finds together as soon as one pair of them can talk."""
 GIVEN_UP_FOR = 5 * MINUTE
 """How long a node that couldn't be reached is ignored, unless a newer record of it is heard of."""
 _PAUSE_FACTOR = 1.5
@@ -190,5 +190,7 @@ class Introductions:
     async def _reprime(self, seeds: list[NodeRef]) -> None:
         while True:
             await trio.sleep(REPRIME_EVERY * self._rng.uniform(0.5, 1.5))
-            if seeds:
-                self._want(self._rng.choice(seeds), lasting=True)
+            trusted = self._book.trusted_contacts()
+            known = [*seeds, *(self._calls.ref(contact.record) for contact in trusted)]
+            if known:
+                self._want(self._rng.choice(known), lasting=True)

@@ -89,15 +89,17 @@ class NetdbService:
         overrides: Overrides | None = None,
         on_override: Callable[[InForce], None] = lambda _: None,
         neighbours: Callable[[], Iterable[NodeRef]] = lambda: (),
+        trusted: frozenset[NodeId] = frozenset(),
     ) -> None:
         """``record``: our own, with the 1,216-byte public ``path_key`` that it names;
         ``transport``: ``Links.call``; ``overrides``: None obeys none and passes none on;
         ``on_override`` is told what override commands are in force whenever that changes;
-        ``neighbours``: everybody there is a signalling link with."""
+        ``neighbours``: everybody there is a signalling link with; ``trusted``: nodes that are
+        visited again and again, like those of the profile."""
         self._network = network
         self._clock = clock
         self._rng = rng
-        self._book = NodeBook(record.node_id, rng)
+        self._book = NodeBook(record.node_id, rng, trusted=trusted)
         self._store = ApStore(network)
         self._verifier = Verifier(network)
         if overrides is None:

@@ -51,11 +51,14 @@ class NodeBook:
         *,
         limits: PrefixLimits = BUCKET_LIMITS,
         max_keyed: int = MAX_KEYED,
+        trusted: frozenset[NodeId] = frozenset(),
     ) -> None:
+        """``trusted``: nodes that are remembered as long as their records are valid."""
         self._own_id = own_id
         self._own_position = position(own_id)
         self._rng = rng
         self._max_keyed = max_keyed
+        self._trusted = trusted
         self._contacts: dict[NodeId, Contact] = {}
         self._keyed = 0
         self._view = NOTHING_IN_FORCE
@@ -77,6 +80,7 @@ class NodeBook:
         """Somebody named a node. Returns whether it is one that we don't know, and may."""
         contact = self._contacts.get(record.node_id)
         if contact is not None:
+            contact.named()
             self._renew(contact, record)
         if contact is not None or record.node_id == self._own_id:
             return False
@@ -149,6 +153,11 @@ class NodeBook:
     def closest(self, target: bytes, count: int, now: float) -> list[NodeRecord]:
         """The usable nodes of the routing table that are closest to ``target``, closest first."""
         return [contact.record for contact in self.table.closest(position(target), count, now)]
+
+    def trusted_contacts(self) -> list[Contact]:
+        """The trusted nodes that we have met."""
+        found = (self._contacts.get(node_id) for node_id in self._trusted)
+        return [contact for contact in found if contact is not None]
 
     def is_storer(self, key: bytes, now: float) -> bool:
         """Whether this node should hold what is stored under ``key``."""
@@ -248,7 +257,11 @@ class NodeBook:
             self.table.remove(contact)
 
     def _is_useless(self, contact: Contact, now: float) -> bool:
-        gone = contact.record.expires <= now or contact.failures >= GIVE_UP_AFTER
+        if contact.record.expires <= now:
+            return True
+        if contact.node_id in self._trusted:
+            return False
+        gone = contact.failures >= GIVE_UP_AFTER
         return gone or (contact.path_key is None and contact not in self.table)
 
     def _room_for_key(self) -> bool:

@@ -12,6 +12,9 @@ FIRST_RETRY = 1.0
 failure."""
 LAST_RETRY = 600.0
 _RETRY_FACTOR = 3.0
+NAMED_RETRY = 10.0
+"""Seconds after its last failure in which a node is tried again that somebody else names: only who
+reached it names it."""
 
 
 def position(identifier: bytes) -> int:
@@ -35,6 +38,8 @@ class Contact:
     """In a row."""
     retry_at: float = 0.0
     """When to try again, if ``failures``."""
+    failed_at: float = 0.0
+    """When it last failed."""
     rank: bytes = b""
     """Given by the routing table when it takes the contact in: the lowest keep their places."""
 
@@ -73,8 +78,13 @@ class Contact:
     def failed(self, now: float) -> None:
         """It didn't answer."""
         self.failures += 1
+        self.failed_at = now
         pause = FIRST_RETRY * _RETRY_FACTOR ** min(self.failures - 1, 10)
         self.retry_at = now + min(pause, LAST_RETRY)
+
+    def named(self) -> None:
+        """Somebody else named it, so it may be back."""
+        self.retry_at = min(self.retry_at, self.failed_at + NAMED_RETRY)
 
     def usable(self, now: float) -> bool:
         """Whether it can be named to others and asked: nothing is known against it."""

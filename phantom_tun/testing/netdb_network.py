@@ -68,6 +68,8 @@ class MemoryNetwork:
         """Of the services made from here on."""
         self.linked: Callable[[NodeId], list[NodeRef]] = lambda _node: []
         """With whom a node has links, if they are to be told of override commands."""
+        self.trusted: frozenset[NodeId] = frozenset()
+        """By the services made from here on."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -90,6 +92,7 @@ class MemoryNetwork:
             files=files,
             overrides=Overrides(maker.network, self.override_keys, ()),
             neighbours=lambda: self.linked(record.node_id),
+            trusted=self.trusted,
         )
 
     def start(

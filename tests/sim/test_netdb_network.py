@@ -26,6 +26,7 @@ from phantom_tun.errors import (
 from phantom_tun.ids import NodeId
 from phantom_tun.net.netdb_files import NetdbFiles
 from phantom_tun.net.netdb_service import PERFORMED_AT_ONCE, NetdbService
+from phantom_tun.netdb import book
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.overrides import digest_of
 from phantom_tun.netdb.rules import Caller
@@ -552,6 +553,67 @@ class TestSplits:
             again = AP.record(network.clock.now(), sequence=2)
             await left[1].write(ExtendApLease(again.encoded))
             assert (await right[3].resolve(AP4)).key_record == again.encoded
+
+    @pytest.mark.parametrize("split_for", [90.0, 900.0])
+    async def test_halves_that_gave_each_other_up_find_together(
+        self, autojump_clock: MockClock, split_for: float
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 16)
+            await wait_until(everybody_knows(services, 15), 3)
+            left = {service.own_record.node_id for service in services[:8]}
+            network.allowed = lambda caller, callee: (caller in left) == (callee in left)
+            await trio.sleep(split_for)
+            await wait_until(lambda: all(len(s.candidates()) == 7 for s in services), 60)
+            network.allowed = lambda _caller, _callee: True
+            assert await wait_until(everybody_knows(services, 15), 200) < 60
+
+    async def test_a_trusted_node_is_enough_when_all_bootstrap_nodes_are_gone(
+        self, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(book, "GIVE_UP_AFTER", 4)
+        async with memory_network() as network:
+            members = makers(12)
+            home = ref_of(network, members[0])
+            friend = ref_of(network, members[11]).node_id
+            services = [network.start(maker, [home]) for maker in members[:5]]
+            network.trusted = frozenset({friend})
+            services.append(network.start(members[5], [home]))
+            network.trusted = frozenset()
+            services += [network.start(maker, [home]) for maker in members[6:]]
+            await wait_until(everybody_knows(services, 11), 3)
+            network.stop(home.node_id)
+            services = services[1:]
+            left = {service.own_record.node_id for service in services[:5]}
+            network.allowed = lambda caller, callee: (caller in left) == (callee in left)
+            await trio.sleep(400)
+            remembered = [len(service.known_records()) for service in services]
+            assert max(remembered[:4]) <= 5, "everybody else is forgotten"
+            network.allowed = lambda _caller, _callee: True
+            assert await wait_until(everybody_knows(services, 10), 700) < 60
+
+    async def test_hostile_bootstrap_nodes_and_one_honest_contact(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network(seed=5) as network:
+            honest = start(network, 24)
+            await wait_until(everybody_knows(honest, 23), 3)
+            written = AP.record(network.clock.now())
+            await honest[1].write(ReserveAp(written.encoded))
+            liars = Liars(network, makers(12, first=500))
+            bootstrap = [*(record.ref() for record in liars.records), honest[17].own_record.ref()]
+            newcomer = network.start(NodeMaker(300), bootstrap)
+            true = {service.own_record.node_id for service in honest}
+
+            def known() -> set[NodeId]:
+                return {record.node_id for record in newcomer.known_records()}
+
+            assert await wait_until(lambda: true <= known(), 30) < 10
+            for address in (AP6, AP4):
+                found = await newcomer.resolve(address)
+                assert found.key_record == written.encoded
+            own = newcomer.own_record.node_id
+            assert all(own in {r.node_id for r in s.known_records()} for s in honest)
 
 
 class TestOverrides:
