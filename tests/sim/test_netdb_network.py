@@ -755,8 +755,9 @@ class TestOverrides:
             victim = services[2].own_record.node_id
             services[1].command(self.command(network, 1, OverrideAction.BAN_NODE, victim))
             await wait_until(lambda: victim in last.in_force.banned_nodes, 5)
-            await trio.sleep(3)
             assert files.overrides is not None
+            # A thread writes it, which virtual time doesn't wait for.
+            await wait_until(files.overrides.exists, 10_000)
             saved = files.overrides.read_bytes()
             network.stop(last.own_record.node_id)
             await trio.sleep(1)
