@@ -1,0 +1,91 @@
+"""What the documents say of the tree and of the commands is so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from test_layering import LAYERS
+
+from phantom_tun.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DESIGN = (ROOT / "docs" / "design.md").read_text()
+
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+_FILE = re.compile(r"`((?:[a-z_]+/)*[a-z_]+\.py)`")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in _LINK.findall(path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_files_that_the_design_names_are_there() -> None:
+    named = _FILE.findall(DESIGN)
+    assert len(named) > 20
+    for name in named:
+        places = (ROOT / name, ROOT / "phantom_tun" / name)
+        assert any(place.exists() for place in places), name
+
+
+def test_the_layers_of_the_design_are_those_that_are_held() -> None:
+    rows = dict(re.findall(r"^\| (\d) \| (.+?) \|", DESIGN, flags=re.M))
+    told = {int(number): set(re.findall(r"`([a-z_]+)/?`", names)) for number, names in rows.items()}
+    assert told == {number: parts - {"__main__"} for number, parts in LAYERS.items()}
+
+
+def code_in(text: str) -> Iterator[str]:
+    """Lines of code blocks, and what stands between backticks."""
+    for number, part in enumerate(re.split(r"^```.*\n", text, flags=re.M)):
+        yield from part.splitlines() if number % 2 else re.findall(r"`([^`\n]+)`", part)
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """What ``phantom-tun`` is followed by, word for word."""
+    for code in code_in(text):
+        for words in code.split("phantom-tun ")[1:]:
+            yield re.split(r" (?:[#|>&…]|-- )", f"{words} ")[0].split()
+
+
+def command_of(words: list[str]) -> Any:
+    """The command that these words mean, its arguments left out."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(command, "get_command"):
+            return command
+        found = command.get_command(None, word)
+        assert found is not None or word.startswith("-"), words
+        command = found or command
+    return command
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", ROOT / "docs" / "lab.md", *sorted((ROOT / "docs" / "spec").glob("*.md"))],
+    ids=lambda path: path.name,
+)
+def test_commands_that_are_named_exist(path: Path) -> None:
+    for words in commands_in(path.read_text()):
+        command = command_of(words)
+        known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        options = {word for word in words if word.startswith("--")}
+        assert options <= known, (words, options - known)
+
+
+def test_the_readme_names_commands() -> None:
+    named = list(commands_in((ROOT / "README.md").read_text()))
+    assert ["network", "new", "home", "--hops", "0"] in named
+    assert ["expose", "8000"] in named  # behind 'lab exec n12 --'
+
+
+@pytest.mark.parametrize("words", [["statsu"], ["lab", "upp"], ["paths", "lsit"]])
+def test_commands_that_do_not_exist_are_noticed(words: list[str]) -> None:
+    with pytest.raises(AssertionError):
+        command_of(words)
