@@ -42,7 +42,8 @@ def test_the_layers_of_the_design_are_those_that_are_held() -> None:
 
 
 def code_in(text: str) -> Iterator[str]:
-    """Lines of code blocks, and what stands between backticks."""
+    """Lines of code blocks, and what stands between backticks; not what commands print."""
+    text = re.sub(r"^```text\n.*?^```\n", "", text, flags=re.M | re.S)
     for number, part in enumerate(re.split(r"^```.*\n", text, flags=re.M)):
         yield from part.splitlines() if number % 2 else re.findall(r"`([^`\n]+)`", part)
 
