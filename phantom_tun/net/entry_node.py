@@ -82,12 +82,15 @@ class EntryDesk:
         self._counts: Counter[str] = Counter()
 
     def register(self, entry_id: EntryId, target: EntryTarget) -> None:
-        """Requests for ``entry_id`` go to ``target``."""
-        self._targets[entry_id] = target
+        """Requests for ``entry_id`` go to ``target``, unless they go elsewhere already: routes are
+        public, and whoever reads one could build a path with the same id."""
+        if self._targets.setdefault(entry_id, target) is not target:
+            self._counts["drop_entry_id_taken"] += 1
 
-    def forget(self, entry_id: EntryId) -> None:
-        """Idempotent."""
-        self._targets.pop(entry_id, None)
+    def forget(self, entry_id: EntryId, target: EntryTarget) -> None:
+        """``target`` takes no more requests. Idempotent."""
+        if self._targets.get(entry_id) is target:
+            del self._targets[entry_id]
 
     def statistics(self) -> dict[str, int]:
         """Counters by name."""

@@ -75,8 +75,8 @@ class HopHost:
             return
         host.unplug()
         self._on_end(hop)
-        if hop.entry_id is not None:
-            self._desk.forget(hop.entry_id)
+        if isinstance(host, EntryHop) and hop.entry_id is not None:
+            self._desk.forget(hop.entry_id, host)
 
     def statistics(self) -> dict[str, int]:
         """Counters by name."""

@@ -44,8 +44,10 @@ class LinkLimits:
     """Own calls to one neighbour without an answer yet."""
     calls_served: int = 32
     """Calls of one neighbour that are received, worked on or answered at one time."""
-    calls_memory: int = 33_554_432
-    """Bytes of calls of all neighbours whose last chunk hasn't come yet."""
+    calls_memory: int = 67_108_864
+    """Bytes of calls of all neighbours, and of the answers to them until those are sent."""
+    calls_memory_per_node: int = 1_048_576
+    """Of those, of one neighbour."""
     call_patience: float = 20.0
     """For all chunks of a call."""
     call_deadline: float = 10.0

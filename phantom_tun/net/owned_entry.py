@@ -237,7 +237,7 @@ class DirectEntry:
     def unplug(self) -> None:
         """Stop serving the entry id."""
         if self.path.entry_id is not None:
-            self._desk.forget(self.path.entry_id)
+            self._desk.forget(self.path.entry_id, self)
 
     def retire(self) -> None:
         """See :meth:`unplug`."""

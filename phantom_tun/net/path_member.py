@@ -77,6 +77,8 @@ class ArrayLimits:
     forward_deadline: float = 20.0
     sweep_every: float = 5.0
     check_successor_every: float = MINUTE
+    successors_tried: int = 32
+    """Hops that look for their successor at one time; an owner may have named a dead address."""
     successor_gone_after: float = 10 * MINUTE
     """A hop whose successor can't be reached for this long is given up."""
 
@@ -135,6 +137,7 @@ class PathMember:
         self._forwarding: Shares[NodeId] = Shares(limits.forwarding, limits.forwarding_per_node)
         self._returns: dict[tuple[NodeId, ConnectionId], Return] = {}
         self._keeping: dict[int, trio.CancelScope] = {}
+        self._trying = trio.CapacityLimiter(limits.successors_tried)
         self._nursery: trio.Nursery | None = None
         self._counts: Counter[str] = Counter()
         self._guard = Guard(self._counts)
@@ -296,7 +299,8 @@ class PathMember:
         failures = 0
         while hop.expires > self._clock.now():
             try:
-                await self._links.ensure(successor)
+                async with self._trying:
+                    await self._links.ensure(successor)
             except WorldError:
                 if trio.current_time() - reached_at > self._limits.successor_gone_after:
                     return True

@@ -25,6 +25,10 @@ LAST_WORD_WITHIN = 1.0
 CLOSE_WITHIN = 5.0
 """Seconds for the peer to do the same."""
 
+FRAMES_AT_ONCE = 32
+"""Frames between two turns of everybody else: a peer can put thousands of empty ones into what is
+read at once."""
+
 Spawn = Callable[[Callable[[], Awaitable[None]]], bool]
 """Starts a background task; False when there will be none any more."""
 
@@ -38,6 +42,7 @@ class SecureTunnel:
 
     __slots__ = (
         "_channel",
+        "_frames",
         "_got_fin",
         "_is_torn",
         "_reader",
@@ -65,6 +70,7 @@ class SecureTunnel:
         self._is_torn = False
         self._got_fin = False
         self._said_all = False
+        self._frames = 0
         self.got_end = False
         self.got_reset = False
         self.sent_end = False
@@ -190,6 +196,9 @@ class SecureTunnel:
 
         :raises StreamReset: the peer reset the connection, or the tunnel died.
         """
+        self._frames += 1
+        if self._frames % FRAMES_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
         while True:
             frame = self._next()
             if frame is not None:

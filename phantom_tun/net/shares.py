@@ -24,17 +24,17 @@ class Shares(Generic[Key]):
     def __len__(self) -> int:
         return self._total
 
-    def take(self, key: Key) -> bool:
-        """Give ``key`` a place, if there is one for it."""
-        if self._total >= self._limit or self._taken[key] >= self._limit_each:
+    def take(self, key: Key, count: int = 1) -> bool:
+        """Give ``key`` places, if there are so many for it."""
+        if self._total + count > self._limit or self._taken[key] + count > self._limit_each:
             return False
-        self._total += 1
-        self._taken[key] += 1
+        self._total += count
+        self._taken[key] += count
         return True
 
-    def leave(self, key: Key) -> None:
-        """``key`` gives one of its places back."""
-        self._total -= 1
-        self._taken[key] -= 1
+    def leave(self, key: Key, count: int = 1) -> None:
+        """``key`` gives some of its places back."""
+        self._total -= count
+        self._taken[key] -= count
         if not self._taken[key]:
             del self._taken[key]

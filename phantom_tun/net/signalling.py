@@ -25,6 +25,7 @@ from phantom_tun.net.connection import Connection
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer
 from phantom_tun.net.rates import RateTable
+from phantom_tun.net.shares import Shares
 from phantom_tun.wire.frames import Frame
 from phantom_tun.wire.signalling import (
     Assembler,
@@ -70,8 +71,8 @@ class Quotas:
     """What each neighbour may send, over however many links."""
 
     def __init__(self, limits: LinkLimits) -> None:
-        self.assembling = 0
-        """Bytes of unfinished calls, of all neighbours."""
+        self.memory: Shares[NodeId] = Shares(limits.calls_memory, limits.calls_memory_per_node)
+        """Bytes of calls and of answers to them, until those are sent."""
         self._tables: dict[Frame, RateTable[NodeId]] = {
             Frame.SIGNAL: RateTable(limits.signal_rate, limits.signal_burst),
             Frame.CALL: RateTable(limits.call_rate, limits.call_burst),
@@ -129,6 +130,8 @@ class SignalLink:
         self._calls = Assembler()
         self._begun: dict[int, float] = {}
         """When the first chunk of an unfinished call came."""
+        self._held = 0
+        """Bytes of calls and answers that :attr:`Quotas.memory` counts for this link."""
         self._served = 0
         self._used = self.heard
         self._retiring = False
@@ -218,7 +221,7 @@ class SignalLink:
             self._counts["drop_signalling_violation"] += 1
         finally:
             self._over = True
-            self._forget_unfinished(trio.current_time())
+            self._release(self._held)
             self._connection.close()
             self._counts["lost_messages"] += len(self._outbox)
             for reply in self._replies.values():
@@ -241,7 +244,13 @@ class SignalLink:
         while True:
             self._wakeup = trio.Event()
             while batch := self._outbox.next_batch():
-                await self._connection.write_all(batch)
+                with trio.move_on_after(self._limits.dead_after) as patience:
+                    await self._connection.write_all(batch)
+                if patience.cancelled_caught:
+                    # That it sends doesn't help: what it has asked for piles up here.
+                    self.dead = True
+                    self._counts["neighbours_dead"] += 1
+                    raise LinkBroken("the neighbour doesn't take what it is sent")
             if self._retiring and not self._fin_sent and not self._replies:
                 self._fin_sent = True
                 self._outbox.add(Frame.FIN)
@@ -348,7 +357,6 @@ class SignalLink:
             if self._served + len(self._calls) >= self._limits.calls_served:
                 self._counts["drop_call_limit"] += 1
                 return
-            self._begun[chunk.number] = trio.current_time()
         body = self._add_to_call(chunk)
         if body is not None:
             self.touch()
@@ -356,23 +364,31 @@ class SignalLink:
             nursery.start_soon(self._guard.once, self._serve_call, chunk.number, body)
 
     def _add_to_call(self, chunk: Chunk) -> bytes | None:
-        if self._quotas.assembling + len(chunk.data) > self._limits.calls_memory:
+        if chunk.first:
+            self._begun[chunk.number] = trio.current_time()
+        elif chunk.number not in self._calls:
+            return None  # of a call that was dropped
+        if not self._hold(len(chunk.data)):
             self._counts["drop_call_memory"] += 1
             self._forget_call(chunk.number)
             return None
-        before = self._calls.size
-        try:
-            return self._calls.add(chunk)
-        finally:
-            self._quotas.assembling += self._calls.size - before
-            if chunk.last:
-                self._begun.pop(chunk.number, None)
+        if chunk.last:
+            del self._begun[chunk.number]
+        return self._calls.add(chunk)
+
+    def _hold(self, count: int) -> bool:
+        if not self._quotas.memory.take(self.peer.node_id, count):
+            return False
+        self._held += count
+        return True
+
+    def _release(self, count: int) -> None:
+        self._quotas.memory.leave(self.peer.node_id, count)
+        self._held -= count
 
     def _forget_call(self, number: int) -> None:
-        before = self._calls.size
-        self._calls.forget(number)
-        self._begun.pop(number, None)
-        self._quotas.assembling += self._calls.size - before
+        del self._begun[number]
+        self._release(self._calls.forget(number))
 
     def _forget_unfinished(self, since: float) -> None:
         for number in [number for number, begun in self._begun.items() if begun <= since]:
@@ -381,15 +397,20 @@ class SignalLink:
 
     async def _serve_call(self, number: int, body: bytes) -> None:
         self._counts["calls_served"] += 1
+        held = len(body)
         sent = trio.Event()
         try:
-            frames = call_frames(Frame.ANSWER, number, await self._events.called(self.peer, body))
-            self._outbox.add_body(_until_sent(frames, sent))
+            answer = await self._events.called(self.peer, body)
+            if not self._hold(len(answer)):
+                raise CapacityExceeded("the neighbour doesn't take answers fast enough")
+            held += len(answer)
+            self._outbox.add_body(_until_sent(call_frames(Frame.ANSWER, number, answer), sent))
             self._wake()
             await sent.wait()
         except PhantomError:
             self._counts["calls_unanswered"] += 1
         finally:
+            self._release(held)
             self._served -= 1
             self._wake()
 

@@ -23,6 +23,9 @@ Y_LIFE = 10 * MINUTE
 FURTHEST = LONGEST + JITTER + EXPIRY_STEP + 5 * MINUTE
 """Members refuse expiries further ahead than this; the last part is for clocks that differ."""
 
+Y_FURTHEST = Y_LIFE + JITTER + EXPIRY_STEP + 5 * MINUTE
+"""The same for Y-nodes: what is only needed for a moment shall not be remembered for a day."""
+
 RETIRE_MARGIN = MINUTE
 """An owner stops using a path this long before the first member may forget it."""
 

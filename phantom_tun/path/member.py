@@ -24,7 +24,7 @@ from phantom_tun.ids import ConnectionId, NetworkId, NodeId
 from phantom_tun.path.hop import HopRole, PathHop
 from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.layers import Cover, find_slot, hash_without
-from phantom_tun.path.lifetimes import EXPIRY_STEP, FURTHEST
+from phantom_tun.path.lifetimes import EXPIRY_STEP, FURTHEST, Y_FURTHEST
 from phantom_tun.path.replay import ReplayCache
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import (
@@ -163,9 +163,9 @@ class Member:
         if not equal(hash_without(array, slot), package.array_hash):
             raise ArrayRefused(Reason.ALTERED)
         digest = h("setup replay", plaintext)
-        self._check_replay(digest, now)
+        self._check_replay(digest, sender, now)
         self._check_capacity(package.role, sender)
-        self._replays.remember(digest, package.expires)
+        self._replays.remember(digest, sender, package.expires)
         self._pending[sender, connection] = _Pending(package, now + PENDING_LIFE)
         return Accepted(_cover(package).apply(array, slot, 1), package.next)
 
@@ -217,7 +217,8 @@ class Member:
             raise ArrayRefused(Reason.CONNECTION)
         if package.expires <= now:
             raise ArrayRefused(Reason.EXPIRED)
-        if package.expires > now + FURTHEST or package.expires % int(EXPIRY_STEP):
+        furthest = FURTHEST if package.role.stays else Y_FURTHEST
+        if package.expires > now + furthest or package.expires % int(EXPIRY_STEP):
             raise ArrayRefused(Reason.EXPIRY)
         self._check_node(package.next.node)
 
@@ -229,9 +230,9 @@ class Member:
         if impossible or (address.is_loopback and not self._allow_loopback):
             raise ArrayRefused(Reason.ADDRESS)
 
-    def _check_replay(self, digest: bytes, now: float) -> None:
+    def _check_replay(self, digest: bytes, sender: NodeId, now: float) -> None:
         try:
-            self._replays.check(digest, now)
+            self._replays.check(digest, sender, now)
         except ProtocolViolation as error:
             raise ArrayRefused(Reason.REPLAYED) from error
         except CapacityExceeded as error:

@@ -167,10 +167,8 @@ class Assembler:
     def __len__(self) -> int:
         return len(self._bodies)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all that isn't complete."""
-        return sum(map(len, self._bodies.values()))
+    def __contains__(self, number: int) -> bool:
+        return number in self._bodies
 
     def add(self, chunk: Chunk) -> bytes | None:
         """The whole body once its last chunk came. Chunks of a body whose first one was refused or
@@ -193,6 +191,6 @@ class Assembler:
         del self._bodies[chunk.number]
         return bytes(body)
 
-    def forget(self, number: int) -> None:
-        """Drop what came of a body that nobody waits for any more."""
-        self._bodies.pop(number, None)
+    def forget(self, number: int) -> int:
+        """Drop what came of a body that nobody waits for any more; returns how many bytes."""
+        return len(self._bodies.pop(number, b""))

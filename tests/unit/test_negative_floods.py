@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from phantom_tun.errors import CapacityExceeded
+from phantom_tun.errors import CapacityExceeded, LinkBroken
 from phantom_tun.guard import COUNTER
 from phantom_tun.ids import ConnectionId, NodeId, TunnelBlock
 from phantom_tun.net.limits import LinkLimits
@@ -22,7 +22,7 @@ from phantom_tun.net.signalling import Quotas, SignalLink
 from phantom_tun.path.member import Accepted
 from phantom_tun.testing.path_nodes import path_world
 from phantom_tun.tunnel.blocks import BLOCK_BURST, HopBlocks
-from phantom_tun.wire.frames import CHUNK_LEN, Frame, pack_frame
+from phantom_tun.wire.frames import CHUNK_LEN, MAX_CALL_LEN, Frame, pack_frame
 from phantom_tun.wire.setup import ARRAY_LEN, Neighbour
 from phantom_tun.wire.signalling import FIRST, LAST
 from phantom_tun.wire.tunnel import Opening, pack_opening
@@ -58,6 +58,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.calls = []
+        self.answer = b"answer"
 
     def signalled(self, _peer, _payload):
         raise KeyError("a mistake of ours")
@@ -66,7 +67,7 @@ class Owner:
         self.calls.append(payload)
         if payload == b"trap":
             raise KeyError("a mistake of ours")
-        return b"answer"
+        return self.answer
 
     def asked(self, _peer):
         return False
@@ -81,12 +82,12 @@ class Owner:
 class Attacked:
     """A link whose other end is a bare connection in the hands of the test."""
 
-    def __init__(self, nursery, limits, quotas):
+    def __init__(self, nursery, limits, quotas, name=b"p"):
         near, self.far = connection_pair()
         self.owner, self.counts = Owner(), Counter()
         self.link = SignalLink(
             near,
-            Peer(NodeId(b"p" * 32), ipaddress.IPv4Address("192.0.2.1")),
+            Peer(NodeId(name * 32), ipaddress.IPv4Address("192.0.2.1")),
             dialed=False,
             limits=limits,
             quotas=quotas,
@@ -122,12 +123,12 @@ async def test_calls_that_are_never_finished_are_forgotten(autojump_clock, nurse
         await attacked.send(number, FIRST, bytes(CHUNK_LEN))
     await attacked.send(99, FIRST | LAST, b"late")
     await wait_all_tasks_blocked()
-    assert quotas.assembling == limits.calls_served * CHUNK_LEN
+    assert len(quotas.memory) == limits.calls_served * CHUNK_LEN
     assert attacked.counts["drop_call_limit"] == 1
     for _ in range(10):  # that the peer is alive keeps nothing
         await trio.sleep(limits.call_patience / 5)
         await attacked.far.write_all(pack_frame(Frame.PONG))
-    assert quotas.assembling == 0
+    assert len(quotas.memory) == 0
     assert attacked.counts["drop_call_unfinished"] == limits.calls_served
     await attacked.send(1, 0, b"more of it")
     await attacked.send(100, FIRST | LAST, b"now")
@@ -151,13 +152,62 @@ async def test_unfinished_calls_of_all_neighbours_share_one_room(autojump_clock,
     assert other.owner.calls == []
     one.far.close()  # what a link held goes with it
     await wait_all_tasks_blocked()
-    assert quotas.assembling == 0
+    assert len(quotas.memory) == 0
     await other.send(2, FIRST, b"x")
     await other.send(2, LAST, b"y")
     await wait_all_tasks_blocked()
     assert other.owner.calls == [b"xy"]
-    assert quotas.assembling == 0
+    assert len(quotas.memory) == 0
     other.far.close()
+
+
+async def test_one_neighbour_does_not_get_all_the_room(autojump_clock, nursery):
+    limits = LinkLimits(calls_memory_per_node=2 * CHUNK_LEN)
+    quotas = Quotas(limits)
+    one, other = (Attacked(nursery, limits, quotas, name) for name in (b"o", b"p"))
+    for number in range(4):
+        await one.send(number, FIRST, bytes(CHUNK_LEN))
+    await other.send(1, FIRST | LAST, b"call")
+    await wait_all_tasks_blocked()
+    assert one.counts["drop_call_memory"] == 2
+    assert other.owner.calls == [b"call"]
+    one.far.close()
+    other.far.close()
+
+
+@pytest.mark.parametrize("violation", ["two firsts", "too long"])
+async def test_a_link_that_ends_with_a_violation_holds_nothing(autojump_clock, nursery, violation):
+    quotas = Quotas(LinkLimits())
+    attacked = Attacked(nursery, LinkLimits(), quotas)
+    await attacked.send(1, FIRST, bytes(CHUNK_LEN))
+    if violation == "two firsts":
+        await attacked.send(1, FIRST | LAST, bytes(CHUNK_LEN))
+    else:
+        for _ in range(MAX_CALL_LEN // CHUNK_LEN + 1):
+            await attacked.send(1, 0, bytes(CHUNK_LEN))
+    await wait_all_tasks_blocked()
+    assert attacked.counts["drop_signalling_violation"] == 1
+    assert len(quotas.memory) == 0
+    attacked.far.close()
+
+
+async def test_who_takes_no_answers_is_let_go(autojump_clock, nursery):
+    """It could ask on and on, and show that it lives."""
+    limits = LinkLimits()
+    quotas = Quotas(limits)
+    attacked = Attacked(nursery, limits, quotas)
+    attacked.owner.answer = bytes(MAX_CALL_LEN)
+    for number in range(limits.calls_served):
+        await attacked.send(number, FIRST | LAST, b"call")
+    await wait_all_tasks_blocked()
+    assert 0 < len(quotas.memory) <= limits.calls_memory_per_node
+    assert attacked.counts["calls_unanswered"] > 0
+    with pytest.raises(LinkBroken):
+        while True:
+            await trio.sleep(limits.ping_after)
+            await attacked.far.write_all(pack_frame(Frame.PONG))
+    assert attacked.link.dead
+    assert len(quotas.memory) == 0
 
 
 async def test_a_call_that_we_fail_on_gets_no_answer_and_ends_nothing(autojump_clock, nursery):

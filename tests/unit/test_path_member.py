@@ -9,11 +9,12 @@ from path_ring import NETWORK, NOW, OWNER, RingOfMembers, foreign_key, ref_of
 from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.sealing import seal
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.errors import CapacityExceeded
 from phantom_tun.ids import ConnectionId, NetworkId
 from phantom_tun.path.hop import PathHop
 from phantom_tun.path.keys import OVERLAP, PURPOSE, ROTATE_EVERY
 from phantom_tun.path.layers import find_slot
-from phantom_tun.path.lifetimes import EXPIRY_STEP, FURTHEST
+from phantom_tun.path.lifetimes import EXPIRY_STEP, FURTHEST, Y_FURTHEST
 from phantom_tun.path.member import (
     PENDING_LIFE,
     ROUND2_PURPOSE,
@@ -22,7 +23,7 @@ from phantom_tun.path.member import (
     MemberLimits,
     Reason,
 )
-from phantom_tun.path.replay import ReplayCache
+from phantom_tun.path.replay import SHARE, ReplayCache
 from phantom_tun.wire.setup import ARRAY_LEN, Neighbour, slot_range, split_signature
 
 
@@ -165,9 +166,14 @@ def test_an_expiry_too_far_ahead_or_not_rounded_is_refused():
 
 def test_the_furthest_expiry_is_accepted():
     ring = RingOfMembers(3)
+    passage = next(
+        passage
+        for passage in (ring.carry(1, until=place) for place in range(8))
+        if ring.first_package(passage).role.stays
+    )
     step = int(EXPIRY_STEP)
     furthest = int(NOW + FURTHEST) // step * step
-    ring.deliver(ring.with_first(ring.start(1), expires=furthest))
+    ring.deliver(ring.with_first(passage, expires=furthest))
 
 
 def test_a_member_is_not_its_own_successor():
@@ -232,27 +238,51 @@ def test_a_replay_during_the_build_ends_it():
         ring.deliver(ring.start(2))
 
 
+ONE, OTHER = ref_of(1).node_id, ref_of(2).node_id
+
+
 def test_the_replay_cache_forgets_at_expiry_and_not_before():
     cache = ReplayCache()
-    cache.remember(b"one", 100.0)
-    cache.remember(b"two", 200.0)
+    cache.remember(b"one", ONE, 100.0)
+    cache.remember(b"two", ONE, 200.0)
     for now, known in ((99.9, [b"one", b"two"]), (100.0, [b"two"]), (200.0, [])):
         for digest in (b"one", b"two"):
             if digest in known:
                 with pytest.raises(Exception, match="before"):
-                    cache.check(digest, now)
+                    cache.check(digest, ONE, now)
             else:
-                cache.check(digest, now)
+                cache.check(digest, ONE, now)
         assert len(cache) == len(known)
 
 
 def test_a_full_replay_cache_refuses_rather_than_forgets():
-    cache = ReplayCache(size=2)
-    cache.remember(b"one", 100.0)
-    cache.remember(b"two", 200.0)
-    with pytest.raises(Exception, match="too many"):
-        cache.check(b"three", 50.0)
-    cache.check(b"three", 100.0)
+    cache = ReplayCache(size=16)
+    for number in range(16):
+        cache.remember(bytes([number]), ref_of(number).node_id, 100.0 + number)
+    with pytest.raises(CapacityExceeded):
+        cache.check(b"new", OTHER, 50.0)
+    cache.check(b"new", OTHER, 100.0)
+
+
+def test_one_neighbour_can_not_fill_the_replay_cache():
+    cache = ReplayCache(size=2 * SHARE)
+    cache.remember(b"one", ONE, 100.0)
+    cache.remember(b"two", ONE, 200.0)
+    with pytest.raises(CapacityExceeded):
+        cache.check(b"three", ONE, 50.0)
+    cache.check(b"three", OTHER, 50.0)
+    cache.check(b"three", ONE, 100.0)
+
+
+def test_a_y_node_remembers_nothing_for_long():
+    """Or one owner could fill its memory for a day, with builds that leave nothing else."""
+    ring = RingOfMembers(3)
+    passage = ring.start(1)
+    assert not ring.first_package(passage).role.stays
+    step = int(EXPIRY_STEP)
+    furthest = int(NOW + Y_FURTHEST) // step * step
+    refused(ring, ring.with_first(passage, expires=furthest + step), Reason.EXPIRY)
+    ring.deliver(ring.with_first(ring.start(1), expires=furthest))
 
 
 def test_a_member_whose_memory_is_full_is_silent():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from phantom_tun.endpoints import DatagramStream
 from phantom_tun.errors import Filtered, Refused, StreamReset, UsageError
 from phantom_tun.net.session_datagrams import MAX_QUEUED, MAX_QUEUED_BYTES, SessionDatagrams
 from phantom_tun.net.session_serving import ECHO_IDLE
+from phantom_tun.net.session_tunnel import FRAMES_AT_ONCE
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.channel import RECORD
 from phantom_tun.wire.session import MAX_DATA, MAX_DATAGRAM, FrameKind
@@ -251,3 +253,30 @@ async def test_two_flows_do_not_mix(autojump_clock: MockClock) -> None:
             await flow.send(bytes([number]) * 8)
         for number, flow in enumerate(flows):
             assert await received(flow) == bytes([number]) * 8
+
+
+async def test_thousands_of_empty_messages_hold_up_nobody(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        turns = 0
+        received: Counter[int] = Counter()
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async def take(stream: DatagramStream) -> None:
+            while await stream.receive() is not None:
+                received[turns] += 1
+
+        world.bob.host.datagrams[53] = take
+        flow = await world.connect_udp()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await flow._secure.send_messages([b""] * 3000)
+            while received.total() < 3000:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert max(received.values()) <= 2 * FRAMES_AT_ONCE  # last in one round, first in the next
+        flow.abort()
