@@ -236,5 +236,5 @@ GOALS: tuple[Goal, ...] = (
     Grown("nodes", 12, "path_build", "<=", 0.7),
     Grown("nodes", 17, "start", "<=", 12),
     Grown("tunnels", 500, "tunnel_relay", "<=", 40 * KB_IN_KIB),
-    Grown("tunnels", 3000, "memory_client", "<=", 400 * MB_IN_MIB),
+    Grown("tunnels", 3000, "memory_service", "<=", 400 * MB_IN_MIB),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,13 @@ HOPS = (0, 1, 2, 3, 4, 6, 8)
 HOPS_REPETITIONS = 2
 TUNNELS = (1, 50, 100, 250, 500)
 FLOWS = 3000
-"""Connections of one edge; only their memory is looked at."""
+"""Connections of one service; only their memory is looked at."""
+OTHER_CALLERS = 2
 NODES = (12, 17, 32, 64)
-USUAL_HOPS, USUAL_NODES = 3, 12
+USUAL_HOPS, USUAL_RELAYS = 3, 10
 RELAYS_OF_HOPS_LAB = 14
 PATH_BUILDS = 2
-OPEN_SECONDS = 60.0
+OPEN_SECONDS = 30.0
 OPENINGS_PER_SECOND = 25
 """Fewer is too slow to be waited for."""
 
@@ -75,27 +76,69 @@ def hops(place: Place, how: Settings, result: GrowthResult) -> None:
 
 
 def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
-    """More and more idle connections between one client and one service."""
-    running = ours.PhantomTun(USUAL_NODES, USUAL_HOPS).start(place)
-    measuring.reach(running)
+    """More and more idle connections between one client and one service; in the end others come
+    to the same service, since it limits what one caller may have."""
+    plan = plan_lab(
+        name=place.name,
+        nodes=2 + OTHER_CALLERS + USUAL_RELAYS,
+        exit_hops=USUAL_HOPS,
+        entry_hops=USUAL_HOPS,
+        relay_only=USUAL_RELAYS,
+        settings=("limits.links=18000", "limits.relayed_tunnels=18000"),
+    )
+    service, *clients = (node.name for node in plan.nodes if not node.relay_only)
+    began = ours.bring_up(plan, place)
+    ours.expose(place, service)
+    subjects = [
+        ours.between(
+            place,
+            client,
+            service,
+            hops=2 * USUAL_HOPS,
+            began=began,
+            others=[other for other in clients if other != client],
+        )
+        for client in clients
+    ]
+    running = subjects[0]
+    for subject in subjects:
+        measuring.reach(subject)
     # Buffers that any transfer leaves behind are no part of a tunnel.
     measure(result, 0, running, how, place.say)
     empty = memory_mib(running)
     result.at(0).add(empty)
     held = 0
-    for count in (*TUNNELS, FLOWS):
-        job = Job("hold", running.target, OPEN_SECONDS, count - held)
-        client = place.undo.enter_context(LoadClient(running, job))
-        began = time.monotonic()
-        client.wait_ready(OPEN_SECONDS + (count - held) / OPENINGS_PER_SECOND)
-        opened = (count - held) / (time.monotonic() - began)
+    for count in TUNNELS:
+        opened = hold(place, {count - held: [running]})
         held = count
         full = memory_mib(running)
         found = {**full, **per_tunnel_kib(empty, full, count, running), "opened": opened}
         result.at(count).add(found)
         place.say(f"   {count} connections: {shown(found)}")
-        if count < FLOWS:
-            measure(result, count, running, how, place.say)
+        measure(result, count, running, how, place.say)
+    each = FLOWS // len(subjects)
+    opened = hold(place, {each - held: subjects[:1], each: subjects[1:]})
+    # The client's side has but a part of them.
+    found = {"memory_service": memory_mib(running)["memory_service"], "opened": opened}
+    result.at(FLOWS).add(found)
+    place.say(f"   {FLOWS} connections: {shown(found)}")
+
+
+def hold(place: Place, wanted: Mapping[int, Sequence[Running]]) -> float:
+    """Open so many connections from each of these; returns how many per second.
+
+    :raises LoadFailed: they couldn't be had.
+    """
+    began = time.monotonic()
+    clients = [
+        (place.undo.enter_context(LoadClient(each, Job("hold", each.target, 0, count))), count)
+        for count, subjects in wanted.items()
+        for each in subjects
+    ]
+    total = sum(count for _, count in clients)
+    for client, _ in clients:
+        client.wait_ready(OPEN_SECONDS + total / OPENINGS_PER_SECOND)
+    return total / (time.monotonic() - began)
 
 
 def nodes(place: Place, how: Settings, result: GrowthResult) -> None:

@@ -162,21 +162,12 @@ FIGURES = (
     _F("start", "start to reachable", "s", "lower"),
 )
 
+_ALSO_GROWTH = (
+    "down_1", "down_1_cpu", "connect", "echo", "memory_client", "memory_service", "memory_relay",
+    "start",
+)  # fmt: skip
 GROWTH_FIGURES = (
-    *(
-        figure
-        for figure in FIGURES
-        if figure.key
-        in {
-            "down_1",
-            "down_1_cpu",
-            "connect",
-            "echo",
-            "memory_client",
-            "memory_relay",
-            "start",
-        }
-    ),
+    *(figure for figure in FIGURES if figure.key in _ALSO_GROWTH),
     _F("path_build", "path build, median", "s", "lower", 2),
     _F("opened", "connections opened", "1/s", "higher"),
     _F("tunnel_relay", "memory of an idle tunnel at a relay", "KiB", "lower"),

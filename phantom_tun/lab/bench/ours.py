@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +112,17 @@ def expose(place: Place, service: str) -> None:
     control.call(Expose(port=SERVICE_PORT, protocol="udp"))
 
 
-def between(place: Place, client: str, service: str, *, hops: int, began: float) -> Running:
-    """Two nodes of the lab as the ends of the load; ``hops`` is the sum of both sides'.
+def between(
+    place: Place,
+    client: str,
+    service: str,
+    *,
+    hops: int,
+    began: float,
+    others: Collection[str] = (),
+) -> Running:
+    """Two nodes of the lab as the ends of the load; ``hops`` is the sum of both sides', ``others``
+    are nodes that are neither ends nor relays.
 
     :raises LabFailed: the service has no address.
     """
@@ -121,7 +130,7 @@ def between(place: Place, client: str, service: str, *, hops: int, began: float)
     status = next(node for node in lab_nodes.status(store) if node.name == service)
     if status.ap4 is None:
         raise LabFailed(f"{service} has no address")
-    ends = {client: "client", service: "service"}
+    ends = {client: "client", service: "service"} | dict.fromkeys(others, "other")
     roles: dict[str, tuple[int, ...]] = {}
     for node in store.read().nodes:
         if node.process is not None:
