@@ -205,8 +205,7 @@ class StorageClient:
         return tally, len(storers)
 
     def _tally(self, address: ApAddress, now: float) -> Tally:
-        pinned = self._server.view.pinned_keys.get(address)
-        return Tally(self._verifier, address, now, pinned)
+        return Tally(self._verifier, address, now, self._server.view)
 
     async def _survey(self, address: ApAddress) -> Tally:
         now = self._calls.clock.now()

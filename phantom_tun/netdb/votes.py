@@ -15,6 +15,7 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.errors import ProtocolViolation
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.rules import MAX_SKEW
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.wire.netdb import MAX_ROUTES, MAX_VOTES, Held, Resolution, Vote
@@ -22,6 +23,9 @@ from phantom_tun.wire.records import APKeyRecord, APRoute
 
 QUORUM = 3
 """Storers that must hold an edition before it counts, or all that hold any if they are fewer."""
+
+
+_NOTHING_HELD = Held(b"", 0, b"", b"", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,16 @@ class Tally:
     """The votes on one address."""
 
     def __init__(
-        self, verifier: Verifier, address: ApAddress, now: float, pinned: bytes | None = None
+        self,
+        verifier: Verifier,
+        address: ApAddress,
+        now: float,
+        view: InForce = NOTHING_IN_FORCE,
     ) -> None:
-        """``pinned``: the AP key that an override command gives the address to."""
-        self._pinned = pinned
+        """``view``: the override commands in force; they may give the address to an AP key, or take
+        the records of one away."""
+        self._pinned = view.pinned_keys.get(address)
+        self._deleted = view.deleted_keys
         self._verifier = verifier
         self._address = address
         self._now = now
@@ -57,6 +67,8 @@ class Tally:
         :raises RecordRefused: a record in it is not genuine.
         :raises ProtocolViolation: it holds together, but it isn't about this address.
         """
+        if held.public_key in self._deleted:
+            held = _NOTHING_HELD  # by a node that doesn't obey
         routes = [self._verifier.route(encoded) for encoded in held.routes]
         if any(route.public_key != held.public_key for route in routes):
             raise ProtocolViolation("a storer answers with routes of somebody else")

@@ -66,6 +66,8 @@ class MemoryNetwork:
         self.bytes_carried = 0
         self.override_keys: list[PublicKey] = []
         """Of the services made from here on."""
+        self.obeying = True
+        """Whether the services made from here on obey override commands."""
         self.linked: Callable[[NodeId], list[NodeRef]] = lambda _node: []
         """With whom a node has links, if they are to be told of override commands."""
         self.trusted: frozenset[NodeId] = frozenset()
@@ -90,7 +92,7 @@ class MemoryNetwork:
             clock=self.clock,
             rng=random.Random(self.rng.random()),  # noqa: S311
             files=files,
-            overrides=Overrides(maker.network, self.override_keys, ()),
+            overrides=Overrides(maker.network, self.override_keys, (), enabled=self.obeying),
             neighbours=lambda: self.linked(record.node_id),
             trusted=self.trusted,
         )

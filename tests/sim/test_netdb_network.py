@@ -837,6 +837,32 @@ class TestOverrides:
             assert found.key_record == record.encoded
             assert [vote.storers for vote in found.votes] == [8]
 
+    async def test_records_kept_by_who_doesn_t_obey_count_for_nothing(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with self.network(4) as (network, services):
+            network.obeying = False
+            home = services[0].own_record.ref()
+            stubborn = [network.start(maker, [home]) for maker in makers(6, first=60)]
+            await wait_until(everybody_knows([*services, *stubborn], 9), 5)
+            await reserve(services[1], AP, network.clock.now())
+            victim = services[3].own_record.node_id
+            for number, (action, subject) in enumerate(
+                (
+                    (OverrideAction.DELETE_RECORD, AP.key.public),
+                    (OverrideAction.BAN_NODE, victim),
+                ),
+                1,
+            ):
+                services[1].command(self.command(network, number, action, subject))
+            await trio.sleep(2)
+            assert not (await services[2].resolve(AP4)).key_record
+            assert not (await services[2].resolve(AP6)).key_record
+            for service in stubborn:
+                assert len(service.commands()) == 2  # passed on all the same
+                assert victim in {record.node_id for record in service.known_records()}
+                assert (await service.resolve(AP4)).key_record
+
 
 class Liars:
     """Colluding nodes: they name only one another, hold nothing, and take nothing."""

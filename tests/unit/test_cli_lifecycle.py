@@ -17,7 +17,7 @@ from cli_helpers import Outcome, Shell, answering
 
 import phantom_tun
 from phantom_tun import profile
-from phantom_tun.cli import background
+from phantom_tun.cli import background, lifecycle
 from phantom_tun.cli.exits import ExitCode
 from phantom_tun.config import Config, ControlConfig, NetworkConfig, NodeConfig
 from phantom_tun.config import render as render_config
@@ -325,3 +325,14 @@ def test_a_particular_node_is_none_of_systemds_business(machine: Machine, system
     assert machine.command("up").code == 0
     assert machine.command("down").code == 0
     assert not systemd.calls.exists()
+
+
+def test_overrides_can_be_switched_off_for_one_start() -> None:
+    changes = lifecycle._Changes(None, relay_only=False, no_overrides=True)
+    assert not changes.none
+    assert changes.arguments == ["--no-overrides"]
+    assert not changes.applied(Config()).network.overrides
+    nothing = lifecycle._Changes(None, relay_only=False, no_overrides=False)
+    assert nothing.none
+    assert nothing.arguments == []
+    assert nothing.applied(Config()) == Config()

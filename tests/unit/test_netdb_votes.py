@@ -13,6 +13,7 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.errors import ProtocolViolation, RecordRefused, WireError
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.overrides import InForce
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.netdb.votes import QUORUM, Tally
 from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker
@@ -120,7 +121,7 @@ class TestLeases:
         assert [vote.public_key for vote in result.votes] == [RIVAL.key.public, AP.key.public]
 
     def test_a_pinned_key_wins_whatever_the_votes(self) -> None:
-        made = Tally(VERIFIER, AP4, NOW, AP.key.public)
+        made = Tally(VERIFIER, AP4, NOW, InForce(pinned_keys={AP4: AP.key.public}))
         for number in range(9):
             made.add(storer(number), full((AP if number == 4 else RIVAL).record()))
         assert made.winner() == AP.record()
