@@ -48,6 +48,10 @@ REVIEW_EVERY = 5.0
 bans follows the number of known nodes."""
 ASK_EVERY = 0.5
 """Seconds between looks whether somebody knows commands that we missed."""
+ASKED_AT_ONCE = 3
+ASK_DEADLINE = 10.0
+"""Seconds in which a node must have shown all commands that it says it knows: liars that dawdle
+must not keep us from asking others."""
 MAX_PAGES = 64
 
 _REFUSALS: tuple[tuple[type[PeerError], Refusal], ...] = (
@@ -172,12 +176,18 @@ class OverrideFlood:
     async def catch_up(self) -> None:
         """Ask nodes for commands that we missed, whenever one says that it knows others, for
         ever."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(ASKED_AT_ONCE):
+                nursery.start_soon(self._catch_up_one_by_one)
+
+    async def _catch_up_one_by_one(self) -> None:
         while True:
             await trio.sleep(ASK_EVERY)
             while (ahead := self._overrides.next_to_ask(self._calls.clock.now())) is not None:
                 try:
-                    await self._ask(*ahead)
-                except (WorldError, PeerError):
+                    with trio.fail_after(ASK_DEADLINE):
+                        await self._ask(*ahead)
+                except (WorldError, PeerError, trio.TooSlowError):
                     self._counts["overrides_not_caught_up"] += 1
 
     async def flood(self) -> None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from phantom_tun.clock import MINUTE
 from phantom_tun.net.pins import PinChanged
+from phantom_tun.netdb.banned import PrefixSet, parse_prefix
+from phantom_tun.netdb.overrides import Standing
 from phantom_tun.path.hop import PathKind
+from phantom_tun.wire.records import OverrideAction
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
@@ -60,6 +63,7 @@ def warnings(node: Node) -> list[str]:
         *(str(PinChanged(change)) for change in node.pins.changes()),
         *_paths(node),
         *node.publishers.warnings(),
+        *_bans(node),
         *node.deaths.warnings(node.clock.now()),
         *_dialing(node),
         *_exposure(node),
@@ -95,6 +99,25 @@ def _paths(node: Node) -> list[str]:
             reason = reason or "none is built yet"
             found.append(f"no {kind} path for {identity.name!r}, so {consequence}: {reason}")
     return found
+
+
+def _bans(node: Node) -> list[str]:
+    """Override commands against this node itself, as far as it heard of them."""
+    own = node.netdb.own_record
+    for command, standing in node.netdb.commands():
+        if standing in {Standing.REPLACED, Standing.OVER_BUDGET}:
+            continue
+        by_id = command.action == OverrideAction.BAN_NODE and command.subject == own.node_id
+        by_address = command.action == OverrideAction.BAN_PREFIX and any(
+            ip in PrefixSet([parse_prefix(command.subject)]) for ip in own.ips
+        )
+        if by_id or by_address:
+            return [
+                "an override command bans this node, so others cut their links with it: "
+                "'phantom-tun override list' shows it and its signer; whoever holds that key can "
+                "lift it"
+            ]
+    return []
 
 
 def _exposure(node: Node) -> list[str]:

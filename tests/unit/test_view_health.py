@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import msgspec
 import pytest
 from view_world import NOW, FakeIdentity, World
 
-from phantom_tun.clock import MINUTE
+from phantom_tun.clock import DAY, MINUTE
 from phantom_tun.config import Config
+from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.pins import PinChanged
+from phantom_tun.netdb.banned import pack_prefix
+from phantom_tun.netdb.overrides import Standing
+from phantom_tun.netdb.signing import sign_override
 from phantom_tun.testing.fake_owner import FakeOwner
+from phantom_tun.testing.record_factory import NETWORK, NodeMaker
 from phantom_tun.view.health import (
     BUILT_WITHIN,
     DEATHS_WITHIN,
@@ -21,6 +27,7 @@ from phantom_tun.view.health import (
     PathDeaths,
     warnings,
 )
+from phantom_tun.wire.records import OverrideAction, OverrideRecord
 
 
 @pytest.fixture
@@ -127,3 +134,45 @@ def test_a_changed_owner_comes_first(world: World) -> None:
     first, second = warnings(world.node)
     assert f"phantom-tun pins accept {address}" in first
     assert second == "the AP4 address had to change"
+
+
+def override(action: OverrideAction, subject: bytes) -> OverrideRecord:
+    return sign_override(
+        SigningKey(b"o" * 32),
+        NETWORK.network_id,
+        number=1,
+        action=action,
+        subject=subject,
+        created=NOW,
+        expires=NOW + DAY,
+    )
+
+
+def test_a_ban_of_this_node_is_told(world: World) -> None:
+    own = NodeMaker(1).record()
+    place = pack_prefix(ipaddress.ip_network(f"{own.ips[0]}/32"))
+    for action, subject in (
+        (OverrideAction.BAN_NODE, own.node_id),
+        (OverrideAction.BAN_PREFIX, place),
+    ):
+        for standing in Standing:
+            world.commands = [(override(action, subject), standing)]
+            said = warnings(world.node)
+            if standing in {Standing.REPLACED, Standing.OVER_BUDGET}:
+                assert not said
+            else:
+                assert "an override command bans this node" in said[0]
+
+
+def test_other_override_commands_are_none_of_its_business(world: World) -> None:
+    elsewhere = pack_prefix(ipaddress.ip_network("192.0.2.0/24"))
+    world.commands = [
+        (override(action, subject), Standing.IN_FORCE)
+        for action, subject in (
+            (OverrideAction.BAN_NODE, bytes(32)),
+            (OverrideAction.BAN_PREFIX, elsewhere),
+            (OverrideAction.UNBAN_NODE, NodeMaker(1).record().node_id),
+            (OverrideAction.DELETE_RECORD, bytes(32)),
+        )
+    ]
+    assert warnings(world.node) == []

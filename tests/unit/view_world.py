@@ -21,6 +21,7 @@ from phantom_tun.net.identities import LeaseState
 from phantom_tun.net.pins import Pins
 from phantom_tun.path.hop import OwnedPath
 from phantom_tun.testing.fake_owner import SMALL_NETWORK, FakeOwner
+from phantom_tun.testing.record_factory import NodeMaker
 from phantom_tun.view.health import PathDeaths
 from phantom_tun.wire.netdb import Vote
 from phantom_tun.wire.nodes import NodeRef
@@ -133,6 +134,8 @@ class World:
     streams: list[FakeStream | Exception] = field(default_factory=list)
     node_record: Any = field(default_factory=lambda: WorldError("not set"))
     witnesses: list[Any] = field(default_factory=list)
+    commands: list[Any] = field(default_factory=list)
+    """Override commands with their standings."""
     forgotten: list[tuple[str, ApAddress]] = field(default_factory=list)
     resolved: list[ApAddress] = field(default_factory=list)
     after_add: Callable[[FakeIdentity], None] = lambda _identity: None
@@ -179,7 +182,12 @@ class _Node:
             forget=lambda name, address: world.forgotten.append((name, address)),
         )
         self.sessions = SimpleNamespace(open_echo=self._open_echo, open_stream=self._open_stream)
-        self.netdb = SimpleNamespace(find_node=self._find_node, witnesses=self._witnesses)
+        self.netdb = SimpleNamespace(
+            find_node=self._find_node,
+            witnesses=self._witnesses,
+            own_record=NodeMaker(1).record(),
+            commands=lambda: world.commands,
+        )
 
     @property
     def state(self) -> str:
