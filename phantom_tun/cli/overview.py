@@ -94,12 +94,11 @@ def _status(status: Status, paths: tuple[PathInfo, ...]) -> Iterator[str]:
         f"{links.signalling} for messages, {links.bulk_busy + links.bulk_idle} for data "
         f"({links.bulk_busy} in use)",
     )
-    yield _row(
-        "tunnels",
-        f"{tunnels.ready} waiting, {tunnels.active} in use, {tunnels.relayed} relayed for others",
-    )
-    median = "" if builds.median_s is None else f", median {duration(builds.median_s)}"
-    yield _row("builds", f"{builds.succeeded} of {builds.tried} path builds succeeded{median}")
+    own = f"{tunnels.ready} waiting, {tunnels.active} in use, " if status.identities else ""
+    yield _row("tunnels", f"{own}{tunnels.relayed} relayed for others")
+    if builds.tried:
+        median = "" if builds.median_s is None else f", median {duration(builds.median_s)}"
+        yield _row("builds", f"{builds.succeeded} of {builds.tried} path builds succeeded{median}")
     if status.drops:
         drops = sorted(status.drops.items(), key=lambda item: -item[1])
         said = ", ".join(f"{count} {reason}" for reason, count in drops)
