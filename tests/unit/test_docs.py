@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 import typer.main
 from test_layering import LAYERS
 
+from phantom_tun.cli.exits import exit_code
 from phantom_tun.cli.main import app
+from phantom_tun.control.schema import AnyRequest, ControlError, ErrorCode
+from phantom_tun.lab.nodes import NodeStatus
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -90,3 +94,53 @@ def test_the_readme_names_commands() -> None:
 def test_commands_that_do_not_exist_are_noticed(words: list[str]) -> None:
     with pytest.raises(AssertionError):
         command_of(words)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def column(document: str, first_head: str, number: int = 0) -> list[str]:
+    """One column of the table in a document whose first head is this."""
+    lines = iter((ROOT / "docs" / document).read_text().splitlines())
+    rows = []
+    for line in lines:
+        if line.startswith(f"| {first_head} |"):
+            next(lines)
+            for row in lines:
+                if not row.startswith("|"):
+                    return rows
+                rows.append(row.split("|")[number + 1].strip())
+    raise AssertionError(f"{document} has no table of {first_head}")
+
+
+def words_in(cells: list[str], pattern: str) -> set[str]:
+    return {word for cell in cells for word in re.findall(pattern, cell)}
+
+
+def test_the_codes_of_the_control_socket_are_those_of_the_document() -> None:
+    codes = [code.strip("`") for code in column("spec/control.md", "code")]
+    assert set(codes) == set(get_args(ErrorCode))
+    told = dict(zip(codes, map(int, column("spec/control.md", "code", 2)), strict=True))
+    assert told == {code: int(exit_code(ControlError(code, ""))) for code in get_args(ErrorCode)}
+
+
+def test_the_requests_of_the_control_socket_are_those_of_the_document() -> None:
+    told = {cell.strip("`") for cell in column("spec/control.md", "type")}
+    assert told == {kind.__struct_config__.tag for kind in get_args(AnyRequest)}
+
+
+def test_the_document_of_the_lab_has_every_field_and_every_option() -> None:
+    # No head of its own: the first line of that table is empty.
+    text = (ROOT / "docs" / "lab.md").read_text()
+    fields = text[text.index("`lab status --json` is a list") : text.index("Messages go to")]
+    assert {field.name for field in msgspec.structs.fields(NodeStatus)} == {
+        name
+        for row in re.findall(r"^\| (`.+?) \|", fields, flags=re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    commands = column("lab.md", "command")
+    up = command_of(["lab", "up"])
+    options = {name for parameter in up.params for name in parameter.opts} - {"--name", "--help"}
+    assert options <= words_in(commands, r"--[a-z-]+")
+    group: Any = command_of(["lab"])
+    assert set(group.list_commands(None)) == words_in(commands, r"`lab ([a-z]+)")
