@@ -71,6 +71,8 @@ class LinkLimits:
     """For beginning a use of a bulk link, all attempts together."""
     bulk_per_neighbour: int = 1024
     """Bulk links on which one neighbour starts uses."""
+    bulk_per_address: int = 2048
+    """The same, of all neighbours at one IPv4 address or IPv6 /64."""
     bulk_served: int = 8192
     """The same, of all neighbours."""
     idle_bulk: int = 16

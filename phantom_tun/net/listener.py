@@ -23,7 +23,6 @@ from phantom_tun.errors import LinkBroken, PeerError, WireError
 from phantom_tun.guard import Guard
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer, origin
-from phantom_tun.net.shares import Shares
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
 from phantom_tun.net.web import Site, Visitor
 from phantom_tun.wire.door import SERVER_NONCE_LEN, Door, DoorKeeper, LinkKind
@@ -33,6 +32,47 @@ from phantom_tun.wire.nodes import IpAddress
 READ_LEN = 4096
 
 OnLink = Callable[[TlsConnection, Peer, LinkKind], Awaitable[None]]
+
+
+class Strangers:
+    """Connections that have not authenticated, in all and per address. When there is no place left,
+    the address that has most of them loses its oldest one: whoever talks slowly to keep all places
+    taken only loses them, and a dialer that proves who it is needs one for a moment."""
+
+    __slots__ = ("_by_address", "_per_address_limit", "_total", "_total_limit")
+
+    def __init__(self, total: int, per_address: int) -> None:
+        self._total_limit = total
+        self._per_address_limit = per_address
+        self._total = 0
+        self._by_address: dict[bytes, list[trio.CancelScope]] = {}
+
+    def __len__(self) -> int:
+        return self._total
+
+    def admit(self, address: bytes) -> trio.CancelScope | None:
+        """What the stranger's conversation has to run in; ``None`` if its address has all the
+        places that it can have."""
+        if len(self._by_address.get(address, ())) >= self._per_address_limit:
+            return None
+        if self._total >= self._total_limit:
+            crowd = max(self._by_address, key=lambda one: len(self._by_address[one]))
+            oldest = self._by_address[crowd][0]
+            oldest.cancel()
+            self.leave(crowd, oldest)
+        scope = trio.CancelScope()
+        self._by_address.setdefault(address, []).append(scope)
+        self._total += 1
+        return scope
+
+    def leave(self, address: bytes, scope: trio.CancelScope) -> None:
+        """A stranger has gone, or is none any more. Idempotent."""
+        scopes = self._by_address.get(address, [])
+        if scope in scopes:
+            scopes.remove(scope)
+            self._total -= 1
+            if not scopes:
+                del self._by_address[address]
 
 
 class Listener:
@@ -64,7 +104,7 @@ class Listener:
         self._counts = counts
         self._on_link = on_link
         self._guard = Guard(counts)
-        self._strangers: Shares[bytes] = Shares(limits.strangers, limits.strangers_per_address)
+        self._strangers = Strangers(limits.strangers, limits.strangers_per_address)
 
     @property
     def strangers(self) -> int:
@@ -89,17 +129,22 @@ class Listener:
                 address = ipaddress.ip_address(source[0].partition("%")[0])
                 if isinstance(address, ipaddress.IPv6Address):
                     address = address.ipv4_mapped or address
-                if self._strangers.take(origin(address)):
-                    nursery.start_soon(self._guard.once, self._meet, tcp, address)
+                place = self._strangers.admit(origin(address))
+                if place is not None:
+                    nursery.start_soon(self._guard.once, self._meet, tcp, address, place)
                 else:
                     self._counts["drop_stranger_limit"] += 1
                     tcp.close()
 
-    async def _meet(self, tcp: socket.socket, address: IpAddress) -> None:
+    async def _meet(self, tcp: socket.socket, address: IpAddress, place: trio.CancelScope) -> None:
+        found = None
         try:
-            found = await self._authenticate(tcp, address)
+            with place:
+                found = await self._authenticate(tcp, address)
         finally:
-            self._strangers.leave(origin(address))
+            self._strangers.leave(origin(address), place)
+        if place.cancelled_caught:
+            self._counts["drop_stranger_crowd"] += 1
         if found is not None:
             await self._on_link(*found)
 

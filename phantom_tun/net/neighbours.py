@@ -20,6 +20,7 @@ from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.loopback import connection_pair
 from phantom_tun.net.neighbour import Dial, Neighbour
 from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer, origin
+from phantom_tun.net.shares import Shares
 from phantom_tun.net.signalling import Quotas, SignalLink
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
@@ -48,7 +49,7 @@ class Neighbours:
         self._neighbours: dict[NodeId, Neighbour] = {}
         self._handlers: LinkHandlers | None = None
         self._nursery: trio.Nursery | None = None
-        self._served = 0
+        self._served: Shares[bytes] = Shares(limits.bulk_served, limits.bulk_per_address)
         self._barred: Barred = _nobody
 
     async def tend(
@@ -150,7 +151,7 @@ class Neighbours:
             "signalling_links": sum(neighbour.signalling_links for neighbour in neighbours),
             "bulk_idle": sum(neighbour.pool.idle for neighbour in neighbours),
             "bulk_in_use": sum(neighbour.pool.in_use for neighbour in neighbours),
-            "bulk_of_neighbours": self._served,
+            "bulk_of_neighbours": len(self._served),
         }
 
     # --- connections ----------------------------------------------------------------------------
@@ -292,6 +293,7 @@ class Neighbours:
         if neighbour is None or neighbour.ref is None:
             return False
         if self._is_full(neighbour) or neighbour.dialing >= self._limits.dials_for_other:
+            self._counts["drop_ask"] += 1
             return False
         self._spawn(self._dial_for_other, neighbour, neighbour.ref)
         return True
@@ -323,10 +325,11 @@ class Neighbours:
         await self._serve_bulk(neighbour, BulkLink(connection, Peer(ref.node_id, ref.address)))
 
     async def _serve_bulk(self, neighbour: Neighbour, link: BulkLink) -> None:
-        if self._is_full(neighbour):
+        place = origin(link.peer.address)
+        if self._is_full(neighbour) or not self._served.take(place):
+            self._counts["drop_bulk_limit"] += 1
             link.connection.close()
             return
-        self._served += 1
         neighbour.served.add(link)
         try:
             while await self._serve_use(link):
@@ -336,18 +339,12 @@ class Neighbours:
         except PeerError:
             self._counts["drop_bulk_violation"] += 1
         finally:
-            self._served -= 1
+            self._served.leave(place)
             neighbour.served.discard(link)
             link.connection.close()
 
     def _is_full(self, neighbour: Neighbour) -> bool:
-        limits = self._limits
-        full = (
-            len(neighbour.served) >= limits.bulk_per_neighbour or self._served >= limits.bulk_served
-        )
-        if full:
-            self._counts["drop_bulk_limit"] += 1
-        return full
+        return len(neighbour.served) >= self._limits.bulk_per_neighbour
 
     async def _serve_use(self, link: BulkLink) -> bool:
         """One use; whether the link is good for another."""

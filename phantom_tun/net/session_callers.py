@@ -28,6 +28,9 @@ CONFIRM_WITHIN = 2.0
 UNCONFIRMED_FOR = 15.0
 """Seconds after a failure during which no connection waits again; the directory remembers the
 successes."""
+MAX_ASKING = 32
+"""Questions to the network database at one time; more callers than that stay unconfirmed. Each goes
+out through an exit path of ours, and whoever makes up keys could have any number asked."""
 MAX_REMEMBERED = 4096
 MAX_NAT_PEERS = 16_384
 
@@ -98,6 +101,7 @@ class Callers:
         self._directory = directory
         self._nat_peers = nat_peers
         self._clock = clock
+        self._asking = 0
         self._unconfirmed: OrderedDict[tuple[str, ipaddress.IPv4Address, PublicKey], float] = (
             OrderedDict()
         )
@@ -134,10 +138,16 @@ class Callers:
         question = identity, ap4, key
         if self._unconfirmed.get(question, 0.0) > self._clock.now():
             return False
-        # If nobody can be asked, that is as good as a no.
-        with trio.move_on_after(CONFIRM_WITHIN), suppress(WorldError):
-            if await self._directory.confirm(identity, ap4, key):
-                return True
+        if self._asking >= MAX_ASKING:
+            return False
+        self._asking += 1
+        try:
+            # If nobody can be asked, that is as good as a no.
+            with trio.move_on_after(CONFIRM_WITHIN), suppress(WorldError):
+                if await self._directory.confirm(identity, ap4, key):
+                    return True
+        finally:
+            self._asking -= 1
         self._unconfirmed[question] = self._clock.now() + UNCONFIRMED_FOR
         self._unconfirmed.move_to_end(question)
         if len(self._unconfirmed) > MAX_REMEMBERED:

@@ -50,7 +50,7 @@ from phantom_tun.net.web import Site, Visitor
 from phantom_tun.netdb import cachefile, holdings
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.book import NodeBook
-from phantom_tun.netdb.overrides import Overrides, pack_prefix
+from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import OwnNode, Server
 from phantom_tun.netdb.signing import sign_override
@@ -78,7 +78,9 @@ from phantom_tun.wire.netdb import (
     ClosestNodes,
     ExtendApLease,
     Held,
+    MissedOverrides,
     Override,
+    OverrideList,
     RandomNodes,
     Registered,
     RegisterNode,
@@ -221,7 +223,7 @@ def ap_route(data: bytes) -> None:
     WireError,
     RecordRefused,
     seeds=lambda: [
-        b"\1\5" + pack_prefix(ipaddress.IPv4Network("11.1.0.0/16")),
+        b"\0\5" + bytes([11, 1, 0, 0, 16]),
         b"\3\x20" + REF.node_id,
         b"\5\x20" + AP.key.public,
         b"\6\x20" + AP.key.public + AP.record().encoded,
@@ -248,6 +250,7 @@ def _calls() -> list[bytes]:
         ResolveAp.of(AP4),
         ClosestNodes(bytes(32)),
         Override(signed_override(OverrideAction.BAN_NODE, REF.node_id)),
+        MissedOverrides(1, OVERRIDER.public),
     )
     return [call.encode() for call in calls]
 
@@ -276,6 +279,7 @@ def _answers() -> list[bytes]:
         Held(key.public_key, 1, key.digest, key.encoded, (route,)),
         CloserNodes((NODE.record().encoded,)),
         WriteReport(20, 19, 0, key.public_key),
+        OverrideList((signed_override(OverrideAction.BAN_NODE, REF.node_id),)),
     )
     return [answer.encode() for answer in answers]
 
@@ -316,10 +320,16 @@ class Wire:
     async def wait_readable(self) -> None:
         pass
 
-    async def read_some(self, view: memoryview) -> int:
+    async def wait_arrival(self) -> None:
+        pass
+
+    def read_now(self, view: memoryview) -> int:
         count = min(len(view), self._step, len(self._data))
         view[:count], self._data = self._data[:count], self._data[count:]
         return count
+
+    async def read_some(self, view: memoryview) -> int:
+        return self.read_now(view)
 
     async def write_all(self, data: memoryview | bytes) -> None:
         pass

@@ -24,6 +24,7 @@ from phantom_tun.crypto.certificates import link_client_context
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import DeadlineExpired, LinkBroken
 from phantom_tun.net.links import LinkLimits
+from phantom_tun.net.listener import Strangers
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp
 from phantom_tun.wire.door import NONCE_LEN, Door, LinkKind, from_header, to_header
 from phantom_tun.wire.frames import Frame, pack_frame
@@ -182,12 +183,33 @@ async def test_strangers_are_limited_per_address_and_places_come_back():
         second.close()
 
 
-async def test_strangers_are_limited_in_all():
-    async with tls_nodes(1, LinkLimits(strangers=1)) as (node,):
-        first = await visit(node)
-        with pytest.raises(OSError):
-            await visit(node)
+async def test_strangers_are_limited_in_all_and_the_oldest_of_a_crowd_goes():
+    """Or a few addresses that talk slowly could keep every dialer out."""
+    async with tls_nodes(1, LinkLimits(strangers=2)) as (node,):
+        first, second = await visit(node), await visit(node)
+        assert (await ask(node, NOT_FOUND)).startswith(b"HTTP/1.1 404")
+        assert await read_answer(first) == b""
+        assert node.links.statistics()["drop_stranger_crowd"] == 1
+        await second.write_all(NOT_FOUND)
+        assert (await read_answer(second)).startswith(b"HTTP/1.1 404")
+        await until(lambda: node.links.statistics()["strangers"] <= 1)
         first.close()
+        second.close()
+
+
+async def test_the_address_with_most_places_loses_one():
+    strangers = Strangers(4, 3)
+    crowd = [strangers.admit(b"crowd") for _ in range(3)]
+    assert strangers.admit(b"crowd") is None
+    one = strangers.admit(b"one")
+    other = strangers.admit(b"other")
+    assert len(strangers) == 4
+    assert [scope.cancel_called for scope in crowd] == [True, False, False]
+    assert not (one.cancel_called or other.cancel_called)
+    for key, scope in ((b"crowd", crowd[0]), (b"crowd", crowd[1]), (b"one", one)):
+        strangers.leave(key, scope)
+        strangers.leave(key, scope)
+    assert len(strangers) == 2
 
 
 async def test_silent_strangers_are_let_go():

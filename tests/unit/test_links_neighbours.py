@@ -494,9 +494,9 @@ async def test_a_cancelled_wait_keeps_what_it_would_have_got(autojump_clock):
         assert await use(await a.links.open_bulk(b.ref, OPENING)) == b"data"
 
 
-@pytest.mark.parametrize("limits", [LinkLimits(bulk_per_neighbour=2), LinkLimits(bulk_served=2)])
-async def test_links_of_a_neighbour_are_limited(autojump_clock, limits):
-    limits = dataclasses.replace(limits, spares=0)
+@pytest.mark.parametrize("limit", ["bulk_per_neighbour", "bulk_per_address", "bulk_served"])
+async def test_links_of_a_neighbour_are_limited(autojump_clock, limit):
+    limits = dataclasses.replace(LinkLimits(spares=0), **{limit: 2})
     async with world(2, limits) as (_, a, b):
         bulks = [await a.links.open_bulk(b.ref, OPENING) for _ in range(2)]
         with pytest.raises(LinkBroken):

@@ -42,7 +42,7 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net import session_serving
-from phantom_tun.net.session_callers import CONFIRM_WITHIN, UNCONFIRMED_FOR
+from phantom_tun.net.session_callers import CONFIRM_WITHIN, MAX_ASKING, UNCONFIRMED_FOR
 from phantom_tun.net.session_opening import (
     FALLBACK_AFTER,
     LOOK_AFRESH_AFTER,
@@ -756,6 +756,23 @@ async def test_waiting_for_a_confirmation_is_bounded_and_not_repeated(
         world.directory.confirm_delay = 0.0
         await trio.sleep(UNCONFIRMED_FOR)
         assert (await caller_seen(world, 4)).address == ALICE.ap4
+
+
+async def test_a_crowd_of_callers_has_only_so_many_questions_asked(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        world.directory.confirm_delay = 100.0
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(MAX_ASKING + 8):
+
+                async def call(port: int = 2000 + number) -> None:
+                    (await world.connect(over=4, source_port=port)).abort()
+
+                nursery.start_soon(call)
+        assert len(world.directory.askers) == MAX_ASKING
+        assert trio.current_time() - started == pytest.approx(CONFIRM_WITHIN)
 
 
 async def test_a_netdb_that_fails_confirms_nothing(autojump_clock: MockClock) -> None:
