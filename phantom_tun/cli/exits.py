@@ -13,6 +13,8 @@ from phantom_tun.errors import (
     UsageError,
 )
 
+PROGRAM = "phantom-tun"
+
 
 class ExitCode(IntEnum):
     """How a command ended."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from phantom_tun.cli import background
+from phantom_tun.cli import background, running
 from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.cli.running import Changes
 from phantom_tun.cli.session import Session, session_of
-from phantom_tun.config import Config
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.schema import ControlError, GetStatus
 from phantom_tun.daemon.account import resolve_account
@@ -38,39 +36,6 @@ OverridesOption = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Changes:
-    """What the command line says instead of the configuration."""
-
-    port: int | None
-    relay_only: bool
-    no_overrides: bool
-
-    @property
-    def none(self) -> bool:
-        """Whether it says nothing."""
-        return self == _Changes(None, relay_only=False, no_overrides=False)
-
-    @property
-    def arguments(self) -> list[str]:
-        """The options that say it."""
-        arguments = [] if self.port is None else ["--port", str(self.port)]
-        arguments += ["--relay-only"] if self.relay_only else []
-        return arguments + (["--no-overrides"] if self.no_overrides else [])
-
-    def applied(self, settings: Config) -> Config:
-        """The configuration in force."""
-        node = msgspec.structs.replace(
-            settings.node,
-            port=settings.node.port if self.port is None else self.port,
-            relay_only=settings.node.relay_only or self.relay_only,
-        )
-        network = msgspec.structs.replace(
-            settings.network, overrides=settings.network.overrides and not self.no_overrides
-        )
-        return msgspec.structs.replace(settings, node=node, network=network)
-
-
 def run(
     context: typer.Context,
     config_path: ConfigOption = None,
@@ -79,14 +44,8 @@ def run(
     no_overrides: OverridesOption = False,
 ) -> None:
     """Be the daemon, in the foreground; logs go to standard error."""
-    session = _session(context, config_path)
-    changes = _Changes(port, relay_only=relay_only, no_overrides=no_overrides)
-    settings = _adjusted(session, changes)
-    # Only this command pays for trio, the cryptography and the packet libraries.
-    from phantom_tun import profile  # noqa: PLC0415
-    from phantom_tun.daemon.start import run_daemon  # noqa: PLC0415
-
-    run_daemon(settings, profile.load(settings.network.profile))
+    changes = Changes(port, relay_only=relay_only, no_overrides=no_overrides)
+    running.run(_options(_session(context, config_path), changes))
 
 
 def up(
@@ -103,8 +62,8 @@ def up(
 ) -> None:
     """Start the daemon in the background and wait until it is ready."""
     session = _session(context, config_path)
-    changes = _Changes(port, relay_only=relay_only, no_overrides=no_overrides)
-    settings = _adjusted(session, changes)
+    changes = Changes(port, relay_only=relay_only, no_overrides=no_overrides)
+    settings = _options(session, changes).settings()
     client = ControlClient(settings.control.socket)
     starting: background.Starting | None = None
     if _answers(client):
@@ -146,12 +105,8 @@ def _session(context: typer.Context, config_path: Path | None) -> Session:
     return session
 
 
-def _adjusted(session: Session, changes: _Changes) -> Config:
-    """The configuration with what the command line says instead."""
-    settings = changes.applied(session.load_config())
-    socket = session.said_socket() or settings.control.socket
-    control = msgspec.structs.replace(settings.control, socket=socket)
-    return msgspec.structs.replace(settings, control=control)
+def _options(session: Session, changes: Changes) -> running.RunOptions:
+    return running.RunOptions(session.config_path, session.socket_path, changes)
 
 
 def _answers(client: ControlClient) -> bool:
@@ -173,12 +128,12 @@ def _is_chosen(session: Session) -> bool:
     return session.said_socket() is not None or session.said_config() is not None
 
 
-def _wants_unit(session: Session, changes: _Changes) -> bool:
+def _wants_unit(session: Session, changes: Changes) -> bool:
     ordinary = changes.none and not _is_chosen(session)
     return os.geteuid() == 0 and ordinary and background.unit_is_installed()
 
 
-def _run_arguments(session: Session, changes: _Changes) -> list[str]:
+def _run_arguments(session: Session, changes: Changes) -> list[str]:
     arguments: list[str] = []
     if session.socket_path is not None:
         arguments += ["--socket", str(session.socket_path)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,12 +19,10 @@ from phantom_tun.cli import (
     routing,
     settings,
 )
-from phantom_tun.cli.exits import MEANINGS, ExitCode, exit_code
+from phantom_tun.cli.exits import MEANINGS, PROGRAM
 from phantom_tun.cli.lazy import LabGroup, OrderedGroup
+from phantom_tun.cli.running import run_and_exit
 from phantom_tun.cli.session import JsonOption, Session, print_json
-from phantom_tun.errors import PhantomError
-
-PROGRAM = "phantom-tun"
 
 app = typer.Typer(
     name=PROGRAM,
@@ -112,18 +109,6 @@ def version(as_json: JsonOption = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; an error is one sentence on standard error."""
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)
-    except PhantomError as error:
-        if text := str(error):
-            sys.stdout.flush()
-            sys.stderr.write(f"{PROGRAM}: {text}\n")
-        sys.exit(exit_code(error))
-    except OSError as error:
-        # What no command expected: a full disk, a file nobody may read.
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"{PROGRAM}: {where}{error.strerror or error}\n")
-        sys.exit(ExitCode.FAILED)
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
-    sys.exit(ExitCode.OK)
+    run_and_exit(
+        lambda: app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)
+    )

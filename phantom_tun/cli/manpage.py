@@ -15,8 +15,8 @@ from typing import Any
 import typer.main
 
 from phantom_tun import __version__, places
-from phantom_tun.cli.exits import MEANINGS
-from phantom_tun.cli.main import PROGRAM, app
+from phantom_tun.cli.exits import MEANINGS, PROGRAM
+from phantom_tun.cli.main import app
 from phantom_tun.lab.errors import MEANINGS as LAB_MEANINGS
 
 _OF_THE_LIBRARY = frozenset({"install_completion", "show_completion"})

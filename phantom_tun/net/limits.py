@@ -75,7 +75,7 @@ class LinkLimits:
     """The same, of all neighbours at one IPv4 address or IPv6 /64."""
     bulk_served: int = 8192
     """The same, of all neighbours."""
-    idle_bulk: int = 16
+    idle_bulk: int = 64
     """Idle links kept for one neighbour."""
     spares: int = 8
     """Idle links that are dialed ahead for one neighbour, at most."""

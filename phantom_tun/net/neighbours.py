@@ -113,6 +113,19 @@ class Neighbours:
         (await self._signal_link(ref)).send(Frame.SIGNAL, payload)
         self._counts["signals_sent"] += 1
 
+    def signal_now(self, ref: NodeRef, payload: bytes) -> bool:
+        """As :meth:`signal`, if there is a link already; false if not.
+
+        :raises LinkBroken: links aren't running.
+        :raises CapacityExceeded: its queue is full.
+        """
+        link = self._get(ref).best_link()
+        if link is None:
+            return False
+        link.send(Frame.SIGNAL, payload)
+        self._counts["signals_sent"] += 1
+        return True
+
     async def call(self, ref: NodeRef, payload: bytes) -> bytes:
         """Ask ``ref`` something of at most 64,000 bytes and wait for the answer.
 

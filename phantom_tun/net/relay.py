@@ -16,6 +16,7 @@ from phantom_tun.net.splice import process_bytes, splice
 from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import HopBlocks
 from phantom_tun.tunnel.layers import hop_layers
+from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.sizes import PACKAGE_LEN
 from phantom_tun.wire.tunnel import Opening, pack_block, pack_opening
 
@@ -56,15 +57,23 @@ class InteriorHop:
         except CapacityExceeded:
             self._hub.counts["drop_block_rate"] += 1
             return
-        self._hub.start(self._forward, after, 1 - side)
+        self._forward(after, 1 - side)
         if self._blocks.exhausted:
             self._hub.counts["paths_exhausted"] += 1
             self._on_exhausted(self.hop)
 
-    async def _forward(self, block: TunnelBlock, side: int) -> None:
+    def _forward(self, block: TunnelBlock, side: int) -> None:
         node, connection = self.hop.neighbours[side]
+        payload = pack_block(connection, block)
         try:
-            await self._hub.links.signal(node, pack_block(connection, block))
+            if not self._hub.links.signal_now(node, payload):
+                self._hub.start(self._dial_and_forward, node, payload)
+        except WorldError:
+            self._hub.counts["drop_block_neighbour_gone"] += 1
+
+    async def _dial_and_forward(self, node: NodeRef, payload: bytes) -> None:
+        try:
+            await self._hub.links.signal(node, payload)
         except WorldError:
             self._hub.counts["drop_block_neighbour_gone"] += 1
 

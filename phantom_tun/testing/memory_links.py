@@ -245,6 +245,13 @@ class MemoryLinks(Neighbours):
         if arriving is not None:
             await super().signal(ref, arriving)
 
+    def signal_now(self, ref: NodeRef, payload: bytes) -> bool:
+        """Send a one-way message, if there is a link."""
+        if self._get(ref).best_link() is None:
+            return False
+        arriving = self._transfer(ref.node_id, "signal", bytes(payload))
+        return arriving is None or super().signal_now(ref, arriving)
+
     async def call(self, ref: NodeRef, payload: bytes) -> bytes:
         """Ask and wait for the answer."""
         arriving = self._transfer(ref.node_id, "call", bytes(payload))

@@ -17,8 +17,9 @@ from cli_helpers import Outcome, Shell, answering
 
 import phantom_tun
 from phantom_tun import profile
-from phantom_tun.cli import background, lifecycle
+from phantom_tun.cli import background
 from phantom_tun.cli.exits import ExitCode
+from phantom_tun.cli.running import Changes
 from phantom_tun.config import Config, ControlConfig, NetworkConfig, NodeConfig
 from phantom_tun.config import render as render_config
 from phantom_tun.control.client import ControlClient
@@ -328,11 +329,11 @@ def test_a_particular_node_is_none_of_systemds_business(machine: Machine, system
 
 
 def test_overrides_can_be_switched_off_for_one_start() -> None:
-    changes = lifecycle._Changes(None, relay_only=False, no_overrides=True)
+    changes = Changes(no_overrides=True)
     assert not changes.none
     assert changes.arguments == ["--no-overrides"]
     assert not changes.applied(Config()).network.overrides
-    nothing = lifecycle._Changes(None, relay_only=False, no_overrides=False)
+    nothing = Changes()
     assert nothing.none
     assert nothing.arguments == []
     assert nothing.applied(Config()) == Config()

@@ -1,0 +1,140 @@
+"""``phantom-tun run`` without the command-line library, which the daemon would keep in memory for
+good: 12 MB, and a third of its time to start.
+
+Whatever is not plainly a correct ``run`` is left to that library, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from phantom_tun import config, places
+from phantom_tun.cli.exits import PROGRAM, ExitCode, exit_code
+from phantom_tun.config import Config
+from phantom_tun.errors import PhantomError
+
+_MAX_PORT = 65_535
+_SWITCHES = frozenset({"--relay-only", "--no-overrides"})
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What the command line says instead of the configuration."""
+
+    port: int | None = None
+    relay_only: bool = False
+    no_overrides: bool = False
+
+    @property
+    def none(self) -> bool:
+        """Whether it says nothing."""
+        return self == Changes()
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options that say it."""
+        arguments = [] if self.port is None else ["--port", str(self.port)]
+        arguments += ["--relay-only"] if self.relay_only else []
+        return arguments + (["--no-overrides"] if self.no_overrides else [])
+
+    def applied(self, settings: Config) -> Config:
+        """The configuration in force."""
+        node = msgspec.structs.replace(
+            settings.node,
+            port=settings.node.port if self.port is None else self.port,
+            relay_only=settings.node.relay_only or self.relay_only,
+        )
+        network = msgspec.structs.replace(
+            settings.network, overrides=settings.network.overrides and not self.no_overrides
+        )
+        return msgspec.structs.replace(settings, node=node, network=network)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line says to ``run``."""
+
+    config_path: Path | None = None
+    socket_path: Path | None = None
+    changes: Changes = Changes()
+
+    def settings(self) -> Config:
+        """The configuration with what the command line and the environment say instead.
+
+        :raises ConfigError: it can't be read or is wrong.
+        """
+        settings = self.changes.applied(config.load(self.config_path))
+        socket = self.socket_path or places.socket_from_environment() or settings.control.socket
+        control = msgspec.structs.replace(settings.control, socket=socket)
+        return msgspec.structs.replace(settings, control=control)
+
+
+def parse_plainly(arguments: Sequence[str]) -> RunOptions | None:
+    """The options of ``[--config F] [--socket P] run [--config F] [--port N] [--relay-only]
+    [--no-overrides]``; ``None`` for everything else."""
+    values: dict[str, str] = {}
+    switches: set[str] = set()
+    words = iter(arguments)
+    for word in words:
+        is_run = "run" in switches
+        if (word == "run" and not is_run) or (word in _SWITCHES and is_run):
+            switches.add(word)
+        elif word in {"--config", "--port" if is_run else "--socket"}:
+            values[word] = next(words, "")
+        else:
+            return None
+    port = values.get("--port", "1")
+    plain = all(value and not value.startswith("-") for value in values.values())
+    if "run" not in switches or not plain or not _is_port(port):
+        return None
+    changes = Changes(
+        int(port) if "--port" in values else None,
+        relay_only="--relay-only" in switches,
+        no_overrides="--no-overrides" in switches,
+    )
+    config_path, socket_path = (
+        Path(values[name]) if name in values else None for name in ("--config", "--socket")
+    )
+    return RunOptions(config_path, socket_path and socket_path.absolute(), changes)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 0 < int(text) <= _MAX_PORT
+
+
+def run(options: RunOptions) -> None:
+    """Be the daemon.
+
+    :raises PhantomError: it can't start, or failed.
+    """
+    settings = options.settings()
+    # Only the daemon pays for trio and the cryptography.
+    from phantom_tun import profile  # noqa: PLC0415
+    from phantom_tun.daemon.start import run_daemon  # noqa: PLC0415
+
+    run_daemon(settings, profile.load(settings.network.profile))
+
+
+def run_and_exit(work: Callable[[], object]) -> NoReturn:
+    """Do ``work`` and exit; an error is one sentence on standard error."""
+    try:
+        work()
+    except PhantomError as error:
+        if text := str(error):
+            sys.stdout.flush()
+            sys.stderr.write(f"{PROGRAM}: {text}\n")
+        sys.exit(exit_code(error))
+    except OSError as error:
+        # What no command expected: a full disk, a file nobody may read.
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"{PROGRAM}: {where}{error.strerror or error}\n")
+        sys.exit(ExitCode.FAILED)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    sys.exit(ExitCode.OK)
