@@ -79,7 +79,7 @@ def up(
         bool, typer.Option("--keep", help="Leave a lab that didn't become ready as it is.")
     ] = False,
 ) -> None:
-    """Bring a lab up and wait until every node is ready and its paths stand."""
+    """Bring a lab up and wait until all nodes are ready and have paths."""
     with _own_exit_codes(), ending_in_order():
         plan = plan_lab(
             name=name,
@@ -135,7 +135,10 @@ def execute(
     command: Annotated[list[str], typer.Argument(metavar="-- CMD …", help="What to run there.")],
     name: NameOption = DEFAULT_NAME,
 ) -> None:
-    """Run a command at a node, as `lab exec n1 -- curl http://…`; exits with its exit code."""
+    """Run a command at a node, as `lab exec n1 -- curl http://…`.
+
+    Ends with the exit code of the command.
+    """
     with _own_exit_codes():
         prefix, environment = lab_nodes.inside(lifecycle.open_lab(name), node)
         # Python ignores it, and the command would inherit that.
@@ -163,7 +166,10 @@ def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 def start(
     node: NodeArgument, name: NameOption = DEFAULT_NAME, timeout: TimeoutOption = 120.0
 ) -> None:
-    """Start a node that is down, with its old keys, and wait for it (--timeout 0: don't)."""
+    """Start a node that is down, with its old keys, and wait for it.
+
+    With --timeout 0 it isn't waited for.
+    """
     with _own_exit_codes():
         lab_nodes.start_node(lifecycle.open_lab(name), node, timeout, _report)
     _report(f"{node} is ready" if timeout else f"{node} is starting")

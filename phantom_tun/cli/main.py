@@ -31,7 +31,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Reach and offer services anonymously: every program can use AP addresses as it is.",
-    epilog="'phantom-tun exit-codes' lists what exit codes mean.",
+    epilog="Begin with 'network join FILE' or 'network new NAME', then 'up' and 'status'; or play "
+    "with a whole network on this machine: 'lab up --nodes 12'. 'exit-codes' lists what exit codes "
+    "mean.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
