@@ -14,10 +14,16 @@ from dataclasses import dataclass
 import trio
 
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset
+from phantom_tun.net.rates import RateTable
 from phantom_tun.net.tunnels import Tunnel
 
 SHRINK_EVERY = 30.0
 """Seconds of never running dry after which the pool aims for one tunnel less."""
+
+REPLACED_RATE, REPLACED_BURST = 1.0, 64.0
+"""Ready tunnels ended by the other end that are replaced at once, per second and burst."""
+REPLACING_PAUSE = 10.0
+"""Seconds until any more of them are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class ReadyPool:
         self._target = limits.low
         self._last_dry = 0.0
         self._closed = False
+        self._replaced: RateTable[None] = RateTable(REPLACED_RATE, REPLACED_BURST)
 
     @property
     def ready(self) -> int:
@@ -132,13 +139,26 @@ class ReadyPool:
             return True
         entry = (tunnel, trio.CancelScope())
         self._ready.append(entry)
-        with entry[1], trio.move_on_after(keep), contextlib.suppress(StreamReset):
-            await tunnel.wait_readable()
+        ended = False
+        with entry[1], trio.move_on_after(keep):
+            with contextlib.suppress(StreamReset):
+                await tunnel.wait_readable()
+            ended = True
         if entry not in self._ready:
             return True
         self._ready.remove(entry)
+        if ended:
+            tunnel.reset()
+            await self._pause_replacing()
         self.refill()
         return False
+
+    async def _pause_replacing(self) -> None:
+        """The other end could have us build and build by ending each tunnel at once."""
+        if not self._replaced.allow(None, trio.current_time()):
+            self._building += 1  # so that nothing else takes its place meanwhile
+            await trio.sleep(REPLACING_PAUSE)
+            self._building -= 1
 
     def discard_ready(self) -> None:
         """Drop all ready tunnels; new ones are built instead."""

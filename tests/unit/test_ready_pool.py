@@ -5,7 +5,14 @@ import trio
 
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset
 from phantom_tun.net.rates import RateTable
-from phantom_tun.net.ready_pool import SHRINK_EVERY, PoolLimits, ReadyPool
+from phantom_tun.net.ready_pool import (
+    REPLACED_BURST,
+    REPLACED_RATE,
+    REPLACING_PAUSE,
+    SHRINK_EVERY,
+    PoolLimits,
+    ReadyPool,
+)
 
 
 class FakeTunnel:
@@ -126,6 +133,22 @@ async def test_a_tunnel_that_dies_speaks_or_gets_old_is_replaced(owner, autojump
     assert owner.pool.ready == 2
     await trio.sleep(101)
     assert len(owner.lost) == 3
+    assert owner.pool.ready == 2
+
+
+async def test_an_other_end_that_ends_every_tunnel_has_few_built(owner, autojump_clock):
+    def end_all():
+        for tunnel in owner.made:
+            tunnel.event.set()
+
+    owner.pool.refill()
+    for _ in range(1000):
+        await trio.sleep(0.1)
+        end_all()
+    # Two at a time for 100 s would have been 2,000.
+    assert len(owner.lost) <= REPLACED_BURST + 100 * REPLACED_RATE + 100 / REPLACING_PAUSE * 2
+    assert all(tunnel.was_reset for tunnel in owner.lost)
+    await trio.sleep(REPLACING_PAUSE + 1)
     assert owner.pool.ready == 2
 
 
