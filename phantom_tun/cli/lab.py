@@ -14,7 +14,7 @@ import typer
 
 from phantom_tun.cli.exits import ExitCode
 from phantom_tun.cli.session import JsonOption, print_json
-from phantom_tun.cli.text import columns, short_id
+from phantom_tun.cli.text import fitting_columns, short_id
 from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed, LabUsageError, NotPrivileged
@@ -117,15 +117,15 @@ def status(
             node.state,
             node.ap4 or "",
             node.ap6 or "",
-            node.underlay,
             short_id(node.node_id or ""),
+            node.underlay,
             "" if node.pid is None else str(node.pid),
             ", ".join(node.roles),
         )
         for node in nodes
     )
-    heads = ("node", "state", "AP4", "AP6", "underlay", "id", "process", "roles")
-    for line in columns(heads, rows):
+    heads = ("node", "state", "AP4", "AP6", "id", "underlay", "process", "roles")
+    for line in fitting_columns(heads, rows, least=5):
         typer.echo(line)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 _MINUTE = 60
@@ -46,6 +48,20 @@ def columns(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def fitting_columns(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], least: int
+) -> Iterator[str]:
+    """The same, without the last columns for which a terminal has no room; ``least`` are kept."""
+    rows = list(rows)
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    kept = len(heads)
+    while True:
+        lines = list(columns(heads[:kept], [row[:kept] for row in rows]))
+        if kept <= least or max(map(len, lines)) <= room:
+            return iter(lines)
+        kept -= 1
 
 
 def counted(count: int, noun: str) -> str:

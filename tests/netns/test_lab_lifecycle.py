@@ -91,7 +91,7 @@ def test_the_table_names_every_node(stub_lab: StubLab, lab_name: str) -> None:
     stub_lab(nodes=3)
     done = run_lab("status", "--name", lab_name)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["n1", "n2", "n3"]
-    assert done.stdout.splitlines()[1].split()[5] == "00000000"
+    assert done.stdout.splitlines()[1].split()[4] == "00000000"
 
 
 def test_relay_only_nodes_are_not_root(stub_lab: StubLab) -> None:

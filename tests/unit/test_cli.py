@@ -703,6 +703,22 @@ def test_tables_are_aligned_and_never_shortened() -> None:
 
 
 @pytest.mark.parametrize(
+    ("room", "heads"),
+    [(40, "one    two     three"), (18, "one    two"), (12, "one    two"), (3, "one    two")],
+)
+def test_a_narrow_terminal_gets_the_first_columns(
+    monkeypatch: pytest.MonkeyPatch, room: int, heads: str
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(room))
+    rows = [("first", "second", "third")]
+    table = text.fitting_columns(("one", "two", "three"), rows, least=2)
+    assert next(table) == heads
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert "third" in list(text.fitting_columns(("one", "two", "three"), rows, least=2))[1]
+
+
+@pytest.mark.parametrize(
     ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024.0 TiB")]
 )
 def test_sizes(count: int, said: str) -> None:
