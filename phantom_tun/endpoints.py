@@ -13,7 +13,7 @@ from typing import Protocol
 
 from phantom_tun.ids import ApAddress
 
-STREAM_PIECE = 65_408
+STREAM_PIECE = 130_880
 """Bytes to hand to :meth:`ByteStream.send_all` at a time, if there are so many: what is made of
 them just fits into one frame of a link. Longer pieces are cut."""
 

@@ -21,8 +21,8 @@ BLOCK_LEN = 16
 SLACK = 16
 """Writable bytes that must follow a region given to :meth:`ChainedStream.process`."""
 
-_BOUNDARIES = (PACKAGE_LEN, 4096, 16384)
-_LATER_BOUNDARY = 65536
+_BOUNDARIES = (PACKAGE_LEN, 4_096, 16_384, 65_536)
+_LATER_BOUNDARY = 262_144
 
 WITH, AGAINST = b"with", b"against"
 """Directions of a stream: with or against the way N0 travelled."""

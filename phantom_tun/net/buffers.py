@@ -11,12 +11,12 @@ from phantom_tun.wire.frames import HEADER_LEN, Segment
 
 __all__ = ["CHUNK", "HEADER_LEN", "POOL", "SLACK", "Buffer", "BufferPool", "Segment"]
 
-CHUNK = 65_536
+CHUNK = 131_072
 SLACK = 32
 
 
 class Buffer:
-    """One reusable chunk of at most 65,532 payload bytes with room for headers and cipher slack."""
+    """One reusable chunk: at most 131,068 payload bytes, room for headers and cipher slack."""
 
     __slots__ = ("segments", "view")
 
@@ -25,7 +25,7 @@ class Buffer:
         self.segments: list[Segment] = []
 
     def fill(self, data: bytes | memoryview) -> None:
-        """Copy at most 65,532 bytes in as one segment."""
+        """Copy at most 131,068 bytes in as one segment."""
         end = HEADER_LEN + len(data)
         self.view[HEADER_LEN:end] = data
         self.segments = [Segment(HEADER_LEN, end)]
@@ -40,7 +40,7 @@ class BufferPool:
 
     __slots__ = ("_free", "_keep")
 
-    def __init__(self, keep: int = 64) -> None:
+    def __init__(self, keep: int = 32) -> None:
         self._free: list[Buffer] = []
         self._keep = keep
 

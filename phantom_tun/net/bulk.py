@@ -11,6 +11,7 @@ from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError
 from phantom_tun.net.buffers import POOL, Buffer
 from phantom_tun.net.connection import Connection
 from phantom_tun.net.peers import Peer
+from phantom_tun.net.turns import BULK, TURNS
 from phantom_tun.wire.frames import (
     HEADER_LEN,
     MAX_PAYLOAD,
@@ -41,12 +42,13 @@ class Ending(Enum):
 class BulkLink:
     """One connection of the kind that carries one use after the other."""
 
-    __slots__ = ("connection", "idle_since", "peer", "unframer", "uses")
+    __slots__ = ("_received", "connection", "idle_since", "peer", "unframer", "uses")
 
     def __init__(self, connection: Connection, peer: Peer) -> None:
         self.connection = connection
         self.peer = peer
         self.unframer = BulkUnframer()
+        self._received = 0
         self.idle_since = 0.0
         self.uses = 0
 
@@ -127,8 +129,11 @@ class BulkLink:
     async def receive_pooled(self) -> Buffer:
         """See :meth:`Bulk.receive_pooled`."""
         await self.wait_arrival()
+        if self._received >= BULK:
+            await TURNS.wait()
         while (buffer := self.receive_now(REGION_LEN)) is None:
             await self.connection.wait_arrival()
+        self._received = buffer.payload_len()
         return buffer
 
     def receive_now(self, limit: int) -> Buffer | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from phantom_tun.net.buffers import POOL, Buffer, Segment
+from phantom_tun.net.buffers import CHUNK, POOL, Buffer, Segment
 from phantom_tun.tunnel.channel import WIRE_RECORD, Channel
 from phantom_tun.wire.session import FRAME_HEADER_LEN, FrameKind, parse_frame_header
 
-_PLAIN_LIMIT = 65_536
+_PLAIN_LIMIT = CHUNK
 
 
 class Frame(NamedTuple):

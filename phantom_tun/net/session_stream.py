@@ -7,6 +7,7 @@ import trio
 
 from phantom_tun.errors import StreamReset
 from phantom_tun.net.session_tunnel import SecureTunnel
+from phantom_tun.net.turns import BULK, TURNS
 from phantom_tun.wire.session import MAX_DATA, FrameKind
 
 _ENDED = memoryview(b"")
@@ -19,10 +20,11 @@ class SessionStream:
     :data:`~phantom_tun.endpoints.STREAM_PIECE` bytes makes one frame and one write to the link.
     """
 
-    __slots__ = ("_secure", "bytes_in", "bytes_out")
+    __slots__ = ("_secure", "_sent", "bytes_in", "bytes_out")
 
     def __init__(self, secure: SecureTunnel) -> None:
         self._secure = secure
+        self._sent = 0
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -46,9 +48,12 @@ class SessionStream:
         pieces = -(-length // MAX_DATA)
         size = -(-length // pieces)
         for start in range(0, length, size):
+            if self._sent >= BULK:
+                await TURNS.wait()
             piece = data[start : start + size]
             await self._secure.send(FrameKind.DATA, piece)
-            self.bytes_out += len(piece)
+            self._sent = len(piece)
+            self.bytes_out += self._sent
 
     async def send_end(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.send_end`."""

@@ -17,7 +17,7 @@ from phantom_tun.net.buffers import HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.net.session_frames import Frame, FrameReader
 from phantom_tun.net.session_ports import Tunnel
 from phantom_tun.tunnel.channel import Channel
-from phantom_tun.wire.session import MAX_DATA, FrameKind
+from phantom_tun.wire.session import FrameKind
 
 LAST_WORD_WITHIN = 1.0
 """Seconds for saying goodbye; if the tunnel is too full for that, it is torn down."""
@@ -114,11 +114,8 @@ class SecureTunnel:
 
         :raises StreamReset: the connection was reset, or the tunnel died.
         """
-        encode, encode_rest = self._channel.encode, self._channel.encode_rest
-        pieces: list[Encode] = [lambda view, start: encode(view, start, kind, data)]
-        if len(data) > MAX_DATA:  # only datagrams can be
-            pieces.append(lambda view, start: encode_rest(view, start, data))
-        await self._write(*pieces)
+        encode = self._channel.encode
+        await self._write(lambda view, start: encode(view, start, kind, data))
 
     async def send_messages(self, messages: list[bytes]) -> None:
         """Send several DATAGRAM frames at once, at most ``BATCH`` bytes with their headers.
@@ -161,12 +158,11 @@ class SecureTunnel:
 
         return encode
 
-    async def _write(self, *pieces: Encode) -> None:
+    async def _write(self, encode: Encode) -> None:
         await _acquire(self._send_lock)
         try:
             self._check()
-            for encode in pieces:
-                await self._write_locked(encode)
+            await self._write_locked(encode)
         finally:
             self._send_lock.release()
 

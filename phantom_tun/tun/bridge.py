@@ -27,7 +27,7 @@ _TCP_CLOSE = 7
 """TCP_INFO's state of a socket whose FIN and the other side's have both been acknowledged."""
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 """From asm-generic/socket.h; Python doesn't name them."""
-_CHUNKS_PER_TURN = 8
+_CHUNKS_PER_TURN = 4
 """After so many chunks in a row a direction lets other tasks run, even if it never had to wait."""
 _RELEASE_TIME = 5.0
 """Seconds the overlay may take to release a stream that was aborted."""

@@ -28,7 +28,6 @@ from phantom_tun.tunnel.answer import Wrap
 from phantom_tun.wire.frames import REGION_LEN
 from phantom_tun.wire.session import (
     FRAME_HEADER_LEN,
-    MAX_DATA,
     MAX_FLIGHT,
     FrameKind,
     frame_header,
@@ -126,22 +125,14 @@ class Channel:
 
     def encode(self, view: memoryview, start: int, kind: FrameKind, data: memoryview) -> int:
         """Write one frame, ready for the tunnel, to ``view[start:]``; returns its end. ``data`` may
-        not overlap ``view``. Of more than ``MAX_DATA`` bytes only so many are written; the others
-        have to follow by :meth:`encode_rest`."""
+        not overlap ``view``."""
         first = min(len(data), RECORD - FRAME_HEADER_LEN)
         body = start + FRAME_HEADER_LEN
         view[start:body] = frame_header(kind, len(data))
         view[body : body + first] = data[:first]
         end = self._seal(view, start, view[start : body + first])
-        for offset in range(first, min(len(data), MAX_DATA), RECORD):
-            end = self._seal(view, end, data[offset : min(offset + RECORD, MAX_DATA)])
-        self._wrap(view, start, end)
-        return end
-
-    def encode_rest(self, view: memoryview, start: int, data: memoryview) -> int:
-        """Write what :meth:`encode` left of ``data``, less than one record, to ``view[start:]``;
-        returns the end."""
-        end = self._seal(view, start, data[MAX_DATA:])
+        for offset in range(first, len(data), RECORD):
+            end = self._seal(view, end, data[offset : offset + RECORD])
         self._wrap(view, start, end)
         return end
 

@@ -19,7 +19,7 @@ from phantom_tun.errors import WireError
 from phantom_tun.wire.sizes import OPENING_LEN
 
 HEADER_LEN = 4
-MAX_PAYLOAD = 65_532
+MAX_PAYLOAD = 131_068
 REGION_LEN = HEADER_LEN + MAX_PAYLOAD
 """The most that is read or written at once: one largest frame, or several smaller ones."""
 

@@ -240,8 +240,8 @@ class Answer:
 
 FRAME_HEADER_LEN = 4
 
-MAX_DATA = 65_436
-"""Payload bytes of the longest DATA frame that is sent: with its header in four TLS records it
+MAX_DATA = 130_884
+"""Payload bytes of the longest DATA frame that is sent: with its header in eight TLS records it
 just fits into one frame of a link."""
 
 MAX_DATAGRAM = 65_507

@@ -146,7 +146,7 @@ async def test_a_reset_between_frames_is_recognised(autojump_clock):
 
 
 @pytest.mark.parametrize(
-    "frame", [b"\xff\0\0\0", b"\x03\0\0\0", b"\x03\x01\0\0", b"\x04\0\0\1x", b"\x02\0\0\x40"]
+    "frame", [b"\xff\0\0\0", b"\x03\0\0\0", b"\x03\x02\0\0", b"\x04\0\0\1x", b"\x02\0\0\x40"]
 )
 async def test_bad_frames_are_refused(autojump_clock, frame):
     end, _ = await raw(frame)

@@ -11,7 +11,7 @@ from test_links_bulk import End
 
 from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken
-from phantom_tun.net.buffers import POOL, Buffer
+from phantom_tun.net.buffers import CHUNK, POOL, Buffer
 from phantom_tun.net.splice import splice
 from phantom_tun.wire.frames import Frame, pack_frame
 
@@ -177,5 +177,5 @@ async def test_a_busy_tunnel_lets_others_go_on(nursery):
         while sum(relay.sizes) < 20_000_000:
             await trio.sleep(0)
             turns += 1
-        assert turns >= 20_000_000 // 65_536
+        assert turns >= 20_000_000 // CHUNK
         nursery.cancel_scope.cancel()
