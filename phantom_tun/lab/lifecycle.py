@@ -166,8 +166,8 @@ def check_machine() -> None:
     missing = [name for name, bit in _NEEDED_CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
         raise NotPrivileged(
-            f"a lab needs root ({' and '.join(missing)}): use sudo, or try a user namespace: "
-            "unshare --user --map-root-user --net --mount phantom-tun lab up …"
+            f"a lab needs root ({' and '.join(missing)}): use sudo, or do it in a user "
+            "namespace of your own: unshare --user --map-root-user --net --mount bash"
         )
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
