@@ -15,7 +15,7 @@ import trio
 
 from phantom_tun.clock import MINUTE
 from phantom_tun.errors import PeerError, ProtocolViolation, RecordRefused, WireError, WorldError
-from phantom_tun.ids import ApAddress, StorageKey
+from phantom_tun.ids import ApAddress, NodeId, StorageKey
 from phantom_tun.net.netdb_calls import NodeCalls
 from phantom_tun.net.netdb_search import Searcher
 from phantom_tun.netdb.addresses import ap6_address, keys_to_read, keys_to_write
@@ -197,11 +197,16 @@ class StorageClient:
             await self._ask(tally, record, ResolveAp.of(address, full=whole))
 
         await self._poll(storers, ask)
-        while wanted := tally.wanted():
-            full.update(wanted)
-            for node_id in wanted:
-                tally.retract(node_id)  # counts again if it can show what it named
-            await self._poll([by_id[node_id] for node_id in wanted], ask)
+        asked_again: set[NodeId] = set()
+        with trio.move_on_after(POLL_DEADLINE):
+            while wanted := tally.wanted():
+                full.update(wanted)
+                for node_id in wanted:
+                    tally.retract(node_id)  # counts again if it can show what it named
+                # Once: a liar could name something else every time.
+                again = [node_id for node_id in wanted if node_id not in asked_again]
+                asked_again.update(again)
+                await self._poll([by_id[node_id] for node_id in again], ask)
         return tally, len(storers)
 
     def _tally(self, address: ApAddress, now: float) -> Tally:

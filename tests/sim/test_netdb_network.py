@@ -277,6 +277,29 @@ class TestRecords:
                 assert (found.key_record, found.routes, found.votes) == (b"", (), ())
                 assert found.answered == 5
 
+    async def test_a_storer_that_names_another_record_every_time_is_asked_twice(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with memory_network() as network:
+            services = start(network, 5)
+            await wait_until(everybody_knows(services, 4), 3)
+            liar = network.members[services[3].own_record.node_id]
+            honest, told = liar.handler, 0
+
+            async def lie(caller: Caller, payload: bytes) -> bytes:
+                nonlocal told
+                if not isinstance(decode_call(payload), ResolveAp):
+                    return await honest(caller, payload)
+                told += 1
+                return Held(AP.key.public, 1, told.to_bytes(32, "big"), b"", ()).encode()
+
+            liar.handler = lie
+            for asked, address in ((2, AP6), (4, AP4)):
+                with trio.fail_after(10):
+                    found = await services[1].resolve(address)
+                assert (found.key_record, found.votes) == (b"", ())
+                assert told == asked
+
     async def test_calls_for_anonymized_nodes(self, autojump_clock: MockClock) -> None:
         async with memory_network() as network:
             services = start(network, 5)
