@@ -203,6 +203,15 @@ class LimitsConfig(_Section, frozen=True):
     ] = 4000
 
 
+class RelayConfig(_Section, frozen=True):
+    """How this machine is used for others' tunnels."""
+
+    workers: Annotated[
+        int,
+        Meta(ge=1, le=64, description="Processes that carry them: 1, or one for each core."),
+    ] = 1
+
+
 class ControlConfig(_Section, frozen=True):
     """The socket that the command-line tool talks to."""
 
@@ -235,6 +244,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tunnels: TunnelsConfig = msgspec.field(default_factory=TunnelsConfig)
     guards: GuardsConfig = msgspec.field(default_factory=GuardsConfig)
     limits: LimitsConfig = msgspec.field(default_factory=LimitsConfig)
+    relay: RelayConfig = msgspec.field(default_factory=RelayConfig)
     control: ControlConfig = msgspec.field(default_factory=ControlConfig)
     log: LogConfig = msgspec.field(default_factory=LogConfig)
 

@@ -47,6 +47,7 @@ from phantom_tun.net.publishers import Publishers
 from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.sessions import SessionService, SessionSettings
 from phantom_tun.net.switchboard import Switchboard
+from phantom_tun.net.workers import Spawn, WorkerPlan
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.overrides import InForce, Overrides
 from phantom_tun.node_keys import create_node_keys
@@ -81,10 +82,12 @@ class Node:
         profile: Profile,
         listeners: list[socket.socket],
         interface: Interface | None,
+        spawn_worker: Spawn | None = None,
     ) -> None:
         """
         :param listeners: bound and listening; empty for a node that can't be dialed.
         :param interface: the network interface, ``None`` for a node that only relays.
+        :param spawn_worker: starts a worker process; without it this process does all the work.
         :raises ConfigError: a key or state file can't be used; says what to do.
         """
         self.config = config
@@ -93,6 +96,9 @@ class Node:
         self._rng = SYSTEM_RNG
         self._listeners = listeners
         self._interface = interface
+        self._workers: WorkerPlan | None = None
+        if spawn_worker is not None and config.relay.workers > 1:
+            self._workers = WorkerPlan(config.relay.workers, spawn_worker)
         self._state_dir = config.node.state_dir
         self._started = self.clock.now()
         self._phase: NodeState = "starting"
@@ -120,6 +126,7 @@ class Node:
             clock=self.clock,
             rng=rng,
             web_page=_web_page(config.node.web_page),
+            workers=self._workers,
         )
         self._path_keys = PathKeys(self.clock.now())
         self._own_record = OwnRecord(

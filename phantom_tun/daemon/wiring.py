@@ -10,6 +10,7 @@ import trio
 
 from phantom_tun.config import Config
 from phantom_tun.control.backend import ControlBackend
+from phantom_tun.daemon.workers import WorkerSpawner
 from phantom_tun.profile import Profile
 from phantom_tun.tun.device import open_tun
 from phantom_tun.tun.interface import Interface
@@ -55,4 +56,12 @@ def load_node() -> NodeFactory:
     """
     from phantom_tun.node import Node  # noqa: PLC0415 - most of the program; fakes do without
 
-    return Node
+    def new_node(
+        config: Config,
+        profile: Profile,
+        listeners: list[socket.socket],
+        interface: Interface | None,
+    ) -> DaemonNode:
+        return Node(config, profile, listeners, interface, WorkerSpawner(config.log))
+
+    return new_node

@@ -23,6 +23,7 @@ from phantom_tun.wire.frames import (
     write_data_headers,
 )
 from phantom_tun.wire.sizes import OPENING_LEN
+from phantom_tun.wire.worker import Join
 
 _FIN = pack_frame(Frame.FIN)
 _RESET = pack_frame(Frame.RESET)
@@ -51,6 +52,10 @@ class BulkLink:
         self._received = 0
         self.idle_since = 0.0
         self.uses = 0
+
+    def new_use(self, on_end: Callable[[Ending], None]) -> Bulk:
+        """The use that the peer has just begun; see :class:`Bulk`."""
+        return Bulk(self, on_end)
 
     def is_quiet(self) -> bool:
         """Whether nothing has arrived since the last use; for the side that starts uses."""
@@ -212,12 +217,21 @@ class Bulk:
 
     __slots__ = ("_fin_sent", "_link", "_on_end", "peer")
 
+    at_worker = False
+    """Whether the link ends in a worker process, which could carry this use by itself."""
+
     def __init__(self, link: BulkLink, on_end: Callable[[Ending], None]) -> None:
         """``on_end`` is called exactly once, when the use is over for this side."""
         self.peer = link.peer
         self._link: BulkLink | None = link
         self._on_end = on_end
         self._fin_sent = False
+
+    async def hand_over(self, join: Join, on_joined: Callable[[], None]) -> bool:
+        """Have the worker join this use with another, and wait until that is over; ``on_joined`` is
+        called when both stand. False if this process has to do it."""
+        del join, on_joined
+        return False
 
     async def wait_readable(self) -> None:
         """Return when :meth:`receive` may have something, so that idle tunnels need no buffer.

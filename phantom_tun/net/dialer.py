@@ -11,8 +11,8 @@ import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.crypto.certificates import check_peer, link_client_context
-from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import CapacityExceeded, DeadlineExpired, LinkBroken, PeerError, WireError
+from phantom_tun.net.credentials import Credentials
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp
 from phantom_tun.wire.door import (
@@ -36,7 +36,7 @@ class Dialer:
 
     def __init__(
         self,
-        identity: SigningKey,
+        credentials: Credentials,
         network_id: bytes,
         *,
         limits: LinkLimits,
@@ -45,7 +45,7 @@ class Dialer:
         rng: Rng,
         counts: Counter[str],
     ) -> None:
-        self._identity = identity
+        self._credentials = credentials
         self._network_id = network_id
         self._limits = limits
         self._steps = steps
@@ -109,7 +109,7 @@ class Dialer:
             token = door.token(self._clock.now(), token_nonce)
             await connection.write_all(_request(http, door, ref, token))
             nonce = door.check_welcome(await _read_welcome(connection, http), token_nonce)
-            auth = door.auth(self._identity, nonce, kind)
+            auth = await self._credentials.auth(door, nonce, kind)
             await connection.write_all(pack_frame(Frame.AUTH, auth))
             connection.become_link(kind, self._limits)
             done = True

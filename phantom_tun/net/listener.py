@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from phantom_tun.clock import Clock, Rng
+from phantom_tun.clock import Clock
 from phantom_tun.crypto.certificates import Certificate, link_server_context
-from phantom_tun.crypto.signing import SigningKey
-from phantom_tun.errors import LinkBroken, PeerError, WireError
+from phantom_tun.errors import LinkBroken, PeerError, ProtocolViolation, WireError
 from phantom_tun.guard import Guard
+from phantom_tun.net.credentials import Credentials
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer, origin
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
@@ -30,6 +30,13 @@ from phantom_tun.wire.frames import AUTH_LEN, HEADER_LEN, Frame, parse_header
 from phantom_tun.wire.nodes import IpAddress
 
 READ_LEN = 4096
+
+Accepted = tuple[TlsConnection, Peer, LinkKind]
+"""An authenticated connection, who dialed it and what for."""
+
+Greet = Callable[[socket.socket, IpAddress], Awaitable[Accepted | None]]
+"""Owns an accepted TCP connection until it is a link; ``None`` if it didn't become one, or is one
+somewhere else. The stranger's place is free again when this returns."""
 
 OnLink = Callable[[TlsConnection, Peer, LinkKind], Awaitable[None]]
 
@@ -76,33 +83,15 @@ class Strangers:
 
 
 class Listener:
-    """The server side of links."""
+    """Accepts connections, not too many."""
 
     def __init__(
-        self,
-        identity: SigningKey,
-        certificate: Certificate,
-        door: Door,
-        site: Site,
-        *,
-        limits: LinkLimits,
-        steps: HandshakeSteps,
-        clock: Clock,
-        rng: Rng,
-        counts: Counter[str],
-        on_link: OnLink,
+        self, greet: Greet, on_link: OnLink, *, limits: LinkLimits, counts: Counter[str]
     ) -> None:
         """``on_link`` owns an authenticated connection from then on."""
-        self._identity = identity
-        self._context = link_server_context(certificate)
-        self._keeper = DoorKeeper(door)
-        self._site = site
-        self._limits = limits
-        self._steps = steps
-        self._clock = clock
-        self._rng = rng
-        self._counts = counts
+        self._greet = greet
         self._on_link = on_link
+        self._counts = counts
         self._guard = Guard(counts)
         self._strangers = Strangers(limits.strangers, limits.strangers_per_address)
 
@@ -140,7 +129,7 @@ class Listener:
         found = None
         try:
             with place:
-                found = await self._authenticate(tcp, address)
+                found = await self._greet(tcp, address)
         finally:
             self._strangers.leave(origin(address), place)
         if place.cancelled_caught:
@@ -148,9 +137,33 @@ class Listener:
         if found is not None:
             await self._on_link(*found)
 
-    async def _authenticate(
-        self, tcp: socket.socket, address: IpAddress
-    ) -> tuple[TlsConnection, Peer, LinkKind] | None:
+
+class Greeter:
+    """The server side of a link's first second: TLS, web server, door."""
+
+    def __init__(
+        self,
+        certificate: Certificate,
+        door: Door,
+        site: Site,
+        credentials: Credentials,
+        *,
+        limits: LinkLimits,
+        steps: HandshakeSteps,
+        clock: Clock,
+        counts: Counter[str],
+    ) -> None:
+        self._context = link_server_context(certificate)
+        self._keeper = DoorKeeper(door)
+        self._site = site
+        self._credentials = credentials
+        self._limits = limits
+        self._steps = steps
+        self._clock = clock
+        self._counts = counts
+
+    async def greet(self, tcp: socket.socket, address: IpAddress) -> Accepted | None:
+        """See :data:`Greet`."""
         connection = await self._shake_hands(tcp)
         if connection is None:
             return None
@@ -201,7 +214,7 @@ class Listener:
     async def _talk_http(self, connection: TlsConnection) -> bytes | None:
         """Be a web server; returns our nonce once an upgrade was answered, ``None`` when the
         visitor has left."""
-        visitor = Visitor(self._site, self._keeper.admit)
+        visitor = Visitor(self._site, self._keeper.check)
         while not visitor.closing:
             with trio.fail_after(self._limits.request_deadline):
                 answer = b""
@@ -212,18 +225,23 @@ class Listener:
                     answer = visitor.feed(bytes(view[:count]), self._clock.now())
                 await connection.write_all(answer)
                 if visitor.nonce is not None:
-                    return await self._open_door(connection, visitor, visitor.nonce)
+                    nonce = await self._open_door(connection, visitor, visitor.nonce)
+                    if nonce is not None:
+                        return nonce
         self._counts["strangers_served"] += 1
         await connection.close_gently()
         return None
 
     async def _open_door(
         self, connection: TlsConnection, visitor: Visitor, token_nonce: bytes
-    ) -> bytes:
-        nonce = self._rng.randbytes(SERVER_NONCE_LEN)
-        welcome = self._keeper.door.welcome(self._identity, token_nonce, nonce)
+    ) -> bytes | None:
+        try:
+            welcome = await self._credentials.welcome(token_nonce)
+        except ProtocolViolation:
+            await connection.write_all(visitor.decline(self._clock.now()))
+            return None
         await connection.write_all(visitor.welcome(welcome))
-        return nonce
+        return welcome[:SERVER_NONCE_LEN]
 
 
 async def _read_auth(connection: TlsConnection) -> bytes:

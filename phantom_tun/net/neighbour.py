@@ -12,7 +12,7 @@ import trio
 
 from phantom_tun.errors import LinkBroken, WorldError
 from phantom_tun.ids import NodeId
-from phantom_tun.net.bulk import BulkLink
+from phantom_tun.net.bulk import Bulk, BulkLink
 from phantom_tun.net.connection import Connection
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import NeighbourInfo, Peer
@@ -46,21 +46,25 @@ class Neighbour:
         *,
         dial: Dial,
         adopt: Callable[[Neighbour, Connection, Peer], None],
+        on_close: Callable[[NodeId], None],
         spawn: Callable[..., Any],
         limits: LinkLimits,
         counts: Counter[str],
     ) -> None:
         """``adopt`` makes a connection that was dialed this neighbour's signalling link and runs
-        it; ``spawn`` starts a task."""
+        it; ``on_close`` is told when all links are closed; ``spawn`` starts a task."""
         self.peer = peer
         self.served: set[BulkLink] = set()
         """Links on which the peer starts uses."""
         self.dialing = 0
         """Links that are being dialed because the peer asked for them."""
+        self.handed_over: dict[Bulk, NodeRef] = {}
+        """Uses of other neighbours that workers join with links to the peer."""
         self.pool = BulkPool(self._bring_bulk, spawn, limits, counts)
         self._own_id = own_id
         self._dial = dial
         self._adopt = adopt
+        self._on_close = on_close
         self._spawn = spawn
         self._limits = limits
         self._counts = counts
@@ -189,12 +193,26 @@ class Neighbour:
     @property
     def busy(self) -> bool:
         """Whether bulk links are in use (or kept by the peer)."""
-        return bool(self.pool.in_use or self.served)
+        return bool(self.in_use or self.served)
+
+    @property
+    def in_use(self) -> int:
+        """Bulk links to the peer in use, those of workers included."""
+        return self.pool.in_use + len(self.handed_over)
+
+    @property
+    def used_ref(self) -> NodeRef | None:
+        """With which one that is in use was dialed."""
+        if self.pool.in_use:
+            return self.pool.ref
+        return next(iter(self.handed_over.values()), None)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing left to remember."""
-        return not (self._signalling or self._attempts or self.served) and self.pool.empty
+        return self.pool.empty and not (
+            self._signalling or self._attempts or self.served or self.handed_over
+        )
 
     @property
     def dialed(self) -> bool:
@@ -219,7 +237,7 @@ class Neighbour:
             address=self.peer.address,
             signalling=link is not None,
             dialed=link is not None and link.dialed,
-            bulk_in_use=self.pool.in_use + len(self.served),
+            bulk_in_use=self.in_use + len(self.served),
             bulk_idle=self.pool.idle,
             silent=trio.current_time() - self.heard if self._signalling else None,
         )
@@ -227,7 +245,10 @@ class Neighbour:
     def close(self) -> None:
         """Close every link; what uses them learns of it."""
         self.pool.close()
+        for use in list(self.handed_over):
+            use.reset()
         for bulk in self.served:
             bulk.connection.close()
         for link in self._signalling:
             link.close()
+        self._on_close(self.peer.node_id)

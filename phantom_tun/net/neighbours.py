@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken, PeerError, PhantomError, UsageError
 from phantom_tun.guard import Guard
 from phantom_tun.ids import NodeId
@@ -22,10 +23,12 @@ from phantom_tun.net.neighbour import Dial, Neighbour
 from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer, origin
 from phantom_tun.net.shares import Shares
 from phantom_tun.net.signalling import Quotas, SignalLink
+from phantom_tun.net.splice import process_bytes, splice
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
 from phantom_tun.wire.nodes import IpAddress, NodeRef
-from phantom_tun.wire.sizes import OPENING_LEN
+from phantom_tun.wire.sizes import OPENING_LEN, PACKAGE_LEN
+from phantom_tun.wire.worker import Join
 
 Barred = Callable[[NodeId, IpAddress], bool]
 """Whether there must be no link with a node at an address."""
@@ -89,6 +92,40 @@ class Neighbours:
         if ref.port and neighbour.best_link() is None:
             self._spawn(neighbour.keep_signalling, ref)
         return bulk
+
+    async def relay(self, bulk: Bulk, join: Join, on_joined: Callable[[], None]) -> None:
+        """Join ``bulk`` with a use towards ``join.onward`` until FIN went through both ways or
+        either has failed; ``on_joined`` is called when both stand. If ``bulk`` ends in a worker
+        process, that does it, unless only this process can reach the other node.
+
+        :raises LinkBroken: the other node can't be reached, or is not the one that ``join`` names.
+        :raises DeadlineExpired: it can't be reached in time.
+        :raises CapacityExceeded: too many wait already.
+        """
+        ref = join.onward
+        elsewhere = bulk.at_worker and ref.port and ref.node_id != self.node_id
+        if elsewhere and await self._hand_over(bulk, join, on_joined):
+            return
+        there = ChainedStream(join.there, outer=False)
+        back = ChainedStream(join.back, outer=False)
+        # What came with the opening goes on with it.
+        first = process_bytes(there, bulk.receive_now(PACKAGE_LEN))
+        onward = await self.open_bulk(ref, join.opening, first)
+        on_joined()
+        try:
+            await splice(bulk, onward, there, back)
+        finally:
+            await onward.aclose()
+
+    async def _hand_over(self, bulk: Bulk, join: Join, on_joined: Callable[[], None]) -> bool:
+        neighbour = self._get(join.onward)
+        neighbour.handed_over[bulk] = join.onward
+        if neighbour.best_link() is None:
+            self._spawn(neighbour.keep_signalling, join.onward)
+        try:
+            return await bulk.hand_over(join, on_joined)
+        finally:
+            del neighbour.handed_over[bulk]
 
     async def ensure(self, ref: NodeRef) -> None:
         """Have a signalling link to ``ref``, and keep it from being ended for idleness.
@@ -163,15 +200,21 @@ class Neighbours:
             "neighbours": len(neighbours),
             "signalling_links": sum(neighbour.signalling_links for neighbour in neighbours),
             "bulk_idle": sum(neighbour.pool.idle for neighbour in neighbours),
-            "bulk_in_use": sum(neighbour.pool.in_use for neighbour in neighbours),
+            "bulk_in_use": sum(neighbour.in_use for neighbour in neighbours),
             "bulk_of_neighbours": len(self._served),
         }
 
     # --- connections ----------------------------------------------------------------------------
 
-    async def accept(self, connection: Connection, peer: Peer, kind: LinkKind) -> None:
+    async def accept(
+        self,
+        connection: Connection,
+        peer: Peer,
+        kind: LinkKind,
+        served_link: Callable[[Connection, Peer], BulkLink] = BulkLink,
+    ) -> None:
         """A node has dialed us and proved who it is. Owns the connection; returns when it is closed
-        or kept in a pool."""
+        or kept in a pool. ``served_link``: what becomes of it if the node starts uses on it."""
         neighbour = self._neighbours.get(peer.node_id)
         if self._barred(peer.node_id, peer.address):
             self._counts["drop_link_of_banned"] += 1
@@ -187,7 +230,7 @@ class Neighbours:
             link = self._new_link(neighbour, connection, peer, dialed=False)
             await self._run_signalling(neighbour, link)
         elif kind is LinkKind.BULK:
-            await self._serve_bulk(neighbour, BulkLink(connection, peer))
+            await self._serve_bulk(neighbour, served_link(connection, peer))
         else:
             neighbour.take_bulk(BulkLink(connection, peer))
 
@@ -217,11 +260,15 @@ class Neighbours:
             peer,
             dial=self._dial,
             adopt=self._adopt,
+            on_close=self._closed,
             spawn=self._spawn,
             limits=self._limits,
             counts=self._counts,
         )
         return neighbour
+
+    def _closed(self, node_id: NodeId) -> None:
+        """All links with this neighbour are closed, for whoever has others still."""
 
     def _is_crowded(self, peer: Peer) -> bool:
         place = origin(peer.address)
@@ -235,7 +282,7 @@ class Neighbours:
         """Make room: forget who has been silent longest, of those we have least to do with."""
         victim = min(
             self._neighbours.values(),
-            key=lambda one: (one.pool.in_use > 0, one.dialed, one.heard),
+            key=lambda one: (one.in_use > 0, one.dialed, one.heard),
         )
         self._counts["drop_neighbour_limit"] += 1
         victim.close()
@@ -253,8 +300,8 @@ class Neighbours:
     def _tidy(self) -> None:
         for neighbour in list(self._neighbours.values()):
             neighbour.pool.expire()
-            ref = neighbour.pool.ref
-            if ref is not None and neighbour.pool.in_use and neighbour.best_link() is None:
+            ref = neighbour.used_ref
+            if ref is not None and neighbour.best_link() is None:
                 self._spawn(neighbour.keep_signalling, ref)
             if neighbour.empty:
                 del self._neighbours[neighbour.peer.node_id]
@@ -367,7 +414,7 @@ class Neighbours:
         if opening is None or self._handlers is None:
             return False
         endings: list[Ending] = []
-        bulk = Bulk(link, endings.append)
+        bulk = link.new_use(endings.append)
         try:
             await self._handlers.bulk_opened(link.peer, opening, bulk)
             await bulk.aclose()

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from phantom_tun.crypto.streams import AGAINST, WITH, stream_secret
 from phantom_tun.errors import CapacityExceeded, WorldError
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.splice import process_bytes, splice
 from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import HopBlocks
-from phantom_tun.tunnel.layers import hop_layers
 from phantom_tun.wire.nodes import NodeRef
-from phantom_tun.wire.sizes import PACKAGE_LEN
 from phantom_tun.wire.tunnel import Opening, pack_block, pack_opening
+from phantom_tun.wire.worker import Join
 
 
 class InteriorHop:
@@ -81,24 +80,30 @@ class InteriorHop:
         """Join a bulk link that came back for ``block`` with one towards the other neighbour."""
         pair = self._blocks.recognise(block, side, self._hub.now())
         node, connection = self.hop.neighbours[1 - side]
-        layers = hop_layers(self.hop.path_secret, pair)
-        opening = pack_opening(Opening.TUNNEL, connection, pair.before, self._hub.rng)
+        secret = self.hop.path_secret
+        # The other neighbour is where the block came from, so bytes towards it travel against it.
+        join = Join(
+            node,
+            pack_opening(Opening.TUNNEL, connection, pair.before, self._hub.rng),
+            stream_secret(secret, pair.before, pair.after, AGAINST),
+            stream_secret(secret, pair.before, pair.after, WITH),
+        )
+        counts = self._hub.counts
+        joined = False
+
+        def on_joined() -> None:
+            nonlocal joined
+            joined = True
+            counts["tunnels_relayed"] += 1
+            counts["tunnels_relayed_now"] += 1
+
         try:
-            # What came with the opening goes on with it.
-            first = process_bytes(layers.against_block, bulk.receive_now(PACKAGE_LEN))
-            onward = await self._hub.links.open_bulk(node, opening, first)
+            await self._hub.links.relay(bulk, join, on_joined)
         except WorldError:
-            self._hub.counts["drop_tunnel_neighbour_gone"] += 1
+            counts["drop_tunnel_neighbour_gone"] += 1
             bulk.reset()
-            return
-        self._hub.counts["tunnels_relayed"] += 1
-        self._hub.counts["tunnels_relayed_now"] += 1
-        # `onward` leads to where the block came from, so bytes from `bulk` travel against it.
-        try:
-            await splice(bulk, onward, layers.against_block, layers.with_block)
         finally:
-            self._hub.counts["tunnels_relayed_now"] -= 1
-            await onward.aclose()
+            counts["tunnels_relayed_now"] -= joined
 
 
 class _Side:

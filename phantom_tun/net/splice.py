@@ -35,7 +35,12 @@ def process_bytes(layer: Layer, data: bytes) -> bytes:
     return bytes(view[: len(data)])
 
 
-async def _pump(source: Bulk, sink: Bulk, layer: Layer, on_bytes: Callable[[int], None]) -> None:
+async def pump(source: Bulk, sink: Bulk, layer: Layer, on_bytes: Callable[[int], None]) -> None:
+    """One direction, until FIN went through.
+
+    :raises LinkBroken: either side has failed.
+    :raises PeerError: or broken the framing.
+    """
     process = layer.process
     while True:
         buffer = await source.receive_pooled()  # yields once per chunk: that is the fairness
@@ -52,8 +57,8 @@ async def _pump(source: Bulk, sink: Bulk, layer: Layer, on_bytes: Callable[[int]
             POOL.give_back(buffer)
 
 
-def _ignore(_count: int) -> None:
-    pass
+def ignore(_count: int) -> None:
+    """For those who don't count."""
 
 
 async def splice(
@@ -65,11 +70,11 @@ async def splice(
 ) -> None:
     """Join two uses until FIN went through both ways; a reset, end or failure of either resets
     both. Doesn't raise for the peers' sake; ``on_bytes`` is told every chunk's size."""
-    count = on_bytes or _ignore
+    count = on_bytes or ignore
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_pump, a, b, a_to_b, count)
-            await _pump(b, a, b_to_a, count)
+            nursery.start_soon(pump, a, b, a_to_b, count)
+            await pump(b, a, b_to_a, count)
     except* (LinkBroken, PeerError):
         a.reset()
         b.reset()

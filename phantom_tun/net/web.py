@@ -58,22 +58,25 @@ def _reason(status: HTTPStatus) -> str:
 class Visitor:
     """One connection's requests and answers."""
 
-    __slots__ = ("_admit", "_http", "_site", "closing", "nonce")
+    __slots__ = ("_asked", "_check", "_http", "_site", "closing", "nonce")
 
-    def __init__(self, site: Site, admit: Callable[[str, bytes, float], bytes]) -> None:
-        """``admit`` as :meth:`phantom_tun.wire.door.DoorKeeper.admit`."""
+    def __init__(self, site: Site, check: Callable[[str, bytes, float], bytes]) -> None:
+        """``check`` as :meth:`phantom_tun.wire.door.DoorKeeper.check`."""
         self._site = site
-        self._admit = admit
+        self._check = check
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_LEN)
+        self._asked: h11.Request | None = None
         self.closing = False
         """The connection is to be closed after what was returned is sent."""
         self.nonce: bytes | None = None
-        """Of an admitted token: :meth:`welcome` comes next."""
+        """Of a token that was found good: :meth:`welcome` or :meth:`decline` comes next."""
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Take what the visitor sent (``b""`` at its end); returns what to send back."""
         self._http.receive_data(data)
-        answer = b""
+        return self._go_on(b"", now)
+
+    def _go_on(self, answer: bytes, now: float) -> bytes:
         while not self.closing:
             if self._starts_with_garbage():
                 return answer + self._refuse(HTTPStatus.BAD_REQUEST, now)
@@ -86,15 +89,29 @@ class Visitor:
             if isinstance(event, h11.Request):
                 self.nonce = self._ask_to_upgrade(event, now)
                 if self.nonce is not None:
+                    self._asked = event
                     break
                 answer += self._answer(event, now)
             elif isinstance(event, h11.ConnectionClosed):
                 self.closing = True
-            if self._http.our_state is h11.MUST_CLOSE:
-                self.closing = True
-            elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-                self._http.start_next_cycle()
+            self._finish_cycle()
         return answer
+
+    def _finish_cycle(self) -> None:
+        if self._http.our_state is h11.MUST_CLOSE:
+            self.closing = True
+        elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+
+    def decline(self, now: float) -> bytes:
+        """The token won't do after all: what any other request would have got, and what is to be
+        sent back to what came with it."""
+        asked, self._asked, self.nonce = self._asked, None, None
+        if asked is None:
+            return b""
+        answer = self._answer(asked, now)
+        self._finish_cycle()
+        return self._go_on(answer, now)
 
     def welcome(self, welcome: bytes) -> bytes:
         """The answer that ends HTTP on this connection.
@@ -138,7 +155,7 @@ class Visitor:
         ):
             return None
         try:
-            return self._admit(request.target.decode(), from_header(token), now)
+            return self._check(request.target.decode(), from_header(token), now)
         except PeerError:
             return None
 

@@ -139,10 +139,10 @@ class DoorKeeper:
         self._capacity = capacity
         self._seen: dict[bytes, float] = {}
 
-    def admit(self, path: str, token: bytes, now: float) -> bytes:
-        """The nonce of a token that is genuine, fresh and new.
+    def check(self, path: str, token: bytes, now: float) -> bytes:
+        """The nonce of a token that is genuine and fresh.
 
-        :raises ProtocolViolation: another path, a stale token, or one that was used before.
+        :raises ProtocolViolation: another path, or a stale token.
         :raises CryptoError: not a token for this door.
         """
         if not equal(path.encode(), self.door.path.encode()):
@@ -150,11 +150,17 @@ class DoorKeeper:
         made, nonce = self.door.check_token(token)
         if abs(made - now) > FRESHNESS:
             raise ProtocolViolation("the token is stale")
+        return nonce
+
+    def use_up(self, nonce: bytes, now: float) -> None:
+        """Let a checked token's nonce in, this once.
+
+        :raises ProtocolViolation: it was used before.
+        """
         self._forget(now)
         if nonce in self._seen:
             raise ProtocolViolation("the token was used before")
         self._seen[nonce] = now + 2 * FRESHNESS
-        return nonce
 
     def _forget(self, now: float) -> None:
         while self._seen:

@@ -25,6 +25,7 @@ from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.links import LinkLimits, Links, Peer
 from phantom_tun.net.loopback import connection_pair
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp, prepare_socket
+from phantom_tun.net.workers import WorkerPlan
 from phantom_tun.wire.door import Door
 from phantom_tun.wire.nodes import NodeRef
 
@@ -117,6 +118,7 @@ class TlsNode:
         network_id: bytes = NETWORK_ID,
         certificate: Certificate = CERTIFICATES[0],
         identity: SigningKey | None = None,
+        workers: WorkerPlan | None = None,
     ) -> None:
         self.identity = identity or SigningKey.generate()
         self.certificate = certificate
@@ -130,6 +132,7 @@ class TlsNode:
             clock=SystemClock(),
             rng=random.Random(),
             web_page=PAGE,
+            workers=workers,
         )
         port = listener.getsockname()[1] if listener else 0
         node_id = node_id_of(self.identity.public)

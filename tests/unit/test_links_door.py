@@ -350,7 +350,7 @@ async def test_who_has_the_certificate_needs_the_identity_too(nursery):
         async with tls_nodes(1) as (victim,):
             liar = TlsNode(listener, limits=LinkLimits(), certificate=CERTIFICATES[1])
             door = Door(NETWORK_ID, victim.ref.node_id, liar.certificate.hash)
-            liar.links._listener._keeper.door = door
+            liar.links._greeter._keeper.door = liar.links._credentials._door = door
             await nursery.start(liar.run)
             ref = NodeRef(victim.ref.node_id, liar.certificate.hash, LOOPBACK, liar.ref.port)
             async with tls_nodes(1) as (dialer,):

@@ -20,14 +20,14 @@ UPGRADE = (
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-def admit(path: str, token: bytes, now: float) -> bytes:
+def check(path: str, token: bytes, now: float) -> bytes:
     if (path, token, now) != ("/door", b"token", NOW):
         raise ProtocolViolation("no")
     return NONCE
 
 
 def visitor() -> Visitor:
-    return Visitor(Site(PAGE), admit)
+    return Visitor(Site(PAGE), check)
 
 
 def ask(request: bytes) -> bytes:
@@ -146,6 +146,17 @@ def test_a_refused_upgrade_leaves_http_going() -> None:
     one = visitor()
     one.feed(UPGRADE.replace(b"/door", b"/moor"), NOW)
     assert one.feed(GET, NOW) == ask(GET)
+
+
+def test_an_upgrade_that_is_declined_looks_like_a_refused_one() -> None:
+    one = visitor()
+    assert one.feed(UPGRADE + GET, NOW) == b""
+    unknown = b"GET /unknown HTTP/1.1\r\nHost: h\r\n\r\n"
+    assert one.decline(NOW) == ask(unknown) + ask(GET)
+    assert one.nonce is None
+    assert one.feed(GET, NOW) == ask(GET)
+    one.feed(UPGRADE, NOW)
+    assert one.nonce == NONCE
 
 
 def test_an_upgrade_with_another_method_is_not_allowed() -> None:

@@ -1,0 +1,76 @@
+"""The bulk links that a worker process has dialed, by neighbour (docs/spec/workers.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from phantom_tun.errors import CapacityExceeded
+from phantom_tun.ids import NodeId
+from phantom_tun.net.bulk import Bulk, BulkLink
+from phantom_tun.net.limits import LinkLimits
+from phantom_tun.net.neighbour import Dial
+from phantom_tun.net.peers import Peer
+from phantom_tun.net.pool import BulkPool
+from phantom_tun.wire.door import LinkKind
+from phantom_tun.wire.nodes import NodeRef
+
+TIDY_EVERY = 5.0
+"""Seconds between two looks at idle links."""
+
+
+class OnwardLinks:
+    """A pool for each neighbour that tunnels lead to."""
+
+    def __init__(
+        self, dial: Dial, spawn: Callable[..., Any], limits: LinkLimits, counts: Counter[str]
+    ) -> None:
+        self._dial = dial
+        self._spawn = spawn
+        self._limits = limits
+        self._counts = counts
+        self._pools: dict[NodeId, BulkPool] = {}
+
+    async def open(self, ref: NodeRef, opening: bytes, first: bytes) -> Bulk:
+        """Begin a use of a link to ``ref``, with ``first`` as its first payload.
+
+        :raises WorldError: it can't be reached from here.
+        """
+        pool = self._pools.get(ref.node_id)
+        if pool is None:
+            if len(self._pools) >= self._limits.neighbours:
+                raise CapacityExceeded("too many neighbours")
+            pool = BulkPool(self._bring, self._spawn, self._limits, self._counts)
+            self._pools[ref.node_id] = pool
+        return await pool.open(ref, opening, first)
+
+    async def _bring(self, ref: NodeRef) -> BulkLink:
+        connection = await self._dial(ref, LinkKind.BULK)
+        return BulkLink(connection, Peer(ref.node_id, ref.address))
+
+    def forget(self, node_id: NodeId) -> None:
+        """Close all links to a neighbour, used or not."""
+        pool = self._pools.pop(node_id, None)
+        if pool is not None:
+            pool.close()
+
+    def close(self) -> None:
+        """Close all links."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def idle(self) -> dict[bytes, int]:
+        """How many links wait to be used, by neighbour."""
+        return {node_id: pool.idle for node_id, pool in self._pools.items() if pool.idle}
+
+    async def tend(self) -> None:
+        """Keep up spares and close what isn't needed any more, until cancelled."""
+        while True:
+            await trio.sleep(TIDY_EVERY)
+            for node_id, pool in list(self._pools.items()):
+                pool.expire()
+                if pool.empty:
+                    del self._pools[node_id]
