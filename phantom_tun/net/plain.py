@@ -32,6 +32,8 @@ class PlainConnection:
 
     async def wait_readable(self) -> None:
         """Return when a read gives something; after at least one turn of the scheduler."""
+        if self._closed:
+            raise LinkBroken("the link was closed")
         try:
             await wait_readable(self._socket)
         except _BROKEN as error:

@@ -93,14 +93,15 @@ class WorkerChannel:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
-                data, handles, flags, _ = socket.recv_fds(
-                    self._socket, MAX_MESSAGE_LEN, 1, socket.MSG_CMSG_CLOEXEC
-                )
+                data, handles, flags, _ = socket.recv_fds(self._socket, MAX_MESSAGE_LEN, 1)
             except BlockingIOError:
                 continue
             except (OSError, trio.ClosedResourceError) as error:
                 raise LinkBroken("the other process is gone") from error
-            attached = socket.socket(fileno=handles[0]) if handles else None
+            attached = None
+            if handles:
+                attached = socket.socket(fileno=handles[0])
+                attached.set_inheritable(False)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 if attached is not None:
                     attached.close()

@@ -24,6 +24,7 @@ from phantom_tun.net.buffers import Buffer
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.links import LinkLimits, Links, Peer
 from phantom_tun.net.loopback import connection_pair
+from phantom_tun.net.plain import PlainConnection, socket_pair
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp, prepare_socket
 from phantom_tun.net.workers import WorkerPlan
 from phantom_tun.wire.door import Door
@@ -180,6 +181,15 @@ async def tls_pair() -> AsyncIterator[tuple[TlsConnection, TlsConnection]]:
     finally:
         for connection in pair:
             connection.close()
+
+
+@asynccontextmanager
+async def plain_pair() -> AsyncIterator[tuple[PlainConnection, PlainConnection]]:
+    """Two ends of a connection between processes of a node."""
+    first, second = (PlainConnection(end) for end in socket_pair())
+    yield first, second
+    first.close()
+    second.close()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import ssl
 import links_world
 import pytest
 import trio
-from links_world import LOOPBACK, listening, loopback_pair, tls_pair, until
+from links_world import LOOPBACK, listening, loopback_pair, plain_pair, tls_pair, until
 
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.limits import LinkLimits
@@ -19,7 +19,7 @@ from phantom_tun.wire.door import LinkKind
 BIG = random.Random(1).randbytes(3_000_000)
 
 
-@pytest.fixture(params=[loopback_pair, tls_pair], ids=["memory", "tls"])
+@pytest.fixture(params=[loopback_pair, plain_pair, tls_pair], ids=["memory", "plain", "tls"])
 async def pair(request, nursery):
     async with request.param() as ends:
         yield ends

@@ -15,7 +15,7 @@ from phantom_tun.daemon.worker_process import serve
 from phantom_tun.errors import WorldError
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.links import LinkLimits
-from phantom_tun.net.workers import WorkerPlan
+from phantom_tun.net.workers import Spawn, WorkerPlan
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.worker import Join
 
@@ -105,14 +105,18 @@ class World:
 
 @asynccontextmanager
 async def relay_world(
-    workers: int = 2, limits: LinkLimits | None = None, *, sink_dialable: bool = True
+    workers: int = 2,
+    limits: LinkLimits | None = None,
+    *,
+    sink_dialable: bool = True,
+    spawn: Spawn | None = None,
 ) -> AsyncIterator[World]:
     limits = limits or LinkLimits()
     with listening() as first, listening() as second, listening() as third:
         async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
             tasks = TaskWorkers(outer)
             source, sink = TlsNode(first, limits=limits), TlsNode(third, limits=limits)
-            plan = WorkerPlan(workers, tasks.spawn)
+            plan = WorkerPlan(workers, spawn or tasks.spawn)
             relay = TlsNode(second, limits=limits, workers=plan)
             onward = sink.ref
             if not sink_dialable:
