@@ -184,6 +184,8 @@ def test_ids_and_addresses_have_typed_views() -> None:
         ("[limits]\nlinks = 15", "limits.links: expected"),
         ("[limits]\nrelayed_paths = -1", "limits.relayed_paths: expected"),
         ("[limits]\nrelayed_tunnels = 65536", "limits.relayed_tunnels: expected"),
+        ("[relay]\nworkers = 0", "relay.workers: expected"),
+        ("[relay]\nworkers = 65", "relay.workers: expected"),
         ('[log]\nlevel = "loud"', "log.level: invalid enum value 'loud'"),
         ("[log]\njson = 1", "log.json: expected `bool`"),
         ("[node", "isn't valid TOML"),

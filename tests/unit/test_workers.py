@@ -200,7 +200,9 @@ async def test_a_reset_goes_through_a_worker_both_ways(nursery):
             ended.set()
 
         world.sink.handlers.on_bulk = hold
-        (await world.tunnel()).reset()
+        bulk = await world.tunnel()
+        await until(lambda: world.joined == 1)
+        bulk.reset()
         with trio.fail_after(10):
             await ended.wait()
 
