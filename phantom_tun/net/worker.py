@@ -132,6 +132,8 @@ class RelayWorker:
         self._limits = limits
         self._counts = counts
         self._guard = Guard(counts)
+        self._meetings: dict[int, trio.CancelScope] = {}
+        """With strangers, by their numbers."""
         self._nursery: trio.Nursery | None = None
 
     def _spawn(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
@@ -160,6 +162,9 @@ class RelayWorker:
         if isinstance(message, wire.Greet) and attached is not None:
             address = ipaddress.ip_address(message.address)
             self._spawn(self._meet, message.number, attached, address)
+        elif isinstance(message, wire.Drop):
+            if message.number in self._meetings:
+                self._meetings[message.number].cancel()
         elif isinstance(message, wire.Proof):
             self._credentials.answered(message)
         elif isinstance(message, wire.Forget):
@@ -182,8 +187,10 @@ class RelayWorker:
     async def _meet(self, number: int, tcp: socket.socket, address: IpAddress) -> None:
         found = None
         try:
-            found = await self._greeter.greet(tcp, address)
+            with trio.CancelScope() as self._meetings[number]:
+                found = await self._greeter.greet(tcp, address)
         finally:
+            del self._meetings[number]
             if found is None:
                 self._tell_left(number)
         if found is None:

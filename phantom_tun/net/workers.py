@@ -72,10 +72,12 @@ class WorkerPlan:
 class _Stranger:
     """A connection that a worker is finding out about."""
 
-    __slots__ = ("address", "over")
+    __slots__ = ("address", "dropped", "over")
 
     def __init__(self, address: IpAddress) -> None:
         self.address = address
+        self.dropped = False
+        """Nobody waits for it any more, but the worker may not know that yet."""
         self.over = trio.Event()
 
 
@@ -115,11 +117,17 @@ class _Worker:
         self._strangers[number] = stranger
         try:
             self.channel.send(wire.Greet(number, address.packed), tcp)
-            await stranger.over.wait()
         except WorldError:
             self._counts["drop_worker_busy"] += 1
+            del self._strangers[number]
+            return
+        try:
+            await stranger.over.wait()
         finally:
-            self._strangers.pop(number, None)
+            if not stranger.over.is_set():
+                stranger.dropped = True
+                with suppress(WorldError):
+                    self.channel.send(wire.Drop(number))
 
     async def run(self) -> None:
         """Serve it until it ends, says what makes no sense, or hangs."""
@@ -159,7 +167,7 @@ class _Worker:
             case wire.Ready():
                 self.ready = True
             case wire.Left():
-                self._stranger(message.number).over.set()
+                self._take_stranger(message.number)
             case wire.Arrived():
                 self._arrived(message, received.attached, nursery)
             case wire.Welcome() | wire.Auth():
@@ -172,17 +180,21 @@ class _Worker:
     def _arrived(
         self, message: wire.Arrived, attached: socket.socket | None, nursery: trio.Nursery
     ) -> None:
-        stranger, kind = self._stranger(message.number), _kind(message.kind)
+        stranger, kind = self._take_stranger(message.number), _kind(message.kind)
         if attached is None:
             raise WireError("a worker tells of a link and doesn't give it")
-        stranger.over.set()
+        if stranger.dropped:
+            attached.close()
+            return
         peer = Peer(NodeId(message.node_id), stranger.address)
         nursery.start_soon(self._guard.once, self._serve, PlainConnection(attached), peer, kind)
 
-    def _stranger(self, number: int) -> _Stranger:
-        stranger = self._strangers.get(number)
+    def _take_stranger(self, number: int) -> _Stranger:
+        """The stranger of this number, who is none any more."""
+        stranger = self._strangers.pop(number, None)
         if stranger is None:
             raise WireError("a worker tells of somebody it was never given")
+        stranger.over.set()
         return stranger
 
     async def _serve(self, connection: PlainConnection, peer: Peer, kind: LinkKind) -> None:

@@ -63,6 +63,12 @@ class Greet(_Message, frozen=True, tag=True):
     """4 or 16 bytes."""
 
 
+class Drop(_Message, frozen=True, tag=True):
+    """Have no more to do with this stranger; :class:`Left` is the answer."""
+
+    number: int
+
+
 class Proof(_Message, frozen=True, tag=True):
     """The answer to :class:`Welcome` or :class:`Auth`; ``None``: there is none."""
 
@@ -76,7 +82,7 @@ class Forget(_Message, frozen=True, tag=True):
     node_id: bytes
 
 
-ToWorker = Setup | Greet | Proof | Forget
+ToWorker = Setup | Greet | Drop | Proof | Forget
 
 # --- from the worker ----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ JOIN = Join(REF, b"o" * 64, b"t" * 64, b"b" * 64)
 TO_WORKER = [
     worker.Setup(b"n" * 32, b"i" * 32, b"der", b"private", b"<html>", {"dials": 3, "unsent": None}),
     worker.Greet(7, b"\x7f\0\0\1"),
+    worker.Drop(7),
     worker.Proof(1, b"proof"),
     worker.Proof(2, None),
     worker.Forget(b"i" * 32),

@@ -127,6 +127,27 @@ async def test_strangers_are_limited_over_all_workers(nursery):
         (await visit(world.relay)).close()
 
 
+async def test_a_stranger_whose_place_is_needed_is_dropped_by_its_worker(nursery):
+    async with relay_world(limits=LinkLimits(strangers=2)) as world:
+        first = await visit(world.relay)
+        others = [await visit(world.relay) for _ in range(2)]
+        with trio.fail_after(10):
+            with pytest.raises(LinkBroken):
+                await first.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+                while await read_answer(first):
+                    pass
+                raise LinkBroken("the end")
+        assert world.count("drop_stranger_crowd") == 1
+        assert world.count("strangers") == 2
+        for other in others:
+            await other.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await read_answer(other)).startswith(b"HTTP/1.1 200 OK\r\n")
+            other.close()
+        first.close()
+        await until(lambda: world.count("strangers") == 0)
+        await through(world)
+
+
 async def test_links_of_a_neighbour_are_limited_over_all_workers(nursery):
     limits = LinkLimits(bulk_per_neighbour=2, spares=0)
     async with relay_world(limits=limits) as world:
