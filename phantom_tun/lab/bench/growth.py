@@ -191,6 +191,7 @@ def memory_mib(running: Running) -> dict[str, float]:
     return {
         f"memory_{role}": statistics.fmean(cost.resident_mib([pid]) for pid in pids)
         for role, pids in running.roles.items()
+        if role != "other"
     }
 
 

@@ -18,7 +18,7 @@ from phantom_tun.lab.bench.load_wire import (
     take,
 )
 
-SOCKET_TIMEOUT_S = 120.0
+SOCKET_TIMEOUT_S = 900.0
 """A connection may stand idle for this long."""
 _STACK_BYTES = 256 * 1024
 
