@@ -49,6 +49,10 @@ READY_LIFE = 600.0
 REQUEST_TIMEOUT = 20.0
 """Seconds for an entry node to bring the callee's answer."""
 
+MAX_FINDING = 8
+"""Entry nodes looked up for others at one time. Owners can name nodes that don't exist, and our own
+lookups must not wait for those."""
+
 MAX_READY = 256
 """Ready tunnels per path at the exit node."""
 
@@ -86,6 +90,7 @@ class EntryDialer:
     def __init__(self, hub: TunnelHub, database: ExitDatabase) -> None:
         self._hub = hub
         self._database = database
+        self._finding = trio.CapacityLimiter(MAX_FINDING)
 
     async def ask(
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
@@ -94,7 +99,8 @@ class EntryDialer:
         bulk = None
         try:
             with trio.fail_after(REQUEST_TIMEOUT):
-                ref = await self._database.find_ref(entry_node)
+                async with self._finding:
+                    ref = await self._database.find_ref(entry_node)
                 opening = pack_opening(Opening.ENTRY, entry_id, b"", self._hub.rng)
                 bulk = await self._hub.links.open_bulk(ref, opening, sealed_request)
                 reply = await bulk.receive_exactly(ENTRY_ANSWER_LEN)

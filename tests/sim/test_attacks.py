@@ -15,9 +15,10 @@ from test_tunnels import both_paths, world
 from whole_network import Owner, WholeNetwork, WholeNode, echo, whole_network
 from whole_network import exchange as talk
 
-from phantom_tun.errors import PhantomError, WorldError
-from phantom_tun.ids import ConnectionId, NodeId
+from phantom_tun.errors import PhantomError, Unreachable, WorldError
+from phantom_tun.ids import ConnectionId, EntryId, NodeId
 from phantom_tun.net.entry_node import EntryHop
+from phantom_tun.net.exit_node import MAX_FINDING
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.path_member import ArrayLimits
 from phantom_tun.path.hop import PathHop
@@ -284,6 +285,34 @@ async def test_an_entry_id_can_not_be_taken_from_its_owner(autojump_clock):
         assert entry.desk.statistics()["drop_entry_id_taken"] == 1
         entry.hops.remove(stolen)
         await _connects(caller, entry_node, entry_path)
+
+
+async def test_entry_nodes_that_do_not_exist_take_few_lookups(autojump_clock):
+    async with world(4) as (_, nodes):
+        await both_paths(nodes, 1, 1)
+        caller, exit_node = nodes[0], nodes[1]
+        looking, most = 0, 0
+
+        async def look_long(_node_id):
+            nonlocal looking, most
+            looking += 1
+            most = max(most, looking)
+            await trio.sleep(5)
+            looking -= 1
+            raise Unreachable("no such node")
+
+        exit_node.database.find_ref = look_long
+
+        async def ask_for_nobody():
+            with pytest.raises(WorldError):
+                await caller.connector.connect(
+                    "default", NodeId(bytes(32)), EntryId(bytes(16)), bytes(SEALED_REQUEST_LEN)
+                )
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4 * MAX_FINDING):
+                nursery.start_soon(ask_for_nobody)
+        assert most == MAX_FINDING
 
 
 async def _connects(caller, entry_node, entry_path):
