@@ -423,11 +423,13 @@ def _visits() -> list[bytes]:
 def web_visitor(data: bytes) -> None:
     """What strangers say to the web server."""
     step = 4 * data[0] + 1 if data else 1
-    visitor = Visitor(Site(b"page"), DoorKeeper(DOOR).admit)
+    visitor = Visitor(Site(b"page"), DoorKeeper(DOOR).check)
     for start in range(1, len(data) + step, step):
         answer = visitor.feed(data[start : start + step], NOW)
         assert len(answer) <= 400 * (step + len(data))
-        if visitor.nonce is not None:
+        if visitor.nonce is not None and step % 8 == 1:
+            visitor.decline(NOW)
+        elif visitor.nonce is not None:
             with contextlib.suppress(PeerError):
                 visitor.welcome(bytes(32))
             return
