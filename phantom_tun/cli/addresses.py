@@ -74,7 +74,10 @@ def new_address(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Make another AP address, with a key and paths of its own, and wait until it works."""
+    """Make another AP address, with a key and paths of its own.
+
+    Returns when it works.
+    """
     if not re.fullmatch(NAME_PATTERN, name):
         raise CommandFailed(
             ExitCode.USAGE,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Signed commands that correct every node's view of the network: bans, deletions, pins.",
+    help="Bans, deletions and pins: signed, and obeyed by every node.",
     rich_markup_mode=None,
 )
 
@@ -181,7 +181,10 @@ def verify(
     network: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what signed commands do, and whether the network's nodes would take them."""
+    """Show what signed commands do.
+
+    And whether the network's nodes would take them.
+    """
     from phantom_tun.netdb import override_text  # noqa: PLC0415 - see above
 
     profile = _profile(context, network)
@@ -203,7 +206,10 @@ def verify(
 
 @app.command()
 def send(context: typer.Context, source: CommandsArgument, as_json: JsonOption = False) -> None:
-    """Have this node obey signed commands and pass them on to the whole network."""
+    """Have this node obey signed commands and pass them on.
+
+    The whole network knows them seconds later.
+    """
     session = session_of(context)
     answers = [session.ask(SendOverride(line)) for line in _lines(source)]
     if as_json:

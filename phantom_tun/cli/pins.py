@@ -25,7 +25,10 @@ _RULER = "@" * 74
 
 @app.command("list")
 def list_pins(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the pinned addresses; those whose owner has changed come first and are explained."""
+    """List the pinned addresses.
+
+    Those whose owner has changed come first and are explained.
+    """
     answer = session_of(context).ask(ListPins())
     if as_json:
         print_json(answer)
@@ -64,7 +67,10 @@ def accept_pin(
 
 @app.command("remove")
 def remove_pin(context: typer.Context, address: PinArgument) -> None:
-    """Forget the key of an address: the next contact counts as the first."""
+    """Forget the key of an address.
+
+    The next contact counts as the first.
+    """
     parse_address4(address)
     session_of(context).ask(RemovePin(address))
     typer.echo(f"{address} is no longer pinned")

@@ -47,7 +47,10 @@ def rebuild_paths(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace paths by new ones; connections in the old ones go on until they end."""
+    """Replace paths by new ones.
+
+    Connections in the old ones go on until they end.
+    """
 
     def show(progress: Progress) -> None:
         if not as_json:

@@ -46,7 +46,10 @@ NodesOption = Annotated[
 
 @config_app.command("show")
 def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Print the configuration in force: the file, and defaults for what it leaves out."""
+    """Print the configuration in force.
+
+    What the file says, and defaults for what it leaves out.
+    """
     settings = session_of(context).load_config()
     if as_json:
         print_json(msgspec.to_builtins(settings, enc_hook=str))
@@ -56,7 +59,10 @@ def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @config_app.command("default")
 def default_config() -> None:
-    """Print a configuration file with every setting, its default and what it means."""
+    """Print a configuration file with every setting.
+
+    With its default and what it means.
+    """
     typer.echo(config.render(config.Config()), nl=False)
 
 
@@ -172,7 +178,10 @@ def join_network(
         bool, typer.Option("--leave", help="Leave the network this node is in now.")
     ] = False,
 ) -> None:
-    """Make this node a member of a network, or give it a newer profile of its network."""
+    """Make this node a member of a network.
+
+    Or give it a newer profile of the network it is in.
+    """
     from phantom_tun import profile  # noqa: PLC0415 - see above
 
     session = session_of(context)
@@ -207,7 +216,10 @@ def join_network(
 
 @network_app.command("invite")
 def invite(context: typer.Context) -> None:
-    """Print the profile with this node as the one to ask first: others paste it to join."""
+    """Print the profile that others need to join.
+
+    It names this node as the one to ask first.
+    """
     from phantom_tun import profile  # noqa: PLC0415 - see above
 
     session = session_of(context)

@@ -760,6 +760,23 @@ def test_every_command_and_option_says_what_it_is_for() -> None:
             assert parameter.help, (name, parameter.name)
 
 
+def every_group(group: Any, *before: str) -> Iterator[tuple[str, ...]]:
+    yield before
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from every_group(command, *before, name)
+
+
+@pytest.mark.parametrize("words", [*every_group(typer.main.get_command(main.app))], ids=" ".join)
+def test_lists_of_commands_fit_an_ordinary_terminal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _usage, *lines = shell.bare(*words, "--help").out.splitlines()
+    assert [line for line in lines if line.endswith("...")] == []
+
+
 def test_exit_codes_stay_what_they_are() -> None:
     assert {code.name: int(code) for code in ExitCode} == {
         "OK": 0,
