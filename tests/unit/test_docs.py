@@ -144,3 +144,11 @@ def test_the_document_of_the_lab_has_every_field_and_every_option() -> None:
     assert options <= words_in(commands, r"--[a-z-]+")
     group: Any = command_of(["lab"])
     assert set(group.list_commands(None)) == words_in(commands, r"`lab ([a-z]+)")
+
+
+def test_the_tests_that_the_threats_name_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "threats.md").read_text())
+    assert len(named) > 40
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in tests[file]]
+    assert not missing
