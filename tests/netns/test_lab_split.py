@@ -15,7 +15,7 @@ from phantom_tun.control.schema import ControlError, GetNetdb, NewAddress, Ping
 pytestmark = pytest.mark.netns
 
 HALF = 6
-WHOLE_WITHIN = 120.0
+WHOLE_WITHIN = 60.0
 """Seconds after which everybody reaches every address (docs/spec/netdb.md, "Splits")."""
 
 
