@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 
@@ -17,6 +18,9 @@ STOP_DEADLINE_S = 15
 """From the wish to stop to the end of the process, in order or not."""
 IMPATIENT_DEADLINE_S = 1
 """The same after a second signal."""
+
+GC_EVERY = 5_000
+"""New objects until the garbage collector looks at them; Python's own number is 700."""
 
 _log = structlog.get_logger(__name__)
 
@@ -70,8 +74,17 @@ async def serve(node: DaemonNode, control: socket.socket, access: Access) -> Non
 async def _run_node(node: DaemonNode) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        spare_what_stays()
         notify(READY, status("ready"))
         _log.info("ready")
+
+
+def spare_what_stays() -> None:
+    """Have the garbage collector look no more at what is there now, which is the program itself,
+    and less often at what comes: objects in cycles are rare. 4 % of what connections cost."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_EVERY, 10, 10)
 
 
 async def _obey_signals(

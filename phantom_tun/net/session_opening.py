@@ -325,11 +325,7 @@ class SessionOpener:
             tunnel.reset()
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
-        try:
-            await secure.send_flight()
-        except BaseException:
-            secure.finish(FrameKind.RESET)
-            raise
+        secure.hold_flight()
         race.connected(secure)
 
     def _request(self, call: _Call, hello: bytes) -> Request:

@@ -9,6 +9,7 @@ can be used again: an application's reset costs no link.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -16,11 +17,15 @@ from phantom_tun.errors import LinkBroken, PeerError, ProtocolViolation, StreamR
 from phantom_tun.net.buffers import HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.net.session_frames import Frame, FrameReader
 from phantom_tun.net.session_ports import Tunnel
-from phantom_tun.tunnel.channel import Channel
+from phantom_tun.tunnel.channel import RECORD, Channel
 from phantom_tun.wire.session import FrameKind
 
 LAST_WORD_WITHIN = 1.0
 """Seconds for saying goodbye; if the tunnel is too full for that, it is torn down."""
+
+FLIGHT_WAIT = 0.002
+"""Seconds that the caller's last TLS flight waits for the application's first bytes: they save it a
+message of its own at every hop. A service that speaks first is heard so much later."""
 
 CLOSE_WITHIN = 5.0
 """Seconds for the peer to do the same."""
@@ -44,6 +49,7 @@ class SecureTunnel:
         "_channel",
         "_frames",
         "_got_fin",
+        "_holds_flight",
         "_is_torn",
         "_reader",
         "_receive_lock",
@@ -68,6 +74,7 @@ class SecureTunnel:
         self._receive_lock = trio.Lock()
         self._receiving: trio.CancelScope | None = None
         self._is_torn = False
+        self._holds_flight = False
         self._got_fin = False
         self._said_all = False
         self._frames = 0
@@ -85,12 +92,19 @@ class SecureTunnel:
 
     # --- handshake ------------------------------------------------------------------------------
 
-    async def send_flight(self) -> None:
-        """Send what completes the TLS handshake; the caller's first act.
+    def hold_flight(self) -> None:
+        """Send what completes the TLS handshake, the caller's first act, together with the first
+        bytes, or alone if there are none within ``FLIGHT_WAIT``."""
+        self._holds_flight = self._spawn(self._send_flight)
 
-        :raises StreamReset: the tunnel died.
-        """
-        await self._write(self._channel.flush)
+    async def _send_flight(self) -> None:
+        await trio.sleep(FLIGHT_WAIT)
+        with suppress(StreamReset):
+            await self._write_flight()
+
+    async def _write_flight(self) -> None:
+        if self._holds_flight:
+            await self._write(self._channel.flush)
 
     async def wait_established(self, within: float) -> None:
         """Wait for what completes the TLS handshake; the callee's first act.
@@ -114,6 +128,8 @@ class SecureTunnel:
 
         :raises StreamReset: the connection was reset, or the tunnel died.
         """
+        if len(data) > RECORD:
+            await self._write_flight()  # there's no room for both
         encode = self._channel.encode
         await self._write(lambda view, start: encode(view, start, kind, data))
 
@@ -167,6 +183,7 @@ class SecureTunnel:
             self._send_lock.release()
 
     async def _write_locked(self, encode: Encode, *, fin: bool = False) -> None:
+        self._holds_flight = False  # whatever TLS sends next begins with it
         buffer = POOL.take()
         try:
             end = encode(buffer.view, HEADER_LEN)
@@ -288,7 +305,9 @@ class SecureTunnel:
             raise StreamReset("nothing can be sent any more")
         if self._said_all:
             return
-        if self.got_reset:
+        if self.got_reset or self._holds_flight:
+            # Without our flight the callee knows of no session. It must not get to know one that
+            # ends at once: it would have the local service, and another attempt wouldn't.
             last = None
         self.sent_end = self.sent_end or last is FrameKind.END
         await self._write_locked(self._encode_last(last), fin=True)

@@ -52,6 +52,7 @@ from phantom_tun.net.session_opening import (
 )
 from phantom_tun.net.session_routes import SUSPECT_FOR
 from phantom_tun.net.session_serving import HANDSHAKE_WITHIN, LOCAL_WITHIN
+from phantom_tun.net.session_tunnel import FLIGHT_WAIT
 from phantom_tun.net.sessions import SessionSettings
 from phantom_tun.testing.fake_host import FakeRecord
 from phantom_tun.testing.fake_tunnel import FakeTunnel, Way
@@ -119,9 +120,37 @@ async def test_connecting_takes_one_round_trip(autojump_clock: MockClock) -> Non
         (exchange,) = world.network.exchanges
         assert exchange.callee_tunnel is not None
         assert exchange.callee_tunnel.outgoing.carried == 0
-        assert exchange.callee_tunnel.incoming.writes == 1, "the rest of the handshake follows"
+        assert exchange.callee_tunnel.incoming.writes == 0
         assert world.directory.lookups == [False]
+        await trio.sleep(2 * FLIGHT_WAIT)
+        assert exchange.callee_tunnel.incoming.writes == 1, "the rest of the handshake follows"
         stream.abort()
+
+
+@pytest.mark.parametrize(("length", "writes"), [(1, 1), (16_000, 1), (70_000, 3)])
+async def test_the_rest_of_the_handshake_goes_with_the_first_bytes(
+    autojump_clock: MockClock, length: int, writes: int
+) -> None:
+    """If there is room for both."""
+    async with running_world() as world:
+        stream = await world.connect()
+        await stream.send_all(memoryview(bytes(length)))
+        (exchange,) = world.network.exchanges
+        assert exchange.callee_tunnel is not None
+        assert exchange.callee_tunnel.incoming.writes == writes
+        assert await receive_exactly(stream, length) == bytes(length)
+        await trio.sleep(1)
+        assert exchange.callee_tunnel.incoming.writes == writes
+        stream.abort()
+
+
+async def test_a_call_given_up_at_once_resets_the_service(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        (await world.connect()).abort()
+        await trio.sleep(1)
+        assert [connection.is_aborted for connection in world.bob.host.connections] == [True]
+        assert not world.bob.service.sessions()
+        assert not world.alice.service.sessions()
 
 
 async def test_a_service_can_speak_first(autojump_clock: MockClock) -> None:
