@@ -32,6 +32,8 @@ from phantom_tun.wire.nodes import IpAddress
 LOOK_EVERY = 10.0
 SILENT_LOOKS = 3
 """A worker from which nothing came for so many looks hangs, and is ended."""
+START_LOOKS = 12
+"""The same while it starts, which takes its time on a busy machine."""
 END_WITHIN = 2.0
 """Seconds for a worker to end after its channel has."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -143,7 +145,7 @@ class _Worker:
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         silent = 0
-        while silent < SILENT_LOOKS:
+        while silent < (SILENT_LOOKS if self.ready else START_LOOKS):
             silent += 1
             try:
                 with trio.move_on_after(LOOK_EVERY):

@@ -26,6 +26,7 @@ from phantom_tun.ids import NodeId
 from phantom_tun.net import workers as workers_module
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.links import LinkLimits
+from phantom_tun.net.worker_channel import channel_pair
 from phantom_tun.net.workers import WorkerPlan
 from phantom_tun.wire import worker as wire
 from phantom_tun.wire.door import LinkKind
@@ -364,10 +365,20 @@ async def idle_process() -> AsyncIterator[tuple[TlsNode, IdleProcess]]:
 
 async def test_a_worker_that_hangs_is_ended(autojump_clock):
     async with idle_process() as (node, process):
-        with trio.fail_after(60):
-            await process.killed.wait()
+        began = trio.current_time()
+        await process.killed.wait()
+        assert trio.current_time() - began >= workers_module.LOOK_EVERY * workers_module.START_LOOKS
         await trio.sleep(0.1)
         assert node.links.statistics()["workers_ended"] == 1
+
+
+async def test_a_worker_that_hangs_after_its_start_is_ended_sooner(autojump_clock):
+    async with idle_process() as (node, process):
+        process.end.send(wire.pack(wire.Ready()))
+        await until(lambda: node.links.statistics()["workers"] == 1)
+        began = trio.current_time()
+        await process.killed.wait()
+        assert trio.current_time() - began < 50
 
 
 @pytest.mark.parametrize(
@@ -434,6 +445,15 @@ async def test_real_processes_carry_tunnels_and_end_with_the_node(nursery, monke
     assert len(processes) == 3
     assert all(process.returncode is not None for process in processes)
     assert [process.returncode for process in processes[1:]] == [0, 0]
+
+
+async def test_a_worker_that_is_told_nothing_ends_with_its_channel(nursery):
+    near, far = channel_pair()
+    with far:
+        process = await WorkerSpawner(LogConfig(level="error"))(far)
+    near.close()
+    with trio.fail_after(60):
+        assert await process.wait() == 0
 
 
 def test_a_worker_imports_only_what_a_relay_needs():
