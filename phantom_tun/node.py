@@ -122,7 +122,10 @@ class Node:
             self.keys.signing,
             self.keys.certificate,
             self.network.network_id,
-            limits=LinkLimits(neighbours=min(2048, config.limits.links)),
+            limits=LinkLimits(
+                neighbours=min(2048, config.limits.links),
+                relayed=config.limits.relayed_tunnels,
+            ),
             clock=self.clock,
             rng=rng,
             web_page=_web_page(config.node.web_page),

@@ -67,6 +67,8 @@ class LinkLimits:
     """Without a message and without bulk links in use, then the dialer ends the link."""
 
     # --- bulk ---
+    relayed: int = 4000
+    """Uses of neighbours that are joined with others at one time."""
     open_deadline: float = 15.0
     """For beginning a use of a bulk link, all attempts together."""
     bulk_per_neighbour: int = 1024

@@ -196,6 +196,11 @@ class Neighbour:
         return bool(self.in_use or self.served)
 
     @property
+    def is_self(self) -> bool:
+        """Whether it is this node, which no other process can dial."""
+        return self.peer.node_id == self._own_id
+
+    @property
     def in_use(self) -> int:
         """Bulk links to the peer in use, those of workers included."""
         return self.pool.in_use + len(self.handed_over)

@@ -11,23 +11,22 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken, PeerError, PhantomError, UsageError
 from phantom_tun.guard import Guard
 from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk, BulkLink, Ending
 from phantom_tun.net.connection import Connection
+from phantom_tun.net.joins import Joins
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.loopback import connection_pair
 from phantom_tun.net.neighbour import Dial, Neighbour
 from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer, origin
 from phantom_tun.net.shares import Shares
 from phantom_tun.net.signalling import Quotas, SignalLink
-from phantom_tun.net.splice import process_bytes, splice
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
 from phantom_tun.wire.nodes import IpAddress, NodeRef
-from phantom_tun.wire.sizes import OPENING_LEN, PACKAGE_LEN
+from phantom_tun.wire.sizes import OPENING_LEN
 from phantom_tun.wire.worker import Join
 
 Barred = Callable[[NodeId, IpAddress], bool]
@@ -53,6 +52,7 @@ class Neighbours:
         self._handlers: LinkHandlers | None = None
         self._nursery: trio.Nursery | None = None
         self._served: Shares[bytes] = Shares(limits.bulk_served, limits.bulk_per_address)
+        self._joins = Joins(self._get, self._open, self._spawn, limits=limits, counts=counts)
         self._barred: Barred = _nobody
 
     async def tend(
@@ -87,6 +87,9 @@ class Neighbours:
         """
         if len(opening) != OPENING_LEN:
             raise UsageError("an opening has 64 bytes")
+        return await self._open(ref, opening, first)
+
+    async def _open(self, ref: NodeRef, opening: bytes, first: bytes) -> Bulk:
         neighbour = self._get(ref)
         bulk = await neighbour.pool.open(ref, opening, first)
         if ref.port and neighbour.best_link() is None:
@@ -94,38 +97,8 @@ class Neighbours:
         return bulk
 
     async def relay(self, bulk: Bulk, join: Join, on_joined: Callable[[], None]) -> None:
-        """Join ``bulk`` with a use towards ``join.onward`` until FIN went through both ways or
-        either has failed; ``on_joined`` is called when both stand. If ``bulk`` ends in a worker
-        process, that does it, unless only this process can reach the other node.
-
-        :raises LinkBroken: the other node can't be reached, or is not the one that ``join`` names.
-        :raises DeadlineExpired: it can't be reached in time.
-        :raises CapacityExceeded: too many wait already.
-        """
-        ref = join.onward
-        elsewhere = bulk.at_worker and ref.port and ref.node_id != self.node_id
-        if elsewhere and await self._hand_over(bulk, join, on_joined):
-            return
-        there = ChainedStream(join.there, outer=False)
-        back = ChainedStream(join.back, outer=False)
-        # What came with the opening goes on with it.
-        first = process_bytes(there, bulk.receive_now(PACKAGE_LEN))
-        onward = await self.open_bulk(ref, join.opening, first)
-        on_joined()
-        try:
-            await splice(bulk, onward, there, back)
-        finally:
-            await onward.aclose()
-
-    async def _hand_over(self, bulk: Bulk, join: Join, on_joined: Callable[[], None]) -> bool:
-        neighbour = self._get(join.onward)
-        neighbour.handed_over[bulk] = join.onward
-        if neighbour.best_link() is None:
-            self._spawn(neighbour.keep_signalling, join.onward)
-        try:
-            return await bulk.hand_over(join, on_joined)
-        finally:
-            del neighbour.handed_over[bulk]
+        """See :meth:`phantom_tun.net.joins.Joins.relay`."""
+        await self._joins.relay(bulk, join, on_joined)
 
     async def ensure(self, ref: NodeRef) -> None:
         """Have a signalling link to ``ref``, and keep it from being ended for idleness.

@@ -99,6 +99,8 @@ class InteriorHop:
 
         try:
             await self._hub.links.relay(bulk, join, on_joined)
+        except CapacityExceeded:  # counted by the links
+            bulk.reset()
         except WorldError:
             counts["drop_tunnel_neighbour_gone"] += 1
             bulk.reset()

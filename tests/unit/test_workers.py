@@ -162,6 +162,18 @@ async def test_links_of_a_neighbour_are_limited_over_all_workers(nursery):
             assert len(await use(bulk)) == 4
 
 
+async def test_tunnels_are_limited_over_all_workers(nursery):
+    async with relay_world(limits=LinkLimits(relayed=3, spares=0)) as world:
+        bulks = [await world.tunnel() for _ in range(3)]
+        await until(lambda: world.joined == 3)
+        with pytest.raises(LinkBroken), trio.fail_after(10):
+            await receive_all(await world.tunnel())
+        assert world.count("drop_relay_limit") == 1
+        for bulk in bulks:
+            await use(bulk)
+        await through(world)
+
+
 async def test_a_neighbour_that_can_not_be_dialed_is_reached_through_the_relay_itself(nursery):
     async with relay_world(sink_dialable=False) as world:
         await world.sink.links.ensure(world.relay.ref)
