@@ -296,6 +296,21 @@ async def test_a_dead_neighbours_tunnels_and_links_are_closed(nursery):
             assert not worker.ended
 
 
+@pytest.mark.parametrize("banned", ["source", "sink"])
+async def test_a_banned_node_loses_what_workers_carry_for_it(nursery, banned):
+    async with relay_world() as world:
+        bulk = await world.tunnel()
+        await until(lambda: world.joined == 1)
+        node_id = getattr(world, banned).ref.node_id
+        world.relay.links.bar(lambda found, _address: found == node_id)
+        with pytest.raises(LinkBroken), trio.fail_after(10):
+            await receive_all(bulk)
+        with pytest.raises(LinkBroken), trio.fail_after(10):
+            again = await world.tunnel()
+            await receive_all(again)
+        assert node_id not in {found.node_id for found in world.relay.links.neighbours()}
+
+
 async def test_a_killed_worker_resets_its_tunnels_and_is_replaced(nursery, monkeypatch):
     monkeypatch.setattr(workers_module, "FIRST_PAUSE", 0.01)
     async with relay_world(limits=LinkLimits(spares=0)) as world:
