@@ -389,6 +389,10 @@ class Node:
         """A standing path gives no tunnels any more."""
         self.paths.died(path)
 
+    def path_doubted(self, path: OwnedPath) -> None:
+        """A standing path gives no tunnels at the moment."""
+        self.paths.doubted(path)
+
     def _tell_progress(self) -> None:
         self.progress.set()
         self.progress = trio.Event()

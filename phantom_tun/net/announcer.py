@@ -8,14 +8,17 @@ moments, and no hop between can tell which of the two it hears from.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import trio
 
 from phantom_tun.errors import DeadlineExpired, PeerError, WorldError
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.patience import Patience
 from phantom_tun.net.ready_pool import ReadyPool
 from phantom_tun.net.tunnels import Tunnel
+from phantom_tun.wire.tunnel import Body, Package
 
 KNOCKS = (0.0, 0.15, 0.3, 0.6, 1.2, 2.4, 4.8)
 """Seconds between blocks until a first tunnel came: the rest of the path may not stand yet."""
@@ -30,9 +33,17 @@ FAILURES_UNTIL_SILENT = 3
 """Attempts in a row, for whichever tunnels, that nobody answered: then the path is given up. One
 that was overtaken by another isn't counted: the path works, it only has more to do than it can."""
 
+SHORTEST_PATIENCE = 1.5
+"""Seconds of silence, at least, after which a path is doubted that has said nothing meanwhile."""
 
-Announced = trio.Event
-"""A block that was sent: set once its tunnel stands, or nobody waits for it any more."""
+
+@dataclass(eq=False, slots=True)
+class Announced:
+    """A block that was sent."""
+
+    since: float = field(default_factory=trio.current_time)
+    over: trio.Event = field(default_factory=trio.Event)
+    """Set once its tunnel stands, or nobody waits for it any more."""
 
 
 class Announcer:
@@ -45,23 +56,29 @@ class Announcer:
         draw: Callable[[], TunnelBlock],
         send: Callable[[TunnelBlock], Awaitable[None]],
         on_silence: Callable[[], None],
+        on_doubt: Callable[[], None],
     ) -> None:
         """
         :param draw: the block of the next tunnel, as it will be named when the tunnel comes; may
             raise :class:`PeerError` or :class:`WorldError`.
         :param send: sends it; may raise :class:`WorldError`.
         :param on_silence: called, perhaps repeatedly, when nobody answers any more.
+        :param on_doubt: called, perhaps repeatedly, when nobody has answered for several times as
+            long as is usual; that may pass.
         """
         self._hub = hub
         self._draw = draw
         self._send = send
         self._on_silence = on_silence
-        self._expected: dict[TunnelBlock, trio.Event] = {}
+        self._on_doubt = on_doubt
+        self._expected: dict[TunnelBlock, Announced] = {}
         self._pool = ReadyPool(hub.limits, self._start_build)
         self._first = trio.Event()
         self._filled = trio.Event()
         self._failures = 0
         self._last_came = 0.0
+        self._last_result = 0.0
+        self._patience = Patience(SHORTEST_PATIENCE, BUILD_TIMEOUT)
         self._stopped = False
 
     @property
@@ -100,8 +117,36 @@ class Announcer:
             await self._filled.wait()
 
     async def take(self, within: float) -> Tunnel:
-        """See :meth:`ReadyPool.take`."""
-        return await self._pool.take(within)
+        """A ready tunnel, or the next one. It isn't waited for so long as ``within`` if none at all
+        has come for several times as long as one usually takes.
+
+        :raises DeadlineExpired: none in time.
+        :raises PathUnavailable: the path is closed.
+        """
+        return await self._pool.take(within, self._patience.seconds)
+
+    def heard_since(self, moment: float) -> bool:
+        """Whether the path has brought anything since then: if so, silence isn't its fault."""
+        return max(self._last_came, self._last_result) > moment
+
+    async def receive_result(self, tunnel: Tunnel, within: float) -> Body:
+        """The answer to a request that was sent in ``tunnel``. While there's none, and nothing else
+        comes either, all ready tunnels are replaced, which shows whether the path still works.
+
+        :raises StreamReset: the tunnel died.
+        :raises DeadlineExpired: nothing came.
+        :raises PeerError: what came is no result.
+        """
+        asked = trio.current_time()
+        with trio.move_on_after(min(within, self._patience.seconds())) as silence:
+            await tunnel.wait_readable()
+        if silence.cancelled_caught and not self.heard_since(asked):
+            self.discard_ready()
+            self._doubt()
+        left = max(0.0, asked + within - trio.current_time())
+        result = await tunnel.receive_package(Package.RESULT, left)
+        self._last_result = trio.current_time()
+        return result
 
     # --- what comes back ------------------------------------------------------------------------
 
@@ -113,10 +158,11 @@ class Announcer:
     async def keep(self, tunnel: Tunnel, announced: Announced) -> bool:
         """The tunnel stands: keep it ready. Returns whether somebody took it; otherwise the caller
         closes it."""
-        waited_for = not announced.is_set()
-        announced.set()
+        waited_for = not announced.over.is_set()
+        announced.over.set()
         self._failures = 0
         self._last_came = trio.current_time()
+        self._patience.took(self._last_came - announced.since)
         self._pool.adopt(asked_for=waited_for)
         if not self._first.is_set():
             self._first.set()
@@ -166,15 +212,25 @@ class Announcer:
             block = self._draw()
         except (PeerError, WorldError):
             return False
-        announced = self._expected[block] = trio.Event()
+        announced = self._expected[block] = Announced()
         try:
             with trio.move_on_after(BUILD_TIMEOUT):
                 await self._send(block)
-                await announced.wait()
+                with trio.move_on_after(self._patience.seconds()):
+                    await announced.over.wait()
+                    return True
+                if not self.heard_since(announced.since):
+                    self._doubt()
+                await announced.over.wait()
                 return True
         except WorldError:
             return False
         finally:
             self._expected.pop(block, None)
-            announced.set()
+            announced.over.set()
         return False
+
+    def _doubt(self) -> None:
+        if self._first.is_set() and not self._stopped:
+            self._hub.counts["paths_doubted"] += 1
+            self._on_doubt()

@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import trio
 
-from phantom_tun.errors import DeadlineExpired, PathUnavailable, PeerError, WorldError
-from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.errors import PathUnavailable, PeerError, WorldError
+from phantom_tun.ids import NodeId
 from phantom_tun.net.ap_database import Route
 from phantom_tun.net.entry_node import EntryDesk
 from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
 from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.owned_entry import Accept, DirectEntry, OwnedEntry
 from phantom_tun.net.owned_exit import DirectExit, OwnedExit
-from phantom_tun.net.tunnels import Tunnel
 from phantom_tun.path.hop import OwnedPath
 
 FIRST_TUNNEL_TIMEOUT = 8.0
@@ -47,6 +46,10 @@ class OwnerEvents(Protocol):
 
     def path_died(self, path: OwnedPath) -> None:
         """A standing path gives no tunnels any more."""
+        ...
+
+    def path_doubted(self, path: OwnedPath) -> None:
+        """A standing path gives none at the moment."""
         ...
 
 
@@ -103,15 +106,18 @@ class Connector:
                     self._retired.append(user)
 
     def _plug_in(self, path: OwnedPath) -> OwnedExit | DirectExit | OwnedEntry | DirectEntry:
+        events = self._events
         user: OwnedExit | OwnedEntry | DirectEntry
         if path.kind == "exit":
             if not path.members:
                 return DirectExit(path, self._dialer, self._database)
-            user = OwnedExit(path, self._hub, self._events.path_died)
+            user = OwnedExit(path, self._hub, events.path_died, events.path_doubted)
         elif path.members:
-            user = OwnedEntry(path, self._hub, self._events.handle_request, self._events.path_died)
+            user = OwnedEntry(
+                path, self._hub, events.handle_request, events.path_died, events.path_doubted
+            )
         else:
-            user = DirectEntry(path, self._desk, self._events.handle_request)
+            user = DirectEntry(path, self._desk, events.handle_request)
         user.plug_in()
         return user
 
@@ -152,22 +158,13 @@ class Connector:
 
     # --- using ----------------------------------------------------------------------------------
 
-    async def connect(
-        self, identity: str, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
-    ) -> tuple[bytes, Tunnel]:
-        """Take a sealed request out through one of the identity's exit paths; returns the callee's
-        answer and the tunnel that data follows on.
+    async def way_out(self, identity: str, apart: Collection[int] = ()) -> OwnedExit | DirectExit:
+        """One of the identity's exit paths, if possible not one of those with a number in
+        ``apart``.
 
-        :raises Unreachable: the entry node, or what is behind it, can't be reached.
-        :raises PathUnavailable: no exit path, or the one used failed on the way.
-        :raises DeadlineExpired: no answer in time.
+        :raises PathUnavailable: none stands.
         """
-        way = await self._wait_exit(identity, None)
-        try:
-            return await way.connect(entry_node, entry_id, sealed_request)
-        except (PathUnavailable, DeadlineExpired):
-            self._suspect(way)
-            raise
+        return await self._wait_exit(identity, None, apart)
 
     async def netdb_call(
         self, identity: str, call: bytes, *, path_index: int | None = None, private: bool = False
@@ -181,11 +178,7 @@ class Connector:
             async with self._private_exit(identity) as way:
                 return await way.netdb_call(call)
         way = await self._wait_exit(identity, path_index)
-        try:
-            return await way.netdb_call(call)
-        except PathUnavailable:
-            self._suspect(way)
-            raise
+        return await way.netdb_call(call)
 
     def _private_exit(self, identity: str) -> AbstractAsyncContextManager[OwnedExit | DirectExit]:
         @asynccontextmanager
@@ -239,7 +232,9 @@ class Connector:
         except (PeerError, WorldError):
             self._hub.counts["updates_failed"] += 1
 
-    async def _wait_exit(self, identity: str, index: int | None) -> OwnedExit | DirectExit:
+    async def _wait_exit(
+        self, identity: str, index: int | None, apart: Collection[int] = ()
+    ) -> OwnedExit | DirectExit:
         with trio.move_on_after(WAIT_FOR_PATH):
             while not self._exits.get(identity):
                 await self._changed.wait()
@@ -249,9 +244,6 @@ class Connector:
         if index is not None:
             return exits[index % len(exits)]
         # Prefer paths that can answer at once; among those, choose by chance.
-        ready = [way for way in exits if way.ready]
-        return self._hub.rng.choice(ready or exits)
-
-    def _suspect(self, way: OwnedExit | DirectExit) -> None:
-        if isinstance(way, OwnedExit):
-            way.test()
+        fresh = [way for way in exits if way.number not in apart]
+        ready = [way for way in fresh or exits if way.ready]
+        return self._hub.rng.choice(ready or fresh or exits)

@@ -142,7 +142,14 @@ class EntryHop:
         self._update = update
         self._on_first_tunnel = on_first_tunnel
         self._blocks = HopBlocks(hop.path_secret, hub.now())
-        self._announcer = Announcer(hub, draw=self._draw, send=self._send, on_silence=lambda: None)
+        # A path that gives no tunnels is its owner's concern.
+        self._announcer = Announcer(
+            hub,
+            draw=self._draw,
+            send=self._send,
+            on_silence=lambda: None,
+            on_doubt=lambda: None,
+        )
         self._stands = False
         ((self._neighbour, self._connection),) = hop.neighbours
 
@@ -233,7 +240,7 @@ class EntryHop:
             return Status.NO_TUNNEL
         try:
             await tunnel.send_package(Package.REPLY, request_body(sealed_request))
-            result = await tunnel.receive_package(Package.RESULT, ANSWER_TIMEOUT)
+            result = await self._announcer.receive_result(tunnel, ANSWER_TIMEOUT)
             if result.operation is not Operation.ANSWER:
                 await tunnel.finish()
                 return Status.NO_TUNNEL

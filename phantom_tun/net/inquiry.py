@@ -30,8 +30,12 @@ ENOUGH_CONFIRMATIONS = 2
 """With a pin that fewer paths confirmed, the next contact counts as a first one again."""
 STRAGGLERS = 1.0
 """Seconds that the remaining paths have once two agree."""
+SILENT_BESIDE_ONE = 6.0
+"""Seconds that they have once one has answered, or several that don't agree."""
 ATTEMPTS = 3
 """Questions over different paths before an address is given up."""
+SILENT_AFTER = 2.0
+"""Seconds after which a question that wasn't answered yet is put over another path too."""
 
 _log = structlog.get_logger()
 
@@ -141,22 +145,36 @@ class Inquiry:
             return found, confirmations
 
     async def _find_any(self, question: Question) -> Found:
-        """The first valid answer; another path is tried after a bad, old, empty or missing one."""
+        """The first valid answer; another path is asked after a bad, old, empty or missing one, and
+        beside one that is silent."""
+        answers: list[Found] = []
         failure: Unreachable = NotPublished()
-        attempts = min(ATTEMPTS, max(2, self._database.exit_count(question.identity)))
-        first = self._rng.randrange(attempts)
-        for attempt in range(attempts):
+        first = self._rng.randrange(ATTEMPTS)
+
+        async def ask(attempt: int, over: trio.Event) -> None:
+            nonlocal failure
             try:
                 found = await self._ask(question, None if attempt == 0 else first + attempt)
             except WorldError as error:
                 failure = Unreachable(f"the network database could not be asked: {error}")
-                continue
             except PeerError:
                 failure = Unreachable("the network database gave no valid answer")
-                continue
-            if found is not None:
-                return found
-            failure = NotPublished()
+            else:
+                if found is None:
+                    failure = NotPublished()
+                else:
+                    answers.append(found)
+                    nursery.cancel_scope.cancel()
+            over.set()
+
+        async with trio.open_nursery() as nursery:
+            for attempt in range(ATTEMPTS):
+                over = trio.Event()
+                nursery.start_soon(ask, attempt, over)
+                with trio.move_on_after(SILENT_AFTER):
+                    await over.wait()
+        if answers:
+            return answers[0]
         raise failure
 
     async def _find_agreed(self, question: Question) -> tuple[Found, int]:
@@ -196,9 +214,9 @@ class Inquiry:
                     poll.empty += 1
                     return
                 poll.found.append(found)
-                if poll.unanimous and poll.decided:
-                    scope = nursery.cancel_scope
-                    scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLERS)
+                patience = STRAGGLERS if poll.unanimous and poll.decided else SILENT_BESIDE_ONE
+                scope = nursery.cancel_scope
+                scope.deadline = min(scope.deadline, trio.current_time() + patience)
 
             for path in paths:
                 nursery.start_soon(ask, path)

@@ -42,8 +42,15 @@ SILENCE_UNTIL_DEAD = 300.0
 """Seconds without any block from the entry node after which the path is given up: more than twice
 the longest time after which an entry node recycles a ready tunnel."""
 
+WATCH_EVERY = 0.5
+"""Seconds between looks at whether there are tunnels."""
+
 GRACE_AFTER_LOSS = 8.0
 """Seconds without an idle tunnel and without a new block after which the path is given up."""
+
+DOUBT_AFTER_LOSS = 2.0
+"""Seconds of the same after which a successor is built: when tunnels are lost and the path still
+works, new blocks come within a second."""
 
 Accept = Callable[[bytes], Awaitable[Tunnel]]
 RequestHandler = Callable[[str, bytes, Accept], Awaitable[None]]
@@ -60,11 +67,13 @@ class OwnedEntry:
         hub: TunnelHub,
         handler: RequestHandler,
         on_dead: Callable[[OwnedPath], None],
+        on_doubt: Callable[[OwnedPath], None],
     ) -> None:
         self.path = path
         self._hub = hub
         self._handler = handler
         self._on_dead = on_dead
+        self._on_doubt = on_doubt
         self._seen: set[TunnelBlock] = set()
         self._idle: dict[Tunnel, trio.CancelScope] = {}
         self._updates: deque[bytes] = deque(maxlen=8)
@@ -119,18 +128,18 @@ class OwnedEntry:
         await self._first.wait()
         lost_since: float | None = None
         while self._hub.board.plugged(self):
-            await trio.sleep(1.0)
+            await trio.sleep(WATCH_EVERY)
             now = trio.current_time()
             if self._idle or self.active:
                 lost_since = None
             elif lost_since is None:
                 lost_since = now
-            lost = lost_since is not None and now - max(lost_since, self._last_block) > (
-                GRACE_AFTER_LOSS
-            )
-            if lost or now - self._last_block > SILENCE_UNTIL_DEAD:
+            without = 0.0 if lost_since is None else now - max(lost_since, self._last_block)
+            if without > GRACE_AFTER_LOSS or now - self._last_block > SILENCE_UNTIL_DEAD:
                 self._on_dead(self.path)
                 return
+            if without > DOUBT_AFTER_LOSS:
+                self._on_doubt(self.path)
 
     # --- building -------------------------------------------------------------------------------
 

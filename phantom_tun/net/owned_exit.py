@@ -53,6 +53,15 @@ class Exit(Protocol):
         """Tunnels that can be used at once."""
         ...
 
+    @property
+    def number(self) -> int:
+        """Of the path."""
+        ...
+
+    def heard_since(self, moment: float) -> bool:
+        """Whether the path itself has brought anything since then."""
+        ...
+
     async def connect(
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
     ) -> tuple[bytes, Tunnel]:
@@ -90,6 +99,7 @@ class OwnedExit:
         path: OwnedPath,
         hub: TunnelHub,
         on_dead: Callable[[OwnedPath], None],
+        on_doubt: Callable[[OwnedPath], None],
     ) -> None:
         self.path = path
         self._hub = hub
@@ -98,10 +108,16 @@ class OwnedExit:
             draw=lambda: TunnelBlock(hub.rng.randbytes(16)),
             send=self._send,
             on_silence=lambda: on_dead(path),
+            on_doubt=lambda: on_doubt(path),
         )
         self.active = 0
         self.ended = False
         """No new tunnels are built any more."""
+
+    @property
+    def number(self) -> int:
+        """Of the path."""
+        return self.path.number
 
     @property
     def ready(self) -> int:
@@ -133,6 +149,10 @@ class OwnedExit:
     async def wait_filled(self, within: float) -> None:
         """See :meth:`Announcer.wait_filled`."""
         await self._announcer.wait_filled(within)
+
+    def heard_since(self, moment: float) -> bool:
+        """See :class:`Exit`."""
+        return self._announcer.heard_since(moment)
 
     def test(self) -> None:
         """Something went wrong on this path: give up its ready tunnels and build new ones, which
@@ -185,13 +205,15 @@ class OwnedExit:
             raise PathUnavailable("the path gave no tunnel in time") from error
         try:
             await tunnel.send_package(Package.REPLY, request)
-            return await tunnel.receive_package(Package.RESULT, RESULT_TIMEOUT), tunnel
+            return await self._announcer.receive_result(tunnel, RESULT_TIMEOUT), tunnel
         except StreamReset as error:
             tunnel.reset()
+            self.test()
             raise PathUnavailable("the tunnel broke off") from error
         except PeerError as error:
             self._hub.counts["drop_result"] += 1
             tunnel.reset()
+            self.test()
             raise PathUnavailable("the tunnel brought something altered") from error
         except BaseException:
             tunnel.reset()
@@ -247,9 +269,18 @@ class DirectExit:
         self.active = 0
 
     @property
+    def number(self) -> int:
+        """Of the path."""
+        return self.path.number
+
+    @property
     def ready(self) -> int:
         """A direct exit needs no preparation."""
         return 1
+
+    def heard_since(self, moment: float) -> bool:
+        """There is no path that could be silent."""
+        return True
 
     def unplug(self) -> None:
         """Nothing to stop."""

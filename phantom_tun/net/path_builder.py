@@ -97,6 +97,8 @@ class PathBuilder:
         self._suspicion = Suspicion()
         self._timer = RoundTimer()
         self._limiter = trio.CapacityLimiter(MAX_BUILDS)
+        self._under_way: dict[tuple[PathKind, str], Counter[NodeId]] = {}
+        """X-nodes of builds that go round."""
         self._numbers = itertools.count(1)
         self._counts: Counter[str] = Counter()
         self._times: deque[float] = deque(maxlen=_REMEMBERED_TIMES)
@@ -109,12 +111,15 @@ class PathBuilder:
         route_factory: RouteFactory | None = None,
         *,
         lifetime: float = SHORTEST,
+        apart_from: frozenset[NodeId] = frozenset(),
     ) -> OwnedPath:
         """One attempt at a path of ``hops`` X-nodes that lives for ``lifetime`` seconds.
 
         With 0 hops nothing is built: this node is the exit or entry node itself.
 
         :param route_factory: makes the signed APRoute; needed for entry paths.
+        :param apart_from: X-nodes of this identity's other paths of this kind: taken for it only if
+            there are no others, as those of builds that are under way for it.
         :raises TooFewNodes: too few fitting nodes are known.
         :raises PathUnavailable: a link that can't be opened, or an altered array.
         :raises DeadlineExpired: an array did not come round in time.
@@ -130,12 +135,17 @@ class PathBuilder:
             self._counts["builds_tried"] += 1
             started = trio.current_time()
             terms = Terms(kind, Ends(self._clock.now() + lifetime), route_factory)
-            build, guards = self._prepare(hops, terms)
+            under_way = self._under_way.setdefault((kind, identity), Counter())
+            build, guards = self._prepare(hops, terms, apart_from.union(under_way))
+            x_nodes = [member.node_id for member in build.x_nodes]
+            under_way.update(x_nodes)
             try:
                 await self._go_round(build)
             except WorldError:
-                await self._check_guards()
+                await self.check_guards()
                 raise
+            finally:
+                self._no_longer_under_way((kind, identity), x_nodes)
             seconds = trio.current_time() - started
         self._succeeded(build, guards, seconds)
         return OwnedPath(
@@ -168,6 +178,16 @@ class PathBuilder:
         """
         if path.members:
             await self._links.ensure(path.members[0])
+
+    async def check_guards(self) -> None:
+        """After a failure, tell guards that are gone from those that are not. They are our
+        neighbours whatever we build, so that dialing them, unlike other members, shows nothing
+        new; where a link stands nothing is sent."""
+        version = min(address.version for address in self._around.own_record().ips)
+        async with trio.open_nursery() as nursery:
+            for candidate in self._around.candidates(self._clock.now()):
+                if candidate.record.node_id in self._guards:
+                    nursery.start_soon(self._check_guard, candidate.record.ref(version))
 
     def statistics(self) -> dict[str, int]:
         """Counters by name; times in milliseconds."""
@@ -208,7 +228,16 @@ class PathBuilder:
             route=route,
         )
 
-    def _prepare(self, hops: int, terms: Terms) -> tuple[Build, list[NodeId]]:
+    def _no_longer_under_way(self, purpose: tuple[PathKind, str], x_nodes: list[NodeId]) -> None:
+        left = self._under_way[purpose] - Counter(x_nodes)
+        if left:
+            self._under_way[purpose] = left
+        else:
+            del self._under_way[purpose]
+
+    def _prepare(
+        self, hops: int, terms: Terms, apart_from: frozenset[NodeId]
+    ) -> tuple[Build, list[NodeId]]:
         """Draw members; also returns those that are guards here."""
         now = self._clock.now()
         own = self._around.own_record()
@@ -220,6 +249,7 @@ class PathBuilder:
             suspicion=self._suspicion,
             now=now,
             rng=self._rng,
+            apart_from=apart_from,
         )
         try:
             ring, version = draw_ring(hops, draw)
@@ -285,16 +315,6 @@ class PathBuilder:
             self._failed(altered)
             raise PathUnavailable(f"setup array {number} came back altered") from error
         self._timer.took(len(members), trio.current_time() - started)
-
-    async def _check_guards(self) -> None:
-        """After a failure, tell guards that are gone from those that are not. They are our
-        neighbours whatever we build, so that dialing them, unlike other members, shows nothing
-        new; where a link stands nothing is sent."""
-        version = min(address.version for address in self._around.own_record().ips)
-        async with trio.open_nursery() as nursery:
-            for candidate in self._around.candidates(self._clock.now()):
-                if candidate.record.node_id in self._guards:
-                    nursery.start_soon(self._check_guard, candidate.record.ref(version))
 
     async def _check_guard(self, guard: NodeRef) -> None:
         node = guard.node_id

@@ -18,6 +18,7 @@ import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, UsageError, WorldError
+from phantom_tun.ids import NodeId
 from phantom_tun.path.build import RouteFactory
 from phantom_tun.path.hop import OwnedPath, PathKind
 from phantom_tun.path.lifetimes import draw_lead, draw_lifetime
@@ -84,6 +85,7 @@ class Builder(Protocol):
         route_factory: RouteFactory | None = None,
         *,
         lifetime: float,
+        apart_from: frozenset[NodeId],
     ) -> OwnedPath:
         """See there."""
         ...
@@ -100,11 +102,24 @@ class Builder(Protocol):
         """See there."""
         ...
 
+    async def check_guards(self) -> None:
+        """See there."""
+        ...
+
 
 class _Standing:
     """A path that is up."""
 
-    __slots__ = ("ended", "lead", "path", "rebuild", "replaced", "successor_wanted", "up_since")
+    __slots__ = (
+        "doubted",
+        "ended",
+        "lead",
+        "path",
+        "rebuild",
+        "replaced",
+        "successor_wanted",
+        "up_since",
+    )
 
     def __init__(self, path: OwnedPath, lead: float) -> None:
         self.path = path
@@ -113,6 +128,8 @@ class _Standing:
         self.successor_wanted = trio.Event()
         self.replaced = trio.Event()
         self.ended = trio.Event()
+        self.doubted = False
+        """Whether it gave no tunnels for a while."""
         self.rebuild = False
         """Whether it ends as soon as it is replaced."""
 
@@ -181,8 +198,21 @@ class PathPool:
     def report_dead(self, path: OwnedPath) -> None:
         """A path gives no tunnels any more: build another one now. Idempotent."""
         for standing in self._find(path):
-            self._builder.died(path)
+            if not standing.doubted:
+                self._builder.died(path)
             self._end(standing, Change.DIED)
+
+    def report_doubt(self, path: OwnedPath) -> None:
+        """A path gives no tunnels at the moment: build another one now, and let this one go when
+        that is up, unless it is found dead earlier. Idempotent."""
+        for standing in self._find(path):
+            if not standing.doubted:
+                standing.doubted = True
+                self._counts["doubted"] += 1
+                self._builder.died(path)
+                standing.successor_wanted.set()
+                if standing.replaced.is_set():
+                    self._end(standing, Change.RETIRED)
 
     async def rebuild(self, path: OwnedPath | None = None, *, within: float) -> list[OwnedPath]:
         """Replace ``path``, or all; returns those in use afterwards. A path that is being replaced
@@ -216,11 +246,14 @@ class PathPool:
         standing = await self._build_until_up(failures, first=True)
         while True:
             await standing.successor_wanted.wait()
-            died_early = trio.current_time() - standing.up_since < EARLY_DEATH
-            failures = failures + 1 if standing.ended.is_set() and died_early else 0
+            failed = standing.ended.is_set() or standing.doubted
+            early = trio.current_time() - standing.up_since < EARLY_DEATH
+            failures = failures + 1 if failed and early else 0
+            if failed:
+                await self._builder.check_guards()
             successor = await self._build_until_up(failures, first=False)
             standing.replaced.set()
-            if standing.rebuild:
+            if standing.rebuild or standing.doubted:
                 self._end(standing, Change.RETIRED)
             standing = successor
 
@@ -250,8 +283,14 @@ class PathPool:
     async def _build(self, *, first: bool) -> _Standing:
         goal = self.goal
         lifetime = draw_lifetime(goal.kind, goal.lifetime, self._rng, first=first)
+        others = (standing.path for standing in self._standing if not standing.doubted)
         path = await self._builder.build(
-            goal.kind, goal.hops, goal.identity, goal.route_factory, lifetime=lifetime
+            goal.kind,
+            goal.hops,
+            goal.identity,
+            goal.route_factory,
+            lifetime=lifetime,
+            apart_from=frozenset(node for path in others for node in path.node_ids),
         )
         try:
             await self._confirm(path)

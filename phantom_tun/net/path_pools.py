@@ -141,6 +141,12 @@ class PathPools:
         if pool is not None:
             pool.report_dead(path)
 
+    def doubted(self, path: OwnedPath) -> None:
+        """A standing path gives no tunnels at the moment: have another one beside it soon."""
+        pool = self._pools.get((path.identity, path.kind))
+        if pool is not None:
+            pool.report_doubt(path)
+
     async def replace(self, path: OwnedPath) -> None:
         """Replace one path; returns when its successor is up.
 

@@ -51,6 +51,7 @@ class ReadyPool:
         self._building = 0
         self._target = limits.low
         self._last_dry = 0.0
+        self._last_came = 0.0
         self._closed = False
         self._replaced: RateTable[None] = RateTable(REPLACED_RATE, REPLACED_BURST)
 
@@ -83,9 +84,11 @@ class ReadyPool:
         if not asked_for:
             self._building += 1
 
-    async def take(self, within: float) -> Tunnel:
+    async def take(self, within: float, patience: Callable[[], float]) -> Tunnel:
         """The oldest ready tunnel, or the next one that gets ready.
 
+        :param within: seconds to wait, if others get tunnels meanwhile.
+        :param patience: seconds to wait while nobody gets one.
         :raises DeadlineExpired: none in time.
         :raises PathUnavailable: the path is closed.
         """
@@ -103,8 +106,7 @@ class ReadyPool:
         self._waiting.append(waiter)
         self.refill()
         try:
-            with trio.move_on_after(within):
-                await waiter.event.wait()
+            await self._wait(waiter, within, patience)
         except trio.Cancelled:
             if waiter.tunnel is not None:
                 waiter.tunnel.reset()
@@ -118,6 +120,16 @@ class ReadyPool:
             raise PathUnavailable("the path was closed")
         raise DeadlineExpired("no tunnel got ready in time")
 
+    async def _wait(self, waiter: _Waiter, within: float, patience: Callable[[], float]) -> None:
+        began = trio.current_time()
+        while not waiter.event.is_set():
+            hopeless = max(began, self._last_came) + patience()
+            deadline = min(began + within, hopeless)
+            if deadline <= trio.current_time():
+                return
+            with trio.move_on_at(deadline):
+                await waiter.event.wait()
+
     def _grow(self) -> None:
         self._last_dry = trio.current_time()
         self._target = min(self._limits.high, self._target * 2)
@@ -129,6 +141,7 @@ class ReadyPool:
         seconds passed, or the pool was closed. The caller then closes it.
         """
         self._building -= 1
+        self._last_came = trio.current_time()
         if self._closed:
             return False
         if self._waiting:

@@ -2,17 +2,17 @@
 "Connecting").
 
 The routes of the target are tried in random order, those that failed lately last. One that says
-nothing for ``FALLBACK_AFTER`` seconds gets company by the next; the first answer that authenticates
-counts, the other attempts are given up. When no route has answered, the target's record is looked
-up afresh, again and again for some seconds, while the silent ones go on: whose paths have died
-builds and publishes new ones.
+nothing for several times as long as a connection usually takes gets company by the next, through
+another exit path; the first answer that authenticates counts, the other attempts are given up. When
+no route has answered, the target's record is looked up afresh, again and again for some seconds,
+while the silent ones go on: whose paths have died builds and publishes new ones.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -33,9 +33,10 @@ from phantom_tun.errors import (
     Unreachable,
     WorldError,
 )
-from phantom_tun.ids import ApAddress, EntryId, NodeId
+from phantom_tun.ids import ApAddress
+from phantom_tun.net.patience import Patience
 from phantom_tun.net.session_contexts import ContextCache
-from phantom_tun.net.session_ports import Connector, Directory, Identity, ResolvedAp
+from phantom_tun.net.session_ports import Connector, Directory, Identity, ResolvedAp, WayOut
 from phantom_tun.net.session_routes import Route, Suspects
 from phantom_tun.net.session_tunnel import SecureTunnel, Spawn, release_unused
 from phantom_tun.netdb.network import NetworkParams
@@ -54,14 +55,19 @@ from phantom_tun.wire.session import (
 
 OPEN_WITHIN = 20.0
 """Seconds for everything from the lookup on."""
-FALLBACK_AFTER = 5.0
-"""More than a crowd of connections makes a working route wait."""
+SOONEST_FALLBACK, FALLBACK_AFTER = 1.0, 5.0
+"""Seconds of silence after which a route gets company, at least and at most. The longest is more
+than a crowd of connections makes a working route wait."""
+MAX_EARLY = 16
+"""Attempts beside silent ones that are under way at one time, of all connections together; beyond
+that every connection waits for the longest time before it makes another: a crowd that is slow must
+not become twice the crowd."""
 SLOW_AFTER = 3.0
 """A route that has said nothing for this long when it is given up, whoever does that, is tried last
 for a while."""
 MAX_ROUTES = 4
-"""Routes tried of one record."""
-LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0)
+"""Attempts over the routes of one record."""
+LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
 """Seconds from each time that no route worked to the next look at the record. A node that lost all
 its ways in at once has new ones within this time."""
 
@@ -98,6 +104,23 @@ class _Call:
     target: Endpoint
 
 
+class _Attempt:
+    """One request over one route."""
+
+    __slots__ = ("began", "doubts_way", "failed", "is_early", "route", "way")
+
+    def __init__(self, route: Route, *, is_early: bool) -> None:
+        self.route = route
+        self.is_early = is_early
+        """Made beside a silent one."""
+        self.began = trio.current_time()
+        self.way: WayOut | None = None
+        """The exit path, once there is one."""
+        self.doubts_way = False
+        """Whether the exit path has been silent altogether."""
+        self.failed = trio.Event()
+
+
 class _Race:
     """Attempts over several routes; the first result counts."""
 
@@ -112,8 +135,12 @@ class _Race:
         """Why routes failed."""
         self.lookup_failure: Unreachable | None = None
         """Why a fresh record couldn't be had."""
-        self.running: set[Route] = set()
-        """Routes of attempts that are under way."""
+        self.running: set[_Attempt] = set()
+        """Attempts that are under way."""
+
+    def is_tried(self, route: Route) -> bool:
+        """Whether an attempt over ``route`` is under way that may still come to something."""
+        return any(attempt.route == route and not attempt.doubts_way for attempt in self.running)
 
     def connected(self, secure: SecureTunnel) -> None:
         """An attempt succeeded."""
@@ -174,6 +201,10 @@ class SessionOpener:
         self._rng = rng
         self._counts = counts
         self._suspects = Suspects(clock)
+        self._patience: defaultdict[str, Patience] = defaultdict(
+            lambda: Patience(SOONEST_FALLBACK, FALLBACK_AFTER)
+        )
+        self._early = 0
 
     async def open(
         self,
@@ -268,40 +299,66 @@ class SessionOpener:
         routes = _valid(call.resolved, self._clock.now())
         if not routes:
             race.errors.append(Unreachable("no way in to this AP address is published"))
-        for route in self._suspects.in_order(call.identity, routes, self._rng)[:MAX_ROUTES]:
-            if race.failure is not None:
+        waiting = self._suspects.in_order(call.identity, routes, self._rng)[:MAX_ROUTES]
+        silent = 0
+        for _ in range(MAX_ROUTES):
+            route = next((route for route in waiting if not race.is_tried(route)), None)
+            if route is None or race.failure is not None:
                 return
-            if route in race.running:
-                continue
-            failed = trio.Event()
-            nursery.start_soon(self._attempt, call, route, race, failed)
-            with trio.move_on_after(FALLBACK_AFTER) as patience:
-                await failed.wait()
-            if patience.cancelled_caught:
-                self._suspects.add(call.identity, route)
+            waiting.remove(route)
+            attempt = _Attempt(route, is_early=silent > 0)
+            race.running.add(attempt)
+            self._early += attempt.is_early
+            nursery.start_soon(self._attempt, call, attempt, race)
+            await self._wait_failed(call.identity, attempt, silent)
+            if not attempt.failed.is_set():
+                silent += 1
+                if self._blame(call.identity, attempt):
+                    waiting.append(route)
 
-    async def _attempt(self, call: _Call, route: Route, race: _Race, failed: trio.Event) -> None:
-        race.running.add(route)
-        given_up = trio.current_time() + SLOW_AFTER
+    async def _wait_failed(self, identity: str, attempt: _Attempt, silent: int) -> None:
+        """Wait until the attempt has failed, or has been silent for so long that another one shall
+        be made; ``silent`` others are already."""
+        soon = min(self._patience[identity].seconds() * 2.0**silent, FALLBACK_AFTER)
+        with trio.move_on_after(soon):
+            await attempt.failed.wait()
+            return
+        if self._early >= MAX_EARLY:
+            with trio.move_on_after(FALLBACK_AFTER - soon):
+                await attempt.failed.wait()
+
+    def _blame(self, identity: str, attempt: _Attempt) -> bool:
+        """An attempt is slow: whose fault is it? Returns whether it's the exit path's, or there's
+        none, so that the same route may work another way."""
+        attempt.doubts_way = attempt.way is None or not attempt.way.heard_since(attempt.began)
+        if not attempt.doubts_way:
+            self._suspects.add(identity, attempt.route)
+        return attempt.doubts_way
+
+    async def _attempt(self, call: _Call, attempt: _Attempt, race: _Race) -> None:
+        identity, route = call.identity, attempt.route
         try:
-            await self._connect(call, *route, race)
-            self._suspects.clear(call.identity, route)
+            await self._connect(call, attempt, race)
+            self._suspects.clear(identity, route)
+            self._patience[identity].took(trio.current_time() - attempt.began)
         except (WorldError, PeerError) as error:
             self._counts[f"open_route_failed_{type(error).__name__}"] += 1
-            if not isinstance(error, PathUnavailable):  # which is our own path's fault
-                self._suspects.add(call.identity, route)
+            # Otherwise it's our own path's fault.
+            if not (isinstance(error, PathUnavailable) or attempt.doubts_way):
+                self._suspects.add(identity, route)
             race.errors.append(error)
-            failed.set()
+            attempt.failed.set()
         except trio.Cancelled:
-            if trio.current_time() >= given_up:
-                self._suspects.add(call.identity, route)
+            if trio.current_time() >= attempt.began + SLOW_AFTER:
+                self._blame(identity, attempt)
             raise
         finally:
-            race.running.discard(route)
+            self._early -= attempt.is_early
+            race.running.discard(attempt)
 
-    async def _connect(
-        self, call: _Call, entry_node: NodeId, entry_id: EntryId, race: _Race
-    ) -> None:
+    async def _connect(self, call: _Call, attempt: _Attempt, race: _Race) -> None:
+        apart = {other.way.number for other in race.running if other.way is not None}
+        attempt.way = await self._connector.way_out(call.identity, apart)
         handshake = CallerHandshake(call.role.context)
         request = self._request(call, handshake.hello)
         sealed = seal_request(
@@ -311,7 +368,7 @@ class SessionOpener:
             call.resolved.request_key,
             self._network_id,
         )
-        locked, tunnel = await self._connector.connect(call.identity, entry_node, entry_id, sealed)
+        locked, tunnel = await attempt.way.connect(*attempt.route, sealed)
         try:
             answer = unlock_answer(locked, request)
             if answer.outcome is not Outcome.CONNECTED:

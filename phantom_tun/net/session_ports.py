@@ -6,7 +6,7 @@ Fakes of these are in :mod:`phantom_tun.testing.fake_tunnel`.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 from phantom_tun.crypto.certificates import Certificate
@@ -59,17 +59,37 @@ Accept = Callable[[bytes], Awaitable[Tunnel]]
 """Sends the answer to a request and hands over the tunnel that data follows on."""
 
 
-class Connector(Protocol):
-    """Takes sealed requests to the other end; see :class:`phantom_tun.net.connector.Connector`."""
+class WayOut(Protocol):
+    """One exit path; see :class:`phantom_tun.net.owned_exit.Exit`."""
+
+    @property
+    def number(self) -> int:
+        """Of the path."""
+        ...
+
+    def heard_since(self, moment: float) -> bool:
+        """Whether the path itself has brought anything since then, in trio's time."""
+        ...
 
     async def connect(
-        self, identity: str, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
     ) -> tuple[bytes, Tunnel]:
         """The callee's answer and the tunnel.
 
         :raises Unreachable: the entry node, or what is behind it, can't be reached.
-        :raises PathUnavailable: no exit path, or the one used failed.
+        :raises PathUnavailable: this path failed.
         :raises DeadlineExpired: no answer in time.
+        """
+        ...
+
+
+class Connector(Protocol):
+    """Takes sealed requests to the other end; see :class:`phantom_tun.net.connector.Connector`."""
+
+    async def way_out(self, identity: str, apart: Collection[int] = ()) -> WayOut:
+        """One of the identity's exit paths, if possible none with a number in ``apart``.
+
+        :raises PathUnavailable: none stands.
         """
         ...
 

@@ -50,6 +50,9 @@ class Draw:
     suspicion: Suspicion
     now: float
     rng: Rng
+    apart_from: frozenset[NodeId] = frozenset()
+    """X-nodes of the other paths that serve the same purpose: if there are others, one node's end
+    shall not be the end of all of them."""
 
 
 def draw_ring(hops: int, draw: Draw) -> tuple[Ring[Candidate], int]:
@@ -173,12 +176,16 @@ class _Drawing:
         usable = [node for node in draw.guards.usable(draw.now) if node in self._fitting]
         trusted = [node for node in usable if draw.guards.is_trusted(node)]
         others = [node for node in usable if not draw.guards.is_trusted(node)]
-        return [*self._shuffled(trusted), *self._shuffled(others)]
+        return [*self._apart(self._shuffled(trusted)), *self._apart(self._shuffled(others))]
 
     # --- drawing --------------------------------------------------------------------------------
 
     def _fill(self, guards: list[NodeId]) -> list[NodeId]:
         return self._compatible(self._one_per_prefix(), self._needed, guards)
+
+    def _apart(self, nodes: Iterable[NodeId]) -> list[NodeId]:
+        """In the same order, but X-nodes of the other paths last."""
+        return sorted(nodes, key=lambda node: node in self._draw.apart_from)
 
     def _one_per_prefix(self) -> list[NodeId]:
         by_prefix: dict[bytes, list[NodeId]] = {}
@@ -213,9 +220,11 @@ class _Drawing:
 
     def _arrange(self, members: list[NodeId]) -> Ring[Candidate]:
         """The first three are guards: the best of them becomes the first X-node."""
-        first_x, near, last, *others = (self._fitting[node] for node in members)
+        guards, rest = members[:GUARD_PLACES], self._apart(members[GUARD_PLACES:])
+        first_x, near, last, *others = (self._fitting[node] for node in (*guards, *rest))
         hops = self._hops
-        x_nodes = (first_x, *others[: hops - 1])
+        # Backwards: of X-nodes of other paths, the terminating one is the last to be taken.
+        x_nodes = (first_x, *reversed(others[: hops - 1]))
         between = tuple(others[hops - 1 : 2 * (hops - 1)])
         far = (*others[2 * (hops - 1) :], last)
         # Without a port of its own this node can only be the side that dials.

@@ -7,13 +7,13 @@ number of bytes, and can be told to alter, cut off or end what passes at a given
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 import trio
 
 from phantom_tun.clock import Rng
-from phantom_tun.errors import DeadlineExpired, StreamReset, Unreachable
+from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
@@ -211,10 +211,35 @@ class Exchange:
     callee_tunnel: FakeTunnel | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FakeWayOut:
+    """One exit path; implements :class:`~phantom_tun.net.session_ports.WayOut`."""
+
+    network: FakeNetwork
+    number: int
+    is_dead: bool = False
+    """What goes in is lost, and it brings nothing."""
+
+    def heard_since(self, moment: float) -> bool:
+        """See :class:`~phantom_tun.net.session_ports.WayOut`."""
+        return not self.is_dead and moment <= trio.current_time()
+
+    async def connect(
+        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, FakeTunnel]:
+        """See :class:`~phantom_tun.net.session_ports.WayOut`."""
+        if self.is_dead:
+            await trio.sleep(SILENT_WAY)
+            raise DeadlineExpired("no answer in time")
+        return await self.network.carry(entry_node, entry_id, sealed_request)
+
+
 class FakeNetwork:
     """Carries requests to where they are addressed and makes tunnels of accepted ones."""
 
     def __init__(self, nursery: trio.Nursery, rng: Rng) -> None:
+        self.exits = [FakeWayOut(self, CALLER_PATH)]
+        """The exit paths of every identity."""
         self.ways: dict[tuple[NodeId, EntryId], Way] = {}
         self.exchanges: list[Exchange] = []
         self.prepare: Callable[[FakeTunnel], None] = lambda _tunnel: None
@@ -222,12 +247,20 @@ class FakeNetwork:
         self._nursery = nursery
         self._rng = rng
 
-    async def connect(
-        self, identity: str, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
-    ) -> tuple[bytes, FakeTunnel]:
+    async def way_out(self, identity: str, apart: Collection[int] = ()) -> FakeWayOut:
         """See :class:`~phantom_tun.net.session_ports.Connector`."""
+        await trio.lowlevel.checkpoint()
+        if not self.exits:
+            raise PathUnavailable(f"no exit path of {identity} stands")
+        fresh = [way for way in self.exits if way.number not in apart]
+        return self._rng.choice(fresh or self.exits)
+
+    async def carry(
+        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
+    ) -> tuple[bytes, FakeTunnel]:
+        """Take a request to where it is addressed, and bring the answer back."""
         if len(sealed_request) != SEALED_REQUEST_LEN:
-            raise ValueError(f"{identity} sent a request of {len(sealed_request)} bytes")
+            raise ValueError(f"a request of {len(sealed_request)} bytes")
         exchange = Exchange(entry_id, sealed_request)
         self.exchanges.append(exchange)
         way = self.ways.get((entry_node, entry_id))

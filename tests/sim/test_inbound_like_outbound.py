@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import trio
-from test_tunnels import REQUEST, both_paths, exchange, lay_path, world
+from test_tunnels import both_paths, connected, exchange, lay_path, world
 from trio.testing import MockClock
 from whole_network import events
 
@@ -184,9 +184,7 @@ async def test_a_used_tunnel_is_replaced_in_the_same_way(autojump_clock):
         await trio.sleep(5)
         watch = Watch(network)
         network.recorded.clear()
-        _, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         assert await exchange(tunnel, b"x" * 100) == b"x" * 100
         await trio.sleep(5)
         outbound = watch.at(*ids(nodes, 1, 0, 2))

@@ -135,6 +135,25 @@ async def test_many_owners_build_at_once(autojump_clock):
             check_hops(world, owner, path)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_paths_for_one_purpose_have_no_x_node_in_common(at_once, autojump_clock):
+    async with path_world(20, latency=0.01) as world:
+        owner, paths = world.nodes[0], []
+
+        async def one_more():
+            used = [] if at_once else [node for path in paths for node in path.node_ids]
+            paths.append(await build(owner, apart_from=frozenset(used)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                if at_once:
+                    nursery.start_soon(one_more)
+                else:
+                    await one_more()
+        used = [node for path in paths for node in path.node_ids]
+        assert len(set(used)) == len(used) == 9
+
+
 async def test_builds_of_one_node_at_one_time_are_limited(autojump_clock):
     async with path_world(12, latency=0.05) as world:
         owner = world.nodes[0]

@@ -78,6 +78,7 @@ class TestNode:
         )
         self.connector = Connector(self.hub, self.desk, self.database, dialer, self)
         self.dead = []
+        self.doubted = []
         self.handler = echo
 
     async def no_array(self, *_):
@@ -93,6 +94,9 @@ class TestNode:
 
     async def throwaway_exit(self, identity):
         raise PathUnavailable("not here")
+
+    def path_doubted(self, path):
+        self.doubted.append(path)
 
     def path_died(self, path):
         self.dead.append(path)
@@ -196,15 +200,18 @@ async def exchange(tunnel, data):
 REQUEST = b"sealed request".ljust(SEALED_REQUEST_LEN, b".")
 
 
+async def connected(node, entry_node, entry_id):
+    way = await node.connector.way_out("default")
+    return await way.connect(entry_node, entry_id, REQUEST)
+
+
 @pytest.mark.parametrize(("exit_hops", "entry_hops"), [(0, 0), (1, 0), (0, 1), (3, 3), (8, 2)])
 async def test_bytes_arrive_unchanged_through_any_number_of_hops(
     autojump_clock, exit_hops, entry_hops
 ):
     async with world(2 + exit_hops + entry_hops) as (network, nodes):
         _, entry_path, entry_node = await both_paths(nodes, exit_hops, entry_hops)
-        answer, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        answer, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         assert answer == b"sealed r".ljust(ANSWER_LEN, b"a")
         data = RNG.randbytes(700_000)
         assert await exchange(tunnel, data) == data
@@ -222,9 +229,7 @@ async def test_a_connect_takes_one_round_trip_when_tunnels_are_ready(autojump_cl
         network.latency = 0.020
         # Existing connections keep their latency of zero; only the exit-entry link is new.
         start = trio.current_time()
-        _, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         assert trio.current_time() - start <= 0.045
         tunnel.reset()
 
@@ -250,9 +255,9 @@ async def test_an_unknown_entry_id_is_unreachable(autojump_clock):
     async with world(8) as (_, nodes):
         _, _, entry_node = await both_paths(nodes, 3, 3)
         with pytest.raises(Unreachable):
-            await nodes[0].connector.connect("default", entry_node, EntryId(bytes(16)), REQUEST)
+            await connected(nodes[0], entry_node, EntryId(bytes(16)))
         with pytest.raises(Unreachable):
-            await nodes[0].connector.connect("default", bytes(32), EntryId(bytes(16)), REQUEST)
+            await connected(nodes[0], bytes(32), EntryId(bytes(16)))
 
 
 async def test_a_callee_that_does_not_answer_leaves_the_path_usable(autojump_clock):
@@ -264,11 +269,9 @@ async def test_a_callee_that_does_not_answer_leaves_the_path_usable(autojump_clo
 
         nodes[-1].handler = refuse
         with pytest.raises(Unreachable):
-            await nodes[0].connector.connect("default", entry_node, entry_path.entry_id, REQUEST)
+            await connected(nodes[0], entry_node, entry_path.entry_id)
         nodes[-1].handler = echo
-        _, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         assert await exchange(tunnel, b"hello") == b"hello"
 
 
@@ -278,9 +281,7 @@ async def test_a_burst_of_connects_is_served(autojump_clock):
         done = []
 
         async def one(number):
-            _, tunnel = await nodes[0].connector.connect(
-                "default", entry_node, entry_path.entry_id, REQUEST
-            )
+            _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
             assert await exchange(tunnel, b"%d" % number) == b"%d" % number
             done.append(number)
 
@@ -303,9 +304,7 @@ async def test_a_killed_hop_ends_the_tunnel_at_both_ends_and_the_path_is_noticed
             ended.set()
 
         nodes[-1].handler = handler
-        _, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         network.kill(nodes[victim].ref.node_id)
         with pytest.raises(StreamReset):
             await tunnel.receive(Buffer())
@@ -317,6 +316,52 @@ async def test_a_killed_hop_ends_the_tunnel_at_both_ends_and_the_path_is_noticed
         assert len(owner.dead) >= 1
 
 
+@pytest.mark.parametrize("victim", [1, 2, 3, 4, 5, 6])
+async def test_a_killed_hop_raises_doubt_within_seconds(autojump_clock, victim):
+    async with world(8) as (network, nodes):
+        await both_paths(nodes, 3, 3)
+        await trio.sleep(10)
+        owner, other = (nodes[0], nodes[-1]) if victim <= 3 else (nodes[-1], nodes[0])
+        network.kill(nodes[victim].ref.node_id)
+        await trio.sleep(4)
+        assert owner.doubted
+        assert not other.doubted
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3])
+async def test_a_frozen_hop_raises_doubt_when_a_request_is_lost(autojump_clock, victim):
+    async with world(8) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        await trio.sleep(10)
+        network.freeze(nodes[victim].ref.node_id)
+        with trio.move_on_after(4):
+            await connected(nodes[0], entry_node, entry_path.entry_id)
+        assert nodes[0].doubted
+        assert nodes[0].connector.users()[0].ready == 0
+
+
+async def test_an_entry_node_says_soon_that_its_path_gives_no_tunnels(autojump_clock):
+    async with world(8) as (network, nodes):
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        await trio.sleep(10)
+        network.kill(nodes[5].ref.node_id)
+        await trio.sleep(1)
+        with trio.fail_after(3), pytest.raises(Unreachable, match="no tunnel"):
+            await connected(nodes[0], entry_node, entry_path.entry_id)
+
+
+@pytest.mark.parametrize("victim", [4, 5, 6])
+async def test_a_frozen_hop_of_an_entry_path_raises_doubt(autojump_clock, victim):
+    """Its neighbours' links notice."""
+    async with world(8) as (network, nodes):
+        await both_paths(nodes, 3, 3)
+        await trio.sleep(10)
+        network.freeze(nodes[victim].ref.node_id)
+        with trio.fail_after(60):
+            while not nodes[-1].doubted:
+                await trio.sleep(1)
+
+
 @pytest.mark.parametrize("hop", [1, 2, 3])
 async def test_a_bit_flipped_on_the_way_never_reaches_the_application_unnoticed(
     autojump_clock, hop
@@ -324,9 +369,7 @@ async def test_a_bit_flipped_on_the_way_never_reaches_the_application_unnoticed(
     """The layers garble what follows; the end-to-end layer (not here) would end the connection."""
     async with world(8) as (network, nodes):
         _, entry_path, entry_node = await both_paths(nodes, 3, 3)
-        _, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         flipped = []
 
         def flip(item):
@@ -363,7 +406,7 @@ async def test_a_flipped_reply_or_block_is_refused_and_counted(autojump_clock):
         exit_id = exit_path.members[-1].node_id
         network.on_transfer = flip
         with pytest.raises(PathUnavailable):
-            await nodes[0].connector.connect("default", entry_node, entry_path.entry_id, REQUEST)
+            await connected(nodes[0], entry_node, entry_path.entry_id)
         assert nodes[3].hub.counts["drop_exit_CryptoError"] == 1
 
         def flip_block(item):
@@ -396,9 +439,7 @@ async def test_every_opening_and_package_has_one_size_whatever_it_carries(autoju
     async with world(8) as (network, nodes):
         _, entry_path, entry_node = await both_paths(nodes, 3, 3)
         await nodes[0].connector.netdb_call("default", b"resolve")
-        _, tunnel = await nodes[0].connector.connect(
-            "default", entry_node, entry_path.entry_id, REQUEST
-        )
+        _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         tunnel.reset()
         await trio.sleep(1)
         signals = {len(item.data) for item in network.recorded if item.kind == "signal"}

@@ -318,6 +318,10 @@ class WholeNode:
         """A path gives no tunnels any more."""
         self.paths.died(path)
 
+    def path_doubted(self, path: OwnedPath) -> None:
+        """A path gives no tunnels at the moment."""
+        self.paths.doubted(path)
+
     # --- LinkHandlers: another node's task may be running us -------------------------------------
 
     async def bulk_opened(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:

@@ -18,6 +18,7 @@ from phantom_tun.net.announcer import (
     FAILURES_UNTIL_SILENT,
     KNOCKS,
     RETRY_PAUSES,
+    SHORTEST_PATIENCE,
     Announcer,
 )
 from phantom_tun.net.hub import TunnelHub
@@ -35,6 +36,10 @@ class FakeTunnel:
     async def wait_readable(self):
         await trio.sleep_forever()
 
+    async def receive_package(self, _package, within):
+        await trio.sleep(within)
+        raise DeadlineExpired("nothing came")
+
     def reset(self):
         self.was_reset = True
 
@@ -49,10 +54,13 @@ class Far:
         self.answers = True
         self.failure = None
         self.silences = 0
+        self.doubts = []
         self.tunnels = []
         self.late = 0
         self.began = trio.current_time()
-        self.announcer = Announcer(hub, draw=self.draw, send=self.send, on_silence=self.silent)
+        self.announcer = Announcer(
+            hub, draw=self.draw, send=self.send, on_silence=self.silent, on_doubt=self.doubt
+        )
 
     def draw(self):
         if self.failure is not None:
@@ -77,6 +85,9 @@ class Far:
 
     def silent(self):
         self.silences += 1
+
+    def doubt(self):
+        self.doubts.append(round(trio.current_time() - self.began, 3))
 
 
 @pytest.fixture
@@ -146,6 +157,66 @@ async def test_silence_is_noticed_after_three_blocks(far, autojump_clock):
     ]
     assert len(far.sent) == FAILURES_UNTIL_SILENT
     assert far.silences == 1
+
+
+async def test_a_block_without_answer_raises_doubt_soon(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    assert far.doubts == []
+    far.answers = False
+    far.began = trio.current_time()
+    assert await far.announcer.take(1)
+    await trio.sleep(4)
+    assert far.doubts == [SHORTEST_PATIENCE]
+
+
+async def test_what_has_always_been_slow_raises_no_doubt(far, autojump_clock):
+    far.delay = 3.0
+    far.announcer.start()
+    await trio.sleep(30)
+    assert far.announcer.ready >= 3
+    for _ in range(3):
+        assert await far.announcer.take(10)
+    await trio.sleep(60)
+    assert (far.doubts, far.silences) == ([], 0)
+
+
+async def test_a_path_that_never_gave_a_tunnel_is_not_doubted(far, autojump_clock):
+    far.answers = False
+    far.announcer.start()
+    await trio.sleep(60)
+    assert far.doubts == []
+
+
+async def test_a_request_without_answer_has_the_ready_tunnels_replaced(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    tunnel = await far.announcer.take(1)
+    await trio.sleep(1)
+    ready = [one for one in far.tunnels if one is not tunnel]
+    far.answers = False
+    asked = trio.current_time()
+    far.began = asked
+    with pytest.raises(DeadlineExpired):
+        await far.announcer.receive_result(tunnel, 20)
+    assert trio.current_time() - asked == pytest.approx(20)
+    assert not far.announcer.heard_since(asked)
+    assert all(one.was_reset for one in ready)
+    assert far.doubts[0] == SHORTEST_PATIENCE
+    assert far.silences
+
+
+async def test_a_slow_answer_on_a_path_that_works_is_waited_for(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    asked = trio.current_time()
+    tunnel = await far.announcer.take(1)
+    ready = [one for one in far.tunnels if one is not tunnel]
+    with trio.move_on_after(4):
+        await far.announcer.receive_result(tunnel, 20)
+    assert far.announcer.heard_since(asked)
+    assert not any(one.was_reset for one in ready)
+    assert far.doubts == []
 
 
 async def test_a_tunnel_in_between_shows_that_the_path_works(far, autojump_clock):

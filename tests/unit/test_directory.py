@@ -32,7 +32,7 @@ from phantom_tun.net.directory import (
     Directory,
 )
 from phantom_tun.net.identities import DEFAULT_NAME, IdentityStore, Lease, LeaseState
-from phantom_tun.net.inquiry import STRAGGLERS, NotPublished
+from phantom_tun.net.inquiry import SILENT_AFTER, SILENT_BESIDE_ONE, STRAGGLERS, NotPublished
 from phantom_tun.net.pins import PinChanged, Pins
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.signing import sign_ap_key_record
@@ -600,6 +600,28 @@ async def test_another_path_is_tried_when_one_fails(
     world.paths.failures = [error] * 10
     with pytest.raises(Unreachable, match="could not be asked"):
         await world.directory.resolve(ME, FakeOwner().ap6)
+
+
+async def test_a_silent_path_gets_company(autojump_clock: MockClock, world: World) -> None:
+    owner = world.published()
+    world.paths.exits = 2
+    for silent in range(2):
+        world.paths.slow = {silent: 20.0}
+        before = trio.current_time()
+        assert (await world.directory.resolve(ME, owner.ap6)).public_key == owner.key.public
+        assert trio.current_time() - before <= 2 * SILENT_AFTER + 0.2
+        world.directory.forget(ME, owner.ap6)
+
+
+async def test_a_silent_path_does_not_hold_up_a_first_contact(
+    autojump_clock: MockClock, world: World
+) -> None:
+    owner = world.published()
+    world.paths.exits, world.paths.slow = 2, {1: 20.0}
+    before = trio.current_time()
+    # Less sure than otherwise, so that the next contact counts as a first one again.
+    assert (await world.directory.resolve(ME, owner.ap4)).confirmations == 1
+    assert trio.current_time() - before == pytest.approx(SILENT_BESIDE_ONE + 0.1)
 
 
 async def test_a_denied_ap4_address_is_given_up_after_one_round(

@@ -4,13 +4,14 @@ import itertools
 import random
 from collections import Counter
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 import pytest
 import trio
 
 from phantom_tun.clock import HOUR, MINUTE
 from phantom_tun.errors import DeadlineExpired, LinkBroken, PathUnavailable, UsageError
-from phantom_tun.ids import ConnectionId
+from phantom_tun.ids import CertHash, ConnectionId, NodeId
 from phantom_tun.net.path_pool import (
     EARLY_DEATH,
     LINK_FAILURES,
@@ -24,8 +25,14 @@ from phantom_tun.path.hop import OwnedPath
 from phantom_tun.path.lifetimes import RETIRE_MARGIN
 from phantom_tun.path.selection import TooFewNodes
 from phantom_tun.testing.path_nodes import TrioClock
+from phantom_tun.wire.nodes import NodeRef
 
 BUILD_SECONDS = 0.4
+
+
+def a_ref():
+    node_id = NodeId(random.randbytes(32))
+    return NodeRef(node_id, CertHash(bytes(32)), ip_address("10.1.0.1"), 443)
 
 
 class FakeBuilder:
@@ -42,8 +49,10 @@ class FakeBuilder:
         self.without_tunnel = []
         self.unreachable = set()
         self.kept = Counter()
+        self.guards_checked = 0
 
-    async def build(self, kind, hops, identity, route_factory=None, *, lifetime):
+    async def build(self, kind, hops, identity, route_factory=None, *, lifetime, apart_from):
+        self.apart_from = apart_from
         self.started.append(trio.current_time())
         self.building += 1
         self.most_building = max(self.most_building, self.building)
@@ -57,7 +66,7 @@ class FakeBuilder:
             number=next(self.numbers),
             kind=kind,
             identity=identity,
-            members=[],
+            members=[a_ref()],
             secrets=[],
             first_connection=ConnectionId(bytes(16)),
             entry_id=None,
@@ -73,6 +82,9 @@ class FakeBuilder:
 
     def died(self, path):
         self.dead.append(path)
+
+    async def check_guards(self):
+        self.guards_checked += 1
 
     async def keep_link(self, path):
         self.kept[path.number] += 1
@@ -237,6 +249,56 @@ async def test_a_dead_path_is_replaced_at_once(autojump_clock):
         assert trio.current_time() - started == pytest.approx(BUILD_SECONDS + 0.1)
         assert dead not in made.current()
         assert [event.change for event in user.events][2:] == [Change.DIED, Change.UP]
+
+
+async def test_a_doubted_path_is_used_until_its_successor_is_up(autojump_clock):
+    async with pool(count=2) as (made, builder, user):
+        await made.wait_ready(2)
+        await trio.sleep(EARLY_DEATH)
+        doubted, other = made.current()
+        for _ in range(2):
+            made.report_doubt(doubted)
+        await trio.sleep(BUILD_SECONDS)
+        assert made.current() == [doubted, other]
+        assert builder.apart_from == set(other.node_ids)
+        await trio.sleep(0.2)
+        assert doubted not in made.current()
+        assert len(made.current()) == 2
+        assert builder.dead == [doubted]
+        assert builder.guards_checked == 1
+        assert [event.change for event in user.events][2:] == [Change.UP, Change.RETIRED]
+
+
+async def test_a_doubted_path_that_dies_is_given_up_at_once(autojump_clock):
+    async with pool(count=2) as (made, builder, _):
+        await made.wait_ready(2)
+        await trio.sleep(EARLY_DEATH)
+        doubted, other = made.current()
+        made.report_doubt(doubted)
+        made.report_dead(doubted)
+        assert made.current() == [other]
+        assert builder.dead == [doubted]
+        await trio.sleep(1)
+        assert len(made.current()) == 2
+        assert len(builder.started) == 3
+
+
+async def test_endless_doubts_do_not_make_a_lane_spin(autojump_clock):
+    async with pool(count=1) as (made, builder, _):
+        await made.wait_ready()
+        for _ in range(600):
+            made.report_doubt(made.current()[0])
+            await trio.sleep(0.2)
+        assert len(made.current()) <= 2
+        assert len(builder.started) < 20
+
+
+async def test_builds_are_told_whom_the_other_paths_lead_through(autojump_clock):
+    async with pool(count=2) as (made, builder, _):
+        await made.wait_ready(2)
+        one, other = made.current()
+        await made.rebuild(one, within=10)
+        assert builder.apart_from == {*one.node_ids, *other.node_ids}
 
 
 async def test_paths_that_die_young_are_replaced_ever_more_slowly(autojump_clock):

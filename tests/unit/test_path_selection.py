@@ -437,3 +437,37 @@ def test_of_very_many_nodes_all_are_drawn_and_guards_are_never_overlooked():
 
 def test_the_guard_places_are_three():
     assert GUARD_PLACES == 3 == member_count(1)
+
+
+# --- paths for the same purpose ------------------------------------------------------------------
+
+
+def x_ids(ring):
+    return set(ids(ring.x_nodes))
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3, 5])
+def test_two_paths_have_no_x_node_in_common_if_there_are_enough(hops):
+    known, guards = nodes(40), GuardSet(frozenset())
+    for rng in map(random.Random, range(50)):
+        one = x_ids(drawn(hops, known, guards=guards, rng=rng))
+        other = drawn(hops, known, guards=guards, rng=rng, apart_from=frozenset(one))
+        assert one.isdisjoint(x_ids(other))
+
+
+def test_with_few_nodes_the_terminating_one_differs_first():
+    """Eight nodes are just enough for three hops; the first X-node comes from five guards."""
+    known, guards = nodes(8), GuardSet(frozenset())
+    for rng in map(random.Random, range(50)):
+        one = drawn(3, known, guards=guards, rng=rng)
+        other = drawn(3, known, guards=guards, rng=rng, apart_from=frozenset(x_ids(one)))
+        assert ids(other.x_nodes)[0] not in x_ids(one)
+        assert ids(other.x_nodes)[-1] not in x_ids(one)
+
+
+def test_trusted_guards_are_taken_even_if_another_path_leads_through_them():
+    trusted = record(3).node_id
+    guards = GuardSet(frozenset({trusted}))
+    for rng in map(random.Random, range(20)):
+        ring = drawn(2, nodes(20), guards=guards, rng=rng, apart_from=frozenset({trusted}))
+        assert ids(ring.x_nodes)[0] == trusted

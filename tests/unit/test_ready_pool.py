@@ -43,6 +43,9 @@ class Owner:
         self.lost = []
         self.pool = ReadyPool(limits, self.build)
 
+    async def take(self, within, patience=1000.0):
+        return await self.pool.take(within, lambda: patience)
+
     def build(self):
         self.asked += 1
         self.nursery.start_soon(self.make)
@@ -72,7 +75,7 @@ async def test_it_fills_to_its_aim_and_gives_the_oldest_first(owner, autojump_cl
     owner.pool.refill()
     await trio.sleep(1)
     assert owner.pool.ready == 2
-    first = await owner.pool.take(1)
+    first = await owner.take(1)
     assert first is owner.made[0]
     await trio.sleep(1)
     assert owner.pool.ready == 2
@@ -82,12 +85,12 @@ async def test_running_dry_doubles_the_aim_and_quiet_times_shrink_it(owner, auto
     owner.pool.refill()
     await trio.sleep(1)
     for _ in range(2):
-        await owner.pool.take(1)
+        await owner.take(1)
     await trio.sleep(1)
     assert owner.pool.ready == 4
     for _ in range(3):
         await trio.sleep(SHRINK_EVERY + 1)
-        await owner.pool.take(1)
+        await owner.take(1)
     await trio.sleep(1)
     assert owner.pool.ready == 2
 
@@ -96,7 +99,7 @@ async def test_whoever_waits_gets_the_next_one_and_builds_are_bounded(owner, aut
     got = []
 
     async def taker():
-        got.append(await owner.pool.take(5))
+        got.append(await owner.take(5))
 
     async with trio.open_nursery() as nursery:
         for _ in range(10):
@@ -109,18 +112,39 @@ async def test_whoever_waits_gets_the_next_one_and_builds_are_bounded(owner, aut
 async def test_waiting_ends_in_time_or_when_the_path_closes(owner, autojump_clock):
     owner.fail = True
     with pytest.raises(DeadlineExpired):
-        await owner.pool.take(1)
+        await owner.take(1)
 
     async def taker():
         with pytest.raises(PathUnavailable):
-            await owner.pool.take(60)
+            await owner.take(60)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(taker)
         await trio.sleep(0.05)
         owner.pool.close()
     with pytest.raises(PathUnavailable):
-        await owner.pool.take(1)
+        await owner.take(1)
+
+
+async def test_nobody_waits_long_for_what_nobody_gets(owner, autojump_clock):
+    owner.fail = True
+    began = trio.current_time()
+    with pytest.raises(DeadlineExpired):
+        await owner.take(10, patience=2.0)
+    assert trio.current_time() - began == pytest.approx(2.0)
+
+
+async def test_in_a_crowd_it_is_worth_waiting(owner, autojump_clock):
+    """Four builds at a time, each of 0.1 s: the last of forty waits for a second."""
+    got = []
+
+    async def taker():
+        got.append(await owner.take(10, patience=0.2))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(taker)
+    assert len(set(got)) == 40
 
 
 async def test_a_tunnel_that_dies_speaks_or_gets_old_is_replaced(owner, autojump_clock):
@@ -154,7 +178,7 @@ async def test_an_other_end_that_ends_every_tunnel_has_few_built(owner, autojump
 
 async def test_a_tunnel_for_somebody_who_gave_up_is_not_lost_from_the_books(owner, autojump_clock):
     with trio.move_on_after(0.05):
-        await owner.pool.take(5)
+        await owner.take(5)
     await trio.sleep(1)
     assert owner.pool.ready >= 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+from functools import partial
 
 import pytest
 import trio
@@ -46,16 +47,18 @@ from phantom_tun.net.session_callers import CONFIRM_WITHIN, MAX_ASKING, UNCONFIR
 from phantom_tun.net.session_opening import (
     FALLBACK_AFTER,
     LOOK_AFRESH_AFTER,
+    MAX_EARLY,
     MAX_ROUTES,
     OPEN_WITHIN,
     SLOW_AFTER,
+    SOONEST_FALLBACK,
 )
 from phantom_tun.net.session_routes import SUSPECT_FOR
 from phantom_tun.net.session_serving import HANDSHAKE_WITHIN, LOCAL_WITHIN
 from phantom_tun.net.session_tunnel import FLIGHT_WAIT
 from phantom_tun.net.sessions import SessionSettings
 from phantom_tun.testing.fake_host import FakeRecord
-from phantom_tun.testing.fake_tunnel import FakeTunnel, Way
+from phantom_tun.testing.fake_tunnel import FakeTunnel, FakeWayOut, Way
 from phantom_tun.tunnel.answer import unlock_answer
 from phantom_tun.tunnel.channel import CallerHandshake
 from phantom_tun.tunnel.request import CLOCK_TOLERANCE, request_time, seal_request
@@ -94,7 +97,7 @@ def sealed(request: Request, signing: SigningKey = ALICE.signing) -> bytes:
 async def submitted(world: World, request: Request, data: bytes | None = None) -> Outcome | None:
     """What Bob answers; None: nothing."""
     try:
-        locked, tunnel = await world.network.connect("alice", *ENTRY, data or sealed(request))
+        locked, tunnel = await world.network.carry(*ENTRY, data or sealed(request))
     except Unreachable:
         return None
     tunnel.reset()
@@ -443,6 +446,66 @@ async def test_what_the_callee_says_is_final(autojump_clock: MockClock) -> None:
         assert trio.current_time() == started
 
 
+# --- exit paths and patience -------------------------------------------------------------------
+
+
+async def get_used_to(world: World, count: int = 10) -> None:
+    """Let Alice learn how long connections take."""
+    for number in range(count):
+        await world.connect(source_port=40_000 + number)
+
+
+async def test_who_is_used_to_quick_answers_does_not_wait_long(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await get_used_to(world)
+        set_routes(world, route(1), (*ENTRY, START + 10_000))
+        silence(world, 1)
+        for number in range(6):
+            started = trio.current_time()
+            await world.connect(source_port=SOURCE_PORT + number)
+            assert trio.current_time() - started <= SOONEST_FALLBACK + 0.1
+
+
+async def test_who_is_used_to_slow_answers_waits_longer(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        world.way.delay = 3.0
+        await get_used_to(world, 20)
+        assert len(world.network.exchanges) == 20
+
+
+async def test_a_crowd_gets_only_so_much_company(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await get_used_to(world)
+        before = len(world.network.exchanges)
+        set_routes(world, route(1), (*ENTRY, START + 10_000))
+        other = Way(world.bob.service.handle_request, "bob", delay=FALLBACK_AFTER - 0.5)
+        world.network.ways[route(1)[:2]] = other
+        world.way.delay = other.delay
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(partial(world.connect, source_port=SOURCE_PORT + number))
+        assert len(world.network.exchanges) - before <= 100 + 2 * MAX_EARLY
+
+
+async def test_a_dead_exit_path_is_passed_over_and_the_way_in_is_not_blamed(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        await get_used_to(world)
+        alive = world.network.exits[0]
+        world.network.exits = [FakeWayOut(world.network, 8, is_dead=True)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.connect)
+            await trio.sleep(0.5)
+            world.network.exits.append(alive)
+            with trio.fail_after(SOONEST_FALLBACK):
+                while len(world.alice.service.sessions()) <= 10:
+                    await trio.sleep(0.01)
+        # Nobody suspects the only way in, so no fresh record is asked for.
+        await world.connect(source_port=SOURCE_PORT + 1)
+        assert world.directory.lookups.count(True) == 0
+
+
 def silence(world: World, *numbers: int) -> None:
     """Behind these routes nobody answers."""
     for number in numbers:
@@ -604,7 +667,7 @@ async def test_a_repeated_request_gets_no_answer(autojump_clock: MockClock) -> N
         await world.connect()
         (exchange,) = world.network.exchanges
         with pytest.raises(Unreachable):
-            await world.network.connect("eve", *ENTRY, exchange.sealed_request)
+            await world.network.carry(*ENTRY, exchange.sealed_request)
         assert len(world.bob.host.calls) == 1
         assert world.counts()["request_dropped_ProtocolViolation"] == 1
 
@@ -703,7 +766,7 @@ async def test_a_caller_with_another_certificate_than_in_its_request_is_cut_off(
         other = make_certificate("localhost", START)
         handshake = CallerHandshake(caller_context(other))
         request = crafted(world, client_hello=handshake.hello)
-        _, tunnel = await world.network.connect("alice", *ENTRY, sealed(request))
+        _, tunnel = await world.network.carry(*ENTRY, sealed(request))
         await trio.sleep(HANDSHAKE_WITHIN + 1)
         assert tunnel.outgoing.broken
         (connection,) = world.bob.host.connections
@@ -712,7 +775,7 @@ async def test_a_caller_with_another_certificate_than_in_its_request_is_cut_off(
 
 async def test_a_caller_that_never_completes_tls_is_cut_off(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        _, tunnel = await world.network.connect("alice", *ENTRY, sealed(crafted(world)))
+        _, tunnel = await world.network.carry(*ENTRY, sealed(crafted(world)))
         await trio.sleep(HANDSHAKE_WITHIN - 1)
         assert not tunnel.outgoing.broken
         await trio.sleep(10)

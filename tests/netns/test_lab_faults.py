@@ -1,0 +1,265 @@
+"""Nodes die, freeze and come back: paths are rebuilt and connections work again, by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+
+import pytest
+from labs import Lab, Node, lab_of, wait_until
+from probing import Prober, connects
+from services import Echo, serving
+from watching import Watch
+
+from phantom_tun.control.model import PathInfo
+from phantom_tun.control.schema import GetStatus, ListPaths, ListTunnels, RebuildPaths
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
+
+ECHO, OTHER = 7001, 7002
+RECOVERY = 180.0
+"""Seconds that a busy machine may need; the figures say how long it took."""
+PROBED = 15.0
+"""Seconds after a fault for which new connections are watched."""
+BUILDS = 10
+PATHS = 2
+"""Of each kind; the default."""
+
+slow = pytest.mark.slow
+Figures = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with lab_of("--nodes", "16", "--exit-hops", "3", "--entry-hops", "3") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def client(lab: Lab) -> Node:
+    return lab["n15"]
+
+
+@pytest.fixture(scope="module")
+def server(lab: Lab) -> Iterator[Node]:
+    node = lab["n16"]
+    node.expose(ECHO)
+    node.expose(OTHER)
+    with serving(node, ECHO, Echo):
+        yield node
+
+
+@pytest.fixture
+def settled(client: Node, server: Node) -> None:
+    """What an earlier test did is over."""
+    for node in (client, server):
+        wait_until(lambda node=node: all(paths(node, kind) for kind in ("exit", "entry")), RECOVERY)
+    wait_until(lambda: connects(client, server, ECHO, 5.0), RECOVERY)
+
+
+def paths(owner: Node, kind: str) -> list[PathInfo]:
+    """The paths of a node that stand and give tunnels, if all do; else none."""
+    found = [path for path in owner.ask(ListPaths()) if path.kind == kind]
+    ready = [path for path in found if path.state == "ready" and path.tunnels_ready]
+    return ready if len(ready) >= PATHS else []
+
+
+def member(lab: Lab, owner: Node, kind: str, place: int, number: int = 0) -> Node:
+    """One X-node of a path, counted from the owner."""
+    node = lab.by_id()[paths(owner, kind)[number].nodes[place]]
+    if node.name in ("n15", "n16"):
+        pytest.skip("client and server lead through each other")
+    return node
+
+
+def are_rid_of(owner: Node, kind: str, lost: set[str]) -> bool:
+    """Whether all paths stand, and none leads through these nodes."""
+    found = paths(owner, kind)
+    return bool(found) and not any(lost & set(path.nodes) for path in found)
+
+
+def seconds_until(condition: Callable[[], bool], since: float) -> float:
+    wait_until(condition, RECOVERY, 0.2)
+    return time.monotonic() - since
+
+
+@contextlib.contextmanager
+def killed(lab: Lab, *nodes: Node) -> Iterator[None]:
+    """The nodes are dead until the end of the block."""
+    for node in nodes:
+        lab.command("kill", node.name)
+    try:
+        yield
+    finally:
+        for node in nodes:
+            lab.command("start", node.name, timeout=300)
+        lab.refresh()
+
+
+@contextlib.contextmanager
+def frozen(lab: Lab, node: Node) -> Iterator[None]:
+    """The node stands still until the end of the block."""
+    lab.command("pause", node.name)
+    try:
+        yield
+    finally:
+        lab.command("resume", node.name)
+
+
+def test_ten_builds(lab: Lab, client: Node, server: Node, figures: Figures) -> None:
+    before = client.ask(GetStatus()).builds
+    times: list[float] = []
+    while client.ask(GetStatus()).builds.tried - before.tried < BUILDS:
+        known = {path.id for path in client.ask(ListPaths())}
+        client.ask(RebuildPaths())
+        times += [
+            path.build_s
+            for path in client.ask(ListPaths())
+            if path.id not in known and path.build_s is not None
+        ]
+    after = client.ask(GetStatus()).builds
+    tried, succeeded = after.tried - before.tried, after.succeeded - before.succeeded
+    took = []
+    for _ in range(20):
+        began = time.monotonic()
+        assert connects(client, server, ECHO, 30.0)
+        took.append(time.monotonic() - began)
+    figures(
+        f"{succeeded} of {tried} builds in a lab of 16, {statistics.median(times):.2f} s median; "
+        f"connect and first byte {statistics.median(took) * 1e3:.0f} ms median"
+    )
+    assert succeeded / tried >= 0.9
+
+
+# --- members of paths -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["exit", pytest.param("entry", marks=slow)])
+@pytest.mark.usefixtures("settled")
+def test_a_killed_member_is_replaced(
+    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+) -> None:
+    owner = client if kind == "exit" else server
+    victim = member(lab, owner, kind, 1)
+    lost = {victim.node_id}
+    with Prober(client, server, ECHO) as prober:
+        since = time.monotonic()
+        with killed(lab, victim):
+            stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
+            time.sleep(PROBED)
+    figures(f"middle of an {kind} path killed: {prober.story(since)}; paths after {stand:.1f} s")
+    assert not prober.failed(since)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["exit", "entry"])
+@pytest.mark.usefixtures("settled")
+def test_both_first_members_are_killed(
+    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+) -> None:
+    owner = client if kind == "exit" else server
+    victims = {node.name: node for node in (member(lab, owner, kind, 0, n) for n in range(PATHS))}
+    lost = {node.node_id for node in victims.values()}
+    with Prober(client, server, ECHO) as prober:
+        since = time.monotonic()
+        with killed(lab, *victims.values()):
+            stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
+            time.sleep(PROBED)
+    figures(
+        f"first members of all {kind} paths killed: {prober.story(since)}; "
+        f"paths after {stand:.1f} s"
+    )
+    assert not prober.failed(since)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["exit", "entry"])
+@pytest.mark.usefixtures("settled")
+def test_a_frozen_member_is_passed_by(
+    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+) -> None:
+    owner = client if kind == "exit" else server
+    victim = member(lab, owner, kind, 1)
+    with Prober(client, server, ECHO) as prober:
+        since = time.monotonic()
+        with frozen(lab, victim):
+            time.sleep(PROBED)
+    figures(f"middle of an {kind} path frozen: {prober.story(since)}")
+    assert not prober.failed(since)
+    wait_until(lambda: victim.ask(GetStatus()).state == "ready", RECOVERY)
+
+
+@slow
+@pytest.mark.usefixtures("settled")
+def test_both_ends_hear_of_it_when_a_member_dies(
+    lab: Lab, client: Node, server: Node, figures: Figures
+) -> None:
+    """A connection that is lost is a reset for both applications, never an endless wait."""
+    with client.joined(server, OTHER, 6) as ends:
+        (tunnel,) = (t for t in client.ask(ListTunnels()) if t.remote.endswith(f":{OTHER}"))
+        path = next(p for p in client.ask(ListPaths()) if p.id == tunnel.path_id)
+        victim = lab.by_id()[path.nodes[1]]
+        with killed(lab, victim):
+            since = time.monotonic()
+            for sock in ends:
+                sock.settimeout(RECOVERY)
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+            took = time.monotonic() - since
+    figures(f"both ends of a lost connection know after {took:.1f} s")
+
+
+# --- the owner itself -----------------------------------------------------------------------------
+
+
+def test_a_node_that_is_down_leaks_nothing(lab: Lab) -> None:
+    node = lab["n14"]
+    targets = {ip_address("240.1.2.3"), ip_address("2001:2f:1:2:3:4:5:6")}
+    elsewhere = ip_address("192.0.2.1")
+    # With a default route, as every ordinary machine has, packets would have somewhere to go.
+    node.check("ip", "route", "add", "default", "via", lab["n1"].underlay, "onlink", "dev", "eth0")
+    node.check("ip", "route", "add", "default", "via", lab["n1"].underlay6, "onlink", "dev", "eth0")
+    try:
+        with killed(lab, node), Watch(node, "eth0") as outside:
+            for target in targets:
+                with pytest.raises(OSError, match="No route to host"):
+                    node.dial(target.version, str(target), ECHO)
+                with (
+                    node.socket(target.version, socket.SOCK_DGRAM) as sock,
+                    pytest.raises(OSError, match="No route to host"),
+                ):
+                    sock.sendto(b"leak", (str(target), ECHO))
+            # The watch works: this one is seen.
+            with node.socket(4, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"seen", (str(elsewhere), ECHO))
+            wait_until(lambda: elsewhere in outside.seen())
+            assert not targets & outside.seen()
+    finally:
+        node.check("ip", "-4", "route", "del", "default")
+        node.check("ip", "-6", "route", "del", "default")
+
+
+@pytest.mark.parametrize("end", ["kill", pytest.param("stop", marks=slow)])
+def test_a_node_that_comes_back_has_its_addresses_and_is_reachable(
+    lab: Lab, client: Node, end: str, figures: Figures
+) -> None:
+    before = lab["n13"]
+    node_id, pid = before.node_id, before.pid
+    before.expose(ECHO)
+    with serving(before, ECHO, Echo):
+        wait_until(lambda: connects(client, before, ECHO, 30.0), RECOVERY)
+        lab.command(end, before.name)
+        lab.command("start", before.name, timeout=300)
+        started = time.monotonic()
+        # Rules are kept as well. Who calls still has the old ways in.
+        wait_until(lambda: connects(client, before, ECHO, 30.0), RECOVERY)
+        took = time.monotonic() - started
+        lab.refresh()
+        after = lab["n13"]
+    figures(f"after {end} and start: connected {took:.1f} s after the node was ready")
+    assert (after.ap(4), after.ap(6), after.node_id) == (before.ap(4), before.ap(6), node_id)
+    assert after.pid != pid
