@@ -23,20 +23,17 @@ from phantom_tun.crypto.certificates import certificate_hash, make_certificate
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.endpoints import Endpoint
 from phantom_tun.errors import (
-    ConnectFailed,
-    Filtered,
     NoAnswer,
     PathUnavailable,
     PeerError,
-    PhantomError,
-    Refused,
     Unreachable,
     WorldError,
 )
 from phantom_tun.ids import ApAddress
 from phantom_tun.net.patience import Patience
 from phantom_tun.net.session_contexts import ContextCache
-from phantom_tun.net.session_ports import Connector, Directory, Identity, ResolvedAp, WayOut
+from phantom_tun.net.session_ports import Connector, Directory, Identity, ResolvedAp
+from phantom_tun.net.session_race import Attempt, Race
 from phantom_tun.net.session_routes import Route, Suspects
 from phantom_tun.net.session_tunnel import SecureTunnel, Spawn, release_unused
 from phantom_tun.netdb.network import NetworkParams
@@ -73,13 +70,6 @@ its ways in at once has new ones within this time."""
 
 _COMMON_NAME = "localhost"
 
-_FAILURES: dict[Outcome, tuple[type[ConnectFailed], str]] = {
-    Outcome.REFUSED: (Refused, "nothing listens there"),
-    Outcome.FILTERED: (Filtered, "the port isn't exposed to us"),
-    Outcome.UNREACHABLE: (Unreachable, "the far node can't serve it"),
-    Outcome.UNSUPPORTED: (Refused, "the far node doesn't support what we asked for"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class _CallerRole:
@@ -102,79 +92,6 @@ class _Call:
     resolved: ResolvedAp
     protocol: Protocol
     target: Endpoint
-
-
-class _Attempt:
-    """One request over one route."""
-
-    __slots__ = ("began", "doubts_way", "failed", "is_early", "route", "way")
-
-    def __init__(self, route: Route, *, is_early: bool) -> None:
-        self.route = route
-        self.is_early = is_early
-        """Made beside a silent one."""
-        self.began = trio.current_time()
-        self.way: WayOut | None = None
-        """The exit path, once there is one."""
-        self.doubts_way = False
-        """Whether the exit path has been silent altogether."""
-        self.failed = trio.Event()
-
-
-class _Race:
-    """Attempts over several routes; the first result counts."""
-
-    __slots__ = ("decided", "errors", "failure", "lookup_failure", "running", "winner")
-
-    def __init__(self) -> None:
-        self.decided = trio.Event()
-        self.winner: SecureTunnel | None = None
-        self.failure: ConnectFailed | None = None
-        """What the callee itself said."""
-        self.errors: list[PhantomError] = []
-        """Why routes failed."""
-        self.lookup_failure: Unreachable | None = None
-        """Why a fresh record couldn't be had."""
-        self.running: set[_Attempt] = set()
-        """Attempts that are under way."""
-
-    def is_tried(self, route: Route) -> bool:
-        """Whether an attempt over ``route`` is under way that may still come to something."""
-        return any(attempt.route == route and not attempt.doubts_way for attempt in self.running)
-
-    def connected(self, secure: SecureTunnel) -> None:
-        """An attempt succeeded."""
-        if self.decided.is_set():
-            secure.finish(FrameKind.RESET)
-        else:
-            self.winner = secure
-            self.decided.set()
-
-    def answered(self, outcome: Outcome) -> None:
-        """The callee said no. While another attempt is under way, that may just mean that the
-        callee is busy with that one: two connections of the same four numbers can't be."""
-        if not self.decided.is_set():
-            kind, reason = _FAILURES[outcome]
-            self.failure = kind(reason)
-            if outcome is not Outcome.FILTERED or len(self.running) == 1:
-                self.decided.set()
-
-    def result(self) -> SecureTunnel:
-        """
-        :raises ConnectFailed: what the callee said, or why no route worked.
-        :raises PathUnavailable: this node has no way out.
-        """
-        if self.winner is not None:
-            return self.winner
-        if self.failure is not None:
-            raise self.failure
-        if self.lookup_failure is not None:
-            raise self.lookup_failure
-        if any(isinstance(error, Unreachable | PeerError) for error in self.errors):
-            raise Unreachable("none of the ways in to this AP address works")
-        if any(isinstance(error, PathUnavailable) for error in self.errors):
-            raise PathUnavailable("no exit path works at the moment")
-        raise NoAnswer("nobody answered")
 
 
 class SessionOpener:
@@ -263,8 +180,8 @@ class SessionOpener:
 
     # --- routes ---------------------------------------------------------------------------------
 
-    async def _race(self, call: _Call) -> _Race:
-        race = _Race()
+    async def _race(self, call: _Call) -> Race:
+        race = Race()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._start_attempts, call, race)
@@ -276,7 +193,7 @@ class SessionOpener:
             raise
         return race
 
-    async def _start_attempts(self, call: _Call, race: _Race) -> None:
+    async def _start_attempts(self, call: _Call, race: Race) -> None:
         async with trio.open_nursery() as nursery:
             await self._try_routes(call, race, nursery)
             for pause in LOOK_AFRESH_AFTER:
@@ -294,7 +211,7 @@ class SessionOpener:
                 await self._try_routes(replace(call, resolved=resolved), race, nursery)
         race.decided.set()
 
-    async def _try_routes(self, call: _Call, race: _Race, nursery: trio.Nursery) -> None:
+    async def _try_routes(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
         """One attempt after the other; returns when the last one has failed or is slow."""
         routes = _valid(call.resolved, self._clock.now())
         if not routes:
@@ -306,7 +223,7 @@ class SessionOpener:
             if route is None or race.failure is not None:
                 return
             waiting.remove(route)
-            attempt = _Attempt(route, is_early=silent > 0)
+            attempt = Attempt(route, is_early=silent > 0)
             race.running.add(attempt)
             self._early += attempt.is_early
             nursery.start_soon(self._attempt, call, attempt, race)
@@ -316,7 +233,7 @@ class SessionOpener:
                 if self._blame(call.identity, attempt):
                     waiting.append(route)
 
-    async def _wait_failed(self, identity: str, attempt: _Attempt, silent: int) -> None:
+    async def _wait_failed(self, identity: str, attempt: Attempt, silent: int) -> None:
         """Wait until the attempt has failed, or has been silent for so long that another one shall
         be made; ``silent`` others are already."""
         soon = min(self._patience[identity].seconds() * 2.0**silent, FALLBACK_AFTER)
@@ -327,7 +244,7 @@ class SessionOpener:
             with trio.move_on_after(FALLBACK_AFTER - soon):
                 await attempt.failed.wait()
 
-    def _blame(self, identity: str, attempt: _Attempt) -> bool:
+    def _blame(self, identity: str, attempt: Attempt) -> bool:
         """An attempt is slow: whose fault is it? Returns whether it's the exit path's, or there's
         none, so that the same route may work another way."""
         attempt.doubts_way = attempt.way is None or not attempt.way.heard_since(attempt.began)
@@ -335,7 +252,7 @@ class SessionOpener:
             self._suspects.add(identity, attempt.route)
         return attempt.doubts_way
 
-    async def _attempt(self, call: _Call, attempt: _Attempt, race: _Race) -> None:
+    async def _attempt(self, call: _Call, attempt: Attempt, race: Race) -> None:
         identity, route = call.identity, attempt.route
         try:
             await self._connect(call, attempt, race)
@@ -356,7 +273,7 @@ class SessionOpener:
             self._early -= attempt.is_early
             race.running.discard(attempt)
 
-    async def _connect(self, call: _Call, attempt: _Attempt, race: _Race) -> None:
+    async def _connect(self, call: _Call, attempt: Attempt, race: Race) -> None:
         apart = {other.way.number for other in race.running if other.way is not None}
         attempt.way = await self._connector.way_out(call.identity, apart)
         handshake = CallerHandshake(call.role.context)

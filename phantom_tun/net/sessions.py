@@ -2,9 +2,9 @@
 
 :class:`SessionService` is what the interface calls when a local program connects
 (:class:`~phantom_tun.endpoints.Overlay`), and what entry paths call when a request arrives. Its
-parts: ``session_opening`` (connecting), ``session_serving`` (being connected to), ``expose`` and
-``session_callers`` (who may, and as whom), ``session_stream`` and ``session_datagrams`` (what is
-carried) over ``session_tunnel``.
+parts: ``session_opening`` and ``session_race`` (connecting), ``session_serving`` (being connected
+to), ``expose`` and ``session_callers`` (who may, and as whom), ``session_stream`` and
+``session_datagrams`` (what is carried) over ``session_tunnel``.
 """
 
 from __future__ import annotations
