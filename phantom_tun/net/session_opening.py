@@ -15,6 +15,7 @@ import ssl
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -122,6 +123,10 @@ class SessionOpener:
             lambda: Patience(SOONEST_FALLBACK, FALLBACK_AFTER)
         )
         self._early = 0
+        self._successes: WeakValueDictionary[tuple[str, ApAddress], trio.Event] = (
+            WeakValueDictionary()
+        )
+        """Set when a connection to the address succeeds; kept by those that wait for that."""
 
     async def open(
         self,
@@ -197,7 +202,7 @@ class SessionOpener:
         async with trio.open_nursery() as nursery:
             await self._try_routes(call, race, nursery)
             for pause in LOOK_AFRESH_AFTER:
-                await trio.sleep(pause)
+                await self._wait_success_of_others(call, pause)
                 if race.failure is not None:
                     break
                 self._counts["open_lookups_repeated"] += 1
@@ -219,7 +224,9 @@ class SessionOpener:
         waiting = self._suspects.in_order(call.identity, routes, self._rng)[:MAX_ROUTES]
         silent = 0
         for _ in range(MAX_ROUTES):
-            route = next((route for route in waiting if not race.is_tried(route)), None)
+            route = next((route for route in waiting if self._may_try(call, race, route)), None)
+            if route is None and not all(race.is_tried(route) for route in waiting):
+                race.errors.append(Unreachable("the ways in have just failed for others"))
             if route is None or race.failure is not None:
                 return
             waiting.remove(route)
@@ -232,6 +239,15 @@ class SessionOpener:
                 silent += 1
                 if self._blame(call.identity, attempt):
                     waiting.append(route)
+
+    def _may_try(self, call: _Call, race: Race, route: Route) -> bool:
+        return not race.is_tried(route) and self._suspects.may_be_tried(call.identity, route)
+
+    async def _wait_success_of_others(self, call: _Call, within: float) -> None:
+        """Wait for so long, or until another connection to the same address found a way in."""
+        news = self._successes.setdefault((call.identity, call.target.address), trio.Event())
+        with trio.move_on_after(within):
+            await news.wait()
 
     async def _wait_failed(self, identity: str, attempt: Attempt, silent: int) -> None:
         """Wait until the attempt has failed, or has been silent for so long that another one shall
@@ -255,8 +271,11 @@ class SessionOpener:
     async def _attempt(self, call: _Call, attempt: Attempt, race: Race) -> None:
         identity, route = call.identity, attempt.route
         try:
-            await self._connect(call, attempt, race)
+            with self._suspects.trying(identity, route):
+                await self._connect(call, attempt, race)
             self._suspects.clear(identity, route)
+            if (news := self._successes.pop((identity, call.target.address), None)) is not None:
+                news.set()
             self._patience[identity].took(trio.current_time() - attempt.began)
         except (WorldError, PeerError) as error:
             self._counts[f"open_route_failed_{type(error).__name__}"] += 1

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net.session_routes import MAX_SUSPECTS, SUSPECT_FOR, Route, Suspects
+from phantom_tun.net.session_routes import (
+    MAX_SUSPECTS,
+    MAX_TRIALS,
+    SUSPECT_FOR,
+    TRIAL_PAUSE,
+    Route,
+    Suspects,
+)
 
 
 class Time:
@@ -68,3 +76,28 @@ def test_suspects_are_bounded_and_the_oldest_is_forgotten() -> None:
     assert len(suspects) == MAX_SUSPECTS
     assert suspects.suspects("alice", route(0))
     assert not suspects.suspects("alice", route(1))
+
+
+def test_a_suspect_is_not_tried_again_at_once() -> None:
+    time = Time()
+    suspects = Suspects(time)
+    suspects.add("alice", ROUTES[0])
+    assert not suspects.may_be_tried("alice", ROUTES[0])
+    time.seconds += TRIAL_PAUSE
+    assert suspects.may_be_tried("alice", ROUTES[0])
+
+
+def test_a_suspect_is_tried_by_few_at_a_time() -> None:
+    time = Time()
+    suspects = Suspects(time)
+    with contextlib.ExitStack() as trials:
+        for _ in range(MAX_TRIALS):
+            assert suspects.may_be_tried("alice", ROUTES[0])
+            trials.enter_context(suspects.trying("alice", ROUTES[0]))
+        assert suspects.may_be_tried("alice", ROUTES[0])  # nothing is known against it
+        suspects.add("alice", ROUTES[0])
+        time.seconds += TRIAL_PAUSE
+        assert not suspects.may_be_tried("alice", ROUTES[0])
+        assert suspects.may_be_tried("alice", ROUTES[1])
+        assert suspects.may_be_tried("eve", ROUTES[0])
+    assert suspects.may_be_tried("alice", ROUTES[0])

@@ -53,7 +53,7 @@ from phantom_tun.net.session_opening import (
     SLOW_AFTER,
     SOONEST_FALLBACK,
 )
-from phantom_tun.net.session_routes import SUSPECT_FOR
+from phantom_tun.net.session_routes import SUSPECT_FOR, TRIAL_PAUSE
 from phantom_tun.net.session_serving import HANDSHAKE_WITHIN, LOCAL_WITHIN
 from phantom_tun.net.session_tunnel import FLIGHT_WAIT
 from phantom_tun.net.sessions import SessionSettings
@@ -272,7 +272,8 @@ async def test_an_unsupported_epoch_is_refused_clearly(autojump_clock: MockClock
 # --- routes --------------------------------------------------------------------------------------
 
 
-ROUNDS = 1 + len(LOOK_AFRESH_AFTER)
+ROUNDS = len(LOOK_AFRESH_AFTER)
+"""In which one route is tried: not twice at the same moment."""
 
 
 def route(number: int, expires: float = START + 10_000) -> tuple[NodeId, EntryId, float]:
@@ -393,7 +394,7 @@ async def test_not_all_routes_of_a_long_record_are_tried(autojump_clock: MockClo
         set_routes(world, *(route(n) for n in range(20)))
         with pytest.raises(Unreachable):
             await world.connect()
-        assert len(world.network.exchanges) == ROUNDS * MAX_ROUTES
+        assert len(world.network.exchanges) == (1 + ROUNDS) * MAX_ROUTES
 
 
 async def test_expired_routes_are_not_tried(autojump_clock: MockClock) -> None:
@@ -424,6 +425,31 @@ async def test_a_node_that_lost_all_its_ways_in_is_waited_for(autojump_clock: Mo
             with trio.fail_after(3):
                 while not world.alice.service.sessions():
                     await trio.sleep(0.1)
+
+
+async def test_a_crowd_that_waits_for_a_node_asks_rarely_and_gets_on_together(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        await get_used_to(world)
+        before = len(world.network.exchanges)
+        world.network.ways.clear()
+        done: list[float] = []
+
+        async def one(number: int) -> None:
+            await world.connect(source_port=SOURCE_PORT + number)
+            done.append(trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(one, number)
+                await trio.sleep(0.02)
+            await trio.sleep(5)
+            asked = len(world.network.exchanges) - before
+            world.network.ways[ENTRY] = world.way
+        assert asked <= 7 / TRIAL_PAUSE + 1  # each alone would have asked five times
+        # Not everybody's own turn is waited for: who gets through tells the others.
+        assert max(done) - min(done) < 0.5
 
 
 async def test_a_record_that_is_gone_is_not_waited_for(autojump_clock: MockClock) -> None:
@@ -564,6 +590,7 @@ async def test_without_a_fresh_record_the_known_one_is_used(autojump_clock: Mock
             await world.connect()
         world.network.ways[route(1)[:2]] = world.way
         world.directory.fresh_failure = Unreachable("nobody could be asked")
+        await trio.sleep(TRIAL_PAUSE)
         await world.connect()
         assert world.directory.lookups[-2:] == [False, True]
 
