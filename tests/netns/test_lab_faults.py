@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 ECHO, OTHER = 7001, 7002
 RECOVERY = 180.0
 """Seconds that a busy machine may need; the figures say how long it took."""
-PROBED = 15.0
+PROBED = 10.0
 """Seconds after a fault for which new connections are watched."""
 BUILDS = 10
 PATHS = 2
