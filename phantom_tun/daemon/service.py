@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import socket
 
@@ -11,6 +10,7 @@ import trio
 
 from phantom_tun.control.listener import Access
 from phantom_tun.control.server import ControlServer
+from phantom_tun.daemon.collector import spare_what_stays
 from phantom_tun.daemon.notify import READY, STOPPING, notify, status
 from phantom_tun.daemon.wiring import DaemonNode
 
@@ -18,9 +18,6 @@ STOP_DEADLINE_S = 15
 """From the wish to stop to the end of the process, in order or not."""
 IMPATIENT_DEADLINE_S = 1
 """The same after a second signal."""
-
-GC_EVERY = 5_000
-"""New objects until the garbage collector looks at them; Python's own number is 700."""
 
 _log = structlog.get_logger(__name__)
 
@@ -77,14 +74,6 @@ async def _run_node(node: DaemonNode) -> None:
         spare_what_stays()
         notify(READY, status("ready"))
         _log.info("ready")
-
-
-def spare_what_stays() -> None:
-    """Have the garbage collector look no more at what is there now, which is the program itself,
-    and less often at what comes: objects in cycles are rare. 4 % of what connections cost."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_EVERY, 10, 10)
 
 
 async def _obey_signals(
