@@ -156,7 +156,9 @@ class Pins:
     def _store(self, pin: Pin) -> Pin:
         pins = dict(self._pins)
         if pin.address not in pins and len(pins) >= MAX_PINS:
-            del pins[min(pins, key=lambda address: pins[address].since)]
+            # Whoever calls us has his address pinned too: a crowd of callers must not push out what
+            # has proved right for long.
+            del pins[max(pins, key=lambda address: pins[address].since)]
             self._evicted += 1
         pins[pin.address] = pin
         self._write(pins)
