@@ -116,7 +116,7 @@ class Node:
     # --- building, in the order of the layers -----------------------------------------------------
 
     def _build_foundation(self) -> None:
-        """Links, own record, netdb, tunnels."""
+        """Links, own record, guards, netdb, tunnels."""
         config, rng = self.config, self._rng
         self.links = Links(
             self.keys.signing,
@@ -140,6 +140,8 @@ class Node:
             clock=self.clock,
             rng=rng,
         )
+        self._guard_file = GuardFile(self._state_dir)
+        self._guards = self._guard_file.load(config.guards.trusted_ids)
         self.netdb = NetdbService(
             self.network,
             self._own_record.current,
@@ -161,6 +163,7 @@ class Node:
             on_override=self._overridden,
             neighbours=self._linked,
             trusted=config.guards.trusted_ids,
+            kept=self._guards,
         )
         addresses = config.node.advertised_addresses
         version = 6 if addresses and all(found.version == 6 for found in addresses) else 4
@@ -198,8 +201,6 @@ class Node:
     def _build_owner(self) -> None:
         """What this node does for its own AP identities."""
         config, rng = self.config, self._rng
-        guard_file = GuardFile(self._state_dir)
-        self._guards = guard_file.load(config.guards.trusted_ids)
         self.builder = PathBuilder(
             self.links,
             self.member,
@@ -209,7 +210,7 @@ class Node:
                 own_record=lambda: self._own_record.current,
                 candidates=lambda _now: self.netdb.candidates(),
                 relatives=config.node.family_ids,
-                save_guards=guard_file.save,
+                save_guards=self._guard_file.save,
             ),
             clock=self.clock,
             rng=rng,

@@ -65,12 +65,14 @@ class Keeper:
         self._saved_changes = 0
 
     def load(self, verifier: Verifier, now: float) -> list[NodeRecord]:
-        """Bring back what earlier runs left; returns nodes that can be asked."""
+        """Bring back what earlier runs left; returns nodes that can be asked, also some that were
+        there before their record expired."""
         nodes: list[NodeRecord] = []
 
         def load_nodes(data: bytes) -> None:
             for node in cachefile.load(data, verifier, now):
-                self._book.restore(node.record, node.path_key, node.last_ok)
+                if node.record.expires > now:
+                    self._book.restore(node.record, node.path_key, node.last_ok, drawn=node.drawn)
                 if node.record.dialable:
                     nodes.append(node.record)
 

@@ -93,11 +93,14 @@ class Introductions:
             self.heard(record)
 
     async def run(self, seeds: list[NodeRef], cached: list[NodeRecord]) -> None:
-        """Introduce us to ``seeds`` (the profile's nodes, for ever), to some ``cached`` nodes, and
-        to whoever is heard of."""
+        """Introduce us to ``seeds`` (the profile's nodes, for ever), to some ``cached`` nodes,
+        those first whose record is still valid, and to whoever is heard of."""
         for ref in seeds:
             self._want(ref, lasting=True)
-        for record in self._rng.sample(cached, min(len(cached), ENOUGH)):
+        now = self._calls.clock.now()
+        shuffled = self._rng.sample(cached, len(cached))
+        shuffled.sort(key=lambda record: record.expires <= now)
+        for record in shuffled[:ENOUGH]:
             self._want(self._calls.ref(record), lasting=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._reprime, seeds)

@@ -11,7 +11,7 @@ from collections import Counter
 
 import trio
 
-from phantom_tun.clock import HOUR, Rng
+from phantom_tun.clock import HOUR, MINUTE, Rng
 from phantom_tun.errors import PeerError, WorldError
 from phantom_tun.ids import NodeId
 from phantom_tun.net.netdb_calls import NodeCalls
@@ -22,7 +22,7 @@ from phantom_tun.netdb.sampling import Drawn, draw
 from phantom_tun.wire.records import NodeRecord
 
 SAMPLES_WANTED = 1_024
-"""Candidates that a node in a large network gathers; choosing from many hides which ones."""
+"""Nodes that a node in a large network draws; choosing from many hides which ones."""
 FASTEST = 2.0
 SLOWEST = 90.0
 """Seconds between samples; at the slowest, 1,024 candidates are drawn anew within a day."""
@@ -30,6 +30,9 @@ RENEW_BEFORE = HOUR
 """A path key that ends within this time is fetched anew."""
 RECENT_ANSWERERS = 256
 """Nodes that are not asked again as long as there are others."""
+SETTLED_AFTER = MINUTE
+"""The first nodes are drawn when asking around brings nothing new, or after this, lest somebody who
+always has news keeps us from drawing."""
 _TRIES = 2
 _REGION = 8
 """Leading bytes of an id that say which region it lies in, in a network of any size."""
@@ -53,15 +56,16 @@ class Sampler:
         """Sample for ever, as long as the network is too large to know everybody anyway: fast while
         the samples bring unknown nodes, then slower and slower."""
         pause = FASTEST
+        begun = trio.current_time()
         while True:
             await trio.sleep(pause * self._rng.uniform(0.5, 1.5))
-            if self._upkeep.small or not self._upkeep.settled:
+            settled = self._upkeep.settled or trio.current_time() - begun > SETTLED_AFTER
+            if self._upkeep.small or not settled:
                 continue
             await self.renew()
-            known = self._book.keyed
+            before = self._drawn()
             await self.sample()
-            enough = self._book.keyed >= SAMPLES_WANTED
-            if self._book.keyed > known and not enough:
+            if before < self._drawn() < SAMPLES_WANTED:
                 pause = max(pause / _SPEEDUP, FASTEST)
             else:
                 pause = min(pause * _SPEEDUP, SLOWEST)
@@ -77,7 +81,7 @@ class Sampler:
         beside = node_id[:_REGION] + self._rng.randbytes(32 - _REGION)
         nodes = (await self._searcher.search(beside)).closest()
         others = [record for record in nodes if record.node_id != node_id]
-        await self._fetch(node_id, self._rng.sample(others, len(others)))
+        await self._fetch(node_id, self._rng.sample(others, len(others)), drawn=False)
 
     async def random_nodes(self, count: int) -> list[Candidate]:
         """Up to ``count`` different nodes, each drawn uniformly and named by another answerer."""
@@ -90,18 +94,23 @@ class Sampler:
                 break
         return list(found.values())
 
+    def _drawn(self) -> int:
+        return self._book.drawn(self._calls.clock.now())
+
     async def sample(self) -> Candidate | None:
         """One random node, remembered as a candidate; None if nobody could tell."""
         drawn = await self._draw()
         if drawn is None:
             return None
-        return await self._fetch(drawn.node.node_id, drawn.answerers)
+        return await self._fetch(drawn.node.node_id, drawn.answerers, drawn=True)
 
     def statistics(self) -> dict[str, int]:
         """Counts for people."""
         return dict(self._counts)
 
-    async def _fetch(self, node_id: NodeId, answerers: list[NodeRecord]) -> Candidate | None:
+    async def _fetch(
+        self, node_id: NodeId, answerers: list[NodeRecord], *, drawn: bool
+    ) -> Candidate | None:
         """Record and path key of a node, as the first of ``answerers`` says that knows it."""
         for answerer in answerers[:_TRIES]:
             self._remember(answerer.node_id)
@@ -111,7 +120,7 @@ class Sampler:
                 continue
             if record.node_id == node_id:
                 self._counts["samples"] += 1
-                self._book.vouched(record, self._calls.clock.now(), path_key)
+                self._book.vouched(record, self._calls.clock.now(), path_key, drawn=drawn)
                 return Candidate(record, path_key)
             # Not necessarily a lie: it may lack the key, or know of the node's death before us.
             self._counts["samples_contradicted"] += 1

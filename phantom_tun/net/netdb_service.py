@@ -8,7 +8,7 @@ transport for calls, a clock and randomness, so a simulated network runs it unch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Protocol
 
 import trio
@@ -90,16 +90,18 @@ class NetdbService:
         on_override: Callable[[InForce], None] = lambda _: None,
         neighbours: Callable[[], Iterable[NodeRef]] = lambda: (),
         trusted: frozenset[NodeId] = frozenset(),
+        kept: Container[NodeId] = (),
     ) -> None:
         """``record``: our own, with the 1,216-byte public ``path_key`` that it names;
         ``transport``: ``Links.call``; ``overrides``: None obeys none and passes none on;
         ``on_override`` is told what override commands are in force whenever that changes;
         ``neighbours``: everybody there is a signalling link with; ``trusted``: nodes that are
-        visited again and again, like those of the profile."""
+        visited again and again, like those of the profile; ``kept``: nodes that aren't forgotten
+        for others' sake."""
         self._network = network
         self._clock = clock
         self._rng = rng
-        self._book = NodeBook(record.node_id, rng, trusted=trusted)
+        self._book = NodeBook(record.node_id, rng, trusted=trusted, kept=kept)
         self._store = ApStore(network)
         self._verifier = Verifier(network)
         if overrides is None:

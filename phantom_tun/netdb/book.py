@@ -2,13 +2,14 @@
 
 The routing table holds those that keep the network together; contacts with a path key are the
 candidates for paths. Path members come from here and from nowhere else, so no question that we ask
-shows whom we choose.
+shows whom we choose. Anybody can introduce himself and be remembered; so where not everybody knows
+everybody, only candidates whom we drew ourselves may be chosen freely.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from phantom_tun.clock import HOUR, MINUTE, Rng
@@ -27,6 +28,8 @@ KEY_MARGIN = MINUTE
 """A path key is used no later than this before it ends."""
 GIVE_UP_AFTER = 10
 """Failures in a row (over an hour of them) after which a contact is forgotten."""
+ENOUGH_DRAWN = 128
+"""With fewer nodes drawn at random, those of the routing table may be chosen for paths as well."""
 STORER_SLACK = K // 2
 """We hold a record even if this many more than k nodes seem closer: no two nodes know quite the
 same ones."""
@@ -39,6 +42,9 @@ class Candidate:
     record: NodeRecord
     path_key: bytes
     """1,216 bytes, HPKE public key."""
+    fair: bool = True
+    """Whether it may be chosen for any place. Others came to us by themselves, and a network that
+    sends all its nodes would have more than its share."""
 
 
 class NodeBook:
@@ -52,13 +58,16 @@ class NodeBook:
         limits: PrefixLimits = BUCKET_LIMITS,
         max_keyed: int = MAX_KEYED,
         trusted: frozenset[NodeId] = frozenset(),
+        kept: Container[NodeId] = (),
     ) -> None:
-        """``trusted``: nodes that are remembered as long as their records are valid."""
+        """``trusted``: nodes that are remembered as long as their records are valid; ``kept``:
+        nodes that make room for nobody, as those do."""
         self._own_id = own_id
         self._own_position = position(own_id)
         self._rng = rng
         self._max_keyed = max_keyed
         self._trusted = trusted
+        self._kept = kept
         self._contacts: dict[NodeId, Contact] = {}
         self._keyed = 0
         self._view = NOTHING_IN_FORCE
@@ -96,21 +105,29 @@ class NodeBook:
         if left_out is not None and left_out.path_key is None:
             self._forget(left_out)
 
-    def vouched(self, record: NodeRecord, now: float, path_key: bytes | None = None) -> None:
+    def vouched(
+        self, record: NodeRecord, now: float, path_key: bytes | None = None, *, drawn: bool = False
+    ) -> None:
         """Several nodes that should know say that a node is there. That makes it a candidate, not
-        a contact of the routing table."""
-        contact = self._learn(record, now, path_key)
+        a contact of the routing table. ``drawn``: we drew it at random."""
+        contact = self._learn(record, now, path_key, drawn=drawn)
         if contact is None:
             return
+        contact.drawn |= drawn
         if contact.path_key is None and contact not in self.table:
             self._forget(contact)
         elif not contact.failures:
             contact.last_ok = max(contact.last_ok, now)
 
-    def restore(self, record: NodeRecord, path_key: bytes | None, last_ok: float) -> None:
+    def restore(
+        self, record: NodeRecord, path_key: bytes | None, last_ok: float, *, drawn: bool
+    ) -> None:
         """Remember a node from an earlier run, as it was then."""
-        contact = self._learn(record, last_ok, path_key)
-        if contact is not None and contact.path_key is None:
+        contact = self._learn(record, last_ok, path_key, drawn=drawn)
+        if contact is None:
+            return
+        contact.drawn = drawn
+        if contact.path_key is None:
             self._forget(contact)
 
     def succeeded(self, node_id: NodeId, now: float) -> None:
@@ -175,16 +192,29 @@ class NodeBook:
         place = position(near)
         best, distance = None, self._own_position ^ place
         for contact in self:
-            if contact.key_is_current and contact.position ^ place < distance:
-                candidate = self._candidate(contact, now)
-                if candidate is not None:
-                    best, distance = candidate, contact.position ^ place
+            closer = contact.position ^ place < distance
+            if closer and contact.key_is_current and _is_candidate(contact, now):
+                best = Candidate(contact.record, contact.path_key or b"")
+                distance = contact.position ^ place
         return best
 
     def candidates(self, now: float) -> list[Candidate]:
         """All nodes that can be chosen for paths, in no particular order."""
-        found = (self._candidate(contact, now) for contact in self)
-        return [candidate for candidate in found if candidate is not None]
+        found = [contact for contact in self if _is_candidate(contact, now)]
+        everybody = not self.table.crowded
+        few = sum(contact.drawn for contact in found) < ENOUGH_DRAWN
+        return [
+            Candidate(
+                contact.record,
+                contact.path_key or b"",
+                fair=everybody or contact.drawn or (few and contact in self.table),
+            )
+            for contact in found
+        ]
+
+    def drawn(self, now: float) -> int:
+        """How many candidates we drew at random."""
+        return sum(contact.drawn and _is_candidate(contact, now) for contact in self)
 
     def lacking_key(self, now: float, before: float) -> list[Contact]:
         """Usable relays whose path key we lack, or whose key ends ``before`` a moment."""
@@ -226,18 +256,9 @@ class NodeBook:
             "path_candidates": len(self.candidates(now)),
         }
 
-    def _candidate(self, contact: Contact, now: float) -> Candidate | None:
-        good = (
-            contact.path_key is not None
-            and contact.usable(now)
-            and contact.record.relays
-            and contact.record.dialable
-            and contact.path_key_until > now + KEY_MARGIN
-            and contact.last_ok > now - CANDIDATE_FOR
-        )
-        return Candidate(contact.record, contact.path_key or b"") if good else None
-
-    def _learn(self, record: NodeRecord, now: float, path_key: bytes | None) -> Contact | None:
+    def _learn(
+        self, record: NodeRecord, now: float, path_key: bytes | None, *, drawn: bool = False
+    ) -> Contact | None:
         node_id = record.node_id
         if node_id == self._own_id or self._view.bans(record):
             return None
@@ -246,7 +267,7 @@ class NodeBook:
             contact = Contact(record, position(node_id), now)
             self._contacts[node_id] = contact
         self._renew(contact, record)
-        if path_key is not None and (contact.path_key is not None or self._room_for_key()):
+        if path_key is not None and (contact.path_key is not None or self._room_for_key(drawn)):
             self._keyed += contact.path_key is None
             contact.give_key(record, path_key)
         return contact
@@ -264,16 +285,43 @@ class NodeBook:
         gone = contact.failures >= GIVE_UP_AFTER
         return gone or (contact.path_key is None and contact not in self.table)
 
-    def _room_for_key(self) -> bool:
+    def _room_for_key(self, drawn: bool) -> bool:
         if self._keyed < self._max_keyed:
             return True
-        # A random one: which nodes are remembered must not depend on who speaks last.
-        spare = [c for c in self if c.path_key is not None and c not in self.table]
+        spare = [
+            contact
+            for contact in self
+            if contact.path_key is not None
+            and contact not in self.table
+            and contact.node_id not in self._kept
+            and contact.node_id not in self._trusted
+        ]
+        if not drawn:
+            # Whoever introduces itself takes no place from those we drew.
+            spare = [contact for contact in spare if not contact.drawn]
         if not spare:
             return False
-        self._forget(self._rng.choice([c for c in spare if c.failures] or spare))
+        worst = max(map(_worth_least, spare))
+        # A random one: which nodes are remembered must not depend on who speaks last.
+        self._forget(self._rng.choice([c for c in spare if _worth_least(c) == worst]))
         return True
 
     def _forget(self, contact: Contact) -> None:
         if self._contacts.pop(contact.node_id, None) is not None:
             self._keyed -= contact.path_key is not None
+
+
+def _is_candidate(contact: Contact, now: float) -> bool:
+    return (
+        contact.path_key is not None
+        and contact.usable(now)
+        and contact.record.relays
+        and contact.record.dialable
+        and contact.path_key_until > now + KEY_MARGIN
+        and contact.last_ok > now - CANDIDATE_FOR
+    )
+
+
+def _worth_least(contact: Contact) -> tuple[bool, bool]:
+    """The higher, the sooner it makes room for another."""
+    return not contact.drawn, contact.failures > 0

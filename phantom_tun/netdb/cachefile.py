@@ -25,13 +25,14 @@ from phantom_tun.wire.records import Bytes32, NodeRecord, Seconds, path_key_dige
 MAX_FILE_LEN = 8 * 1024 * 1024
 MAX_NODES_KEPT = 4_096
 
-_MAGIC = "phantom-tun nodes 1"
+_MAGIC = "phantom-tun nodes 2"
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
     record: NodeBytes
     path_key: PathKey | None
     last_ok: Seconds
+    drawn: bool
 
 
 class _File(msgspec.Struct, frozen=True, array_like=True):
@@ -42,11 +43,13 @@ class _File(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class CachedNode:
-    """A node of an earlier run; ``path_key`` only if its record still names it."""
+    """A node of an earlier run; ``path_key`` only if its record still names it. The record may have
+    expired: it still says where the node was."""
 
     record: NodeRecord
     path_key: bytes | None
     last_ok: float
+    drawn: bool
 
 
 def dump(network_id: NetworkId, contacts: Iterable[Contact]) -> bytes:
@@ -57,6 +60,7 @@ def dump(network_id: NetworkId, contacts: Iterable[Contact]) -> bytes:
             contact.record.encoded,
             contact.path_key if contact.key_is_current else None,
             int(contact.last_ok),
+            contact.drawn,
         )
         for contact in recent[:MAX_NODES_KEPT]
     )
@@ -65,7 +69,7 @@ def dump(network_id: NetworkId, contacts: Iterable[Contact]) -> bytes:
 
 
 def load(data: bytes, verifier: Verifier, now: float) -> list[CachedNode]:
-    """Read what :func:`dump` wrote. Records that are no longer valid are left out.
+    """Read what :func:`dump` wrote. Records that aren't genuine are left out.
 
     :raises WireError: the file is damaged or belongs to another network.
     """
@@ -84,8 +88,9 @@ def load(data: bytes, verifier: Verifier, now: float) -> list[CachedNode]:
             record = verifier.node(entry.record)
         except (WireError, RecordRefused):
             continue
-        if record.expires > now and entry.last_ok <= now + MINUTE:
+        if entry.last_ok <= now + MINUTE:
             key = entry.path_key
             matches = key is not None and path_key_digest(key) == record.path_key_digest
-            nodes.append(CachedNode(record, key if matches else None, float(entry.last_ok)))
+            kept = key if matches else None
+            nodes.append(CachedNode(record, kept, float(entry.last_ok), entry.drawn))
     return nodes

@@ -40,6 +40,8 @@ class Contact:
     """When to try again, if ``failures``."""
     failed_at: float = 0.0
     """When it last failed."""
+    drawn: bool = False
+    """Whether we drew it at random: it had no part in our knowing it."""
     rank: bytes = b""
     """Given by the routing table when it takes the contact in: the lowest keep their places."""
 

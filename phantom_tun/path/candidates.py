@@ -31,6 +31,12 @@ class Candidate(Protocol):
         """The 1,216-byte key whose digest the record signs."""
         ...
 
+    @property
+    def fair(self) -> bool:
+        """Whether it came to be known by our own choice. Another one may only keep a place that it
+        has as a guard, or that its owner's trust gives it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:

@@ -72,7 +72,7 @@ class GuardSet:
     def __len__(self) -> int:
         return len(self._guards)
 
-    def __contains__(self, node: NodeId) -> bool:
+    def __contains__(self, node: object) -> bool:
         return node in self._guards
 
     @property

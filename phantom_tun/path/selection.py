@@ -92,13 +92,21 @@ class _Drawing:
         self._guard_elsewhere = GUARD_ELSEWHERE if plenty else 1.0
 
     def _sample(self) -> list[Candidate]:
-        """All candidates of as many prefixes as are looked at, guards and trusted nodes always."""
+        """All that may be chosen, of as many prefixes as are looked at; guards and trusted nodes
+        always."""
         draw = self._draw
+        known = [
+            candidate
+            for candidate in draw.candidates
+            if candidate.fair
+            or candidate.record.node_id in draw.guards
+            or draw.guards.is_trusted(candidate.record.node_id)
+        ]
         by_prefix: dict[bytes, list[Candidate]] = {}
-        for candidate in draw.candidates:
+        for candidate in known:
             by_prefix.setdefault(prefix(candidate.record.ips[0]), []).append(candidate)
         if len(by_prefix) <= MANY:
-            return list(draw.candidates)
+            return known
         chosen = set(draw.rng.sample(list(by_prefix), MANY))
         return [
             candidate

@@ -65,6 +65,7 @@ class KnownNode:
 
     record: NodeRecord
     path_key: bytes = field(repr=False)
+    fair: bool = True
 
 
 class PathNode:

@@ -14,7 +14,7 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.errors import WireError
 from phantom_tun.ids import NetworkId, NodeId
 from phantom_tun.netdb import cachefile
-from phantom_tun.netdb.book import CANDIDATE_FOR, GIVE_UP_AFTER, NodeBook
+from phantom_tun.netdb.book import CANDIDATE_FOR, ENOUGH_DRAWN, GIVE_UP_AFTER, NodeBook
 from phantom_tun.netdb.contact import position
 from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.table import K
@@ -35,6 +35,11 @@ def meet(book: NodeBook, number: int, now: float = NOW, **more: object) -> NodeR
     record = maker.record(now)
     book.met(record, now, maker.path_key)
     return record
+
+
+def draw(book: NodeBook, number: int) -> None:
+    maker = NodeMaker(number)
+    book.vouched(maker.record(), NOW, maker.path_key, drawn=True)
 
 
 def ids(book: NodeBook, now: float = NOW) -> set[NodeId]:
@@ -119,6 +124,85 @@ class TestCandidates:
         book.vouched(rotated, NOW + 61, b"n" * 1_216)
         assert book.candidates(NOW + 61)[0].path_key == b"n" * 1_216
         assert book.lacking_key(NOW + 61, 0.0) == []
+
+
+class TestFairness:
+    """In a network where not everybody knows everybody."""
+
+    def far(self, count: int) -> list[int]:
+        """Numbers of nodes in our farthest distance class."""
+        numbers = [
+            number
+            for number in range(1, 4 * count)
+            if NodeBook(OWN.node_id, random.Random(1)).table.bucket_of(
+                position(NodeMaker(number).record().node_id)
+            )
+            == 255
+        ]
+        return numbers[:count]
+
+    def test_everybody_is_fair_where_everybody_is_known(self, book: NodeBook) -> None:
+        for number in range(1, 20):
+            meet(book, number)
+        assert not book.table.crowded
+        assert all(candidate.fair for candidate in book.candidates(NOW))
+
+    def test_introducing_oneself_makes_nobody_fair(self, book: NodeBook) -> None:
+        for number in self.far(3 * K):
+            meet(book, number)
+        candidates = book.candidates(NOW)
+        assert len(candidates) == 3 * K
+        fair = {candidate.record for candidate in candidates if candidate.fair}
+        assert fair == {contact.record for contact in book.table}
+        assert len(fair) == K
+
+    def test_with_enough_drawn_only_those_are_fair(self, book: NodeBook) -> None:
+        numbers = self.far(K + 5 + ENOUGH_DRAWN)
+        for number in numbers[: K + 5]:
+            meet(book, number)
+        drawn = numbers[K + 5 :]
+        for number in drawn[1:]:
+            draw(book, number)
+        assert book.drawn(NOW) == ENOUGH_DRAWN - 1
+        assert sum(candidate.fair for candidate in book.candidates(NOW)) == ENOUGH_DRAWN - 1 + K
+        draw(book, drawn[0])
+        fair = {candidate.record for candidate in book.candidates(NOW) if candidate.fair}
+        assert fair == {NodeMaker(number).record() for number in drawn}
+
+    def test_a_drawn_node_stays_so_when_it_introduces_itself(self, book: NodeBook) -> None:
+        draw(book, 1)
+        meet(book, 1, NOW + 1)
+        assert book.drawn(NOW + 1) == 1
+
+    def test_to_ask_for_a_lacking_key_is_no_draw(self, book: NodeBook) -> None:
+        book.met(NodeMaker(1).record(), NOW)
+        book.vouched(NodeMaker(1).record(), NOW, NodeMaker(1).path_key)
+        assert len(book.candidates(NOW)) == 1
+        assert book.drawn(NOW) == 0
+
+    def test_a_crowd_that_introduces_itself_drives_nobody_out(self) -> None:
+        guard = NodeMaker(1).record().node_id
+        book = NodeBook(OWN.node_id, random.Random(1), max_keyed=30, kept={guard})
+        # Of the kind that the table has no room for.
+        crowd = self.far(120)
+        for number in crowd[:K]:
+            meet(book, number)
+        book.vouched(NodeMaker(1).record(), NOW, NodeMaker(1).path_key)
+        for number in (2, 3, 4):
+            draw(book, number)
+        safe = {NodeMaker(number).record().node_id for number in (1, 2, 3, 4)}
+        for number in crowd[K:]:
+            meet(book, number)
+        known = ids(book)
+        assert safe <= known
+        assert len(known) == 30
+        assert {contact.node_id for contact in book.table} <= known
+        for number in range(300, 340):
+            draw(book, number)
+        assert guard in ids(book)
+        assert book.drawn(NOW) == 30 - 1 - len(book.table) + sum(
+            contact.drawn for contact in book.table
+        )
 
 
 class TestBounds:
@@ -300,21 +384,42 @@ class TestCacheFile:
         ]
         again = NodeBook(OWN.node_id, random.Random(1))
         for node in nodes:
-            again.restore(node.record, node.path_key, node.last_ok)
+            again.restore(node.record, node.path_key, node.last_ok, drawn=node.drawn)
         assert ids(again, NOW + 10) == ids(book, NOW + 10)
         assert len(again.table) == 0
 
-    def test_outdated_keys_and_records_are_left_behind(self, book: NodeBook) -> None:
+    def test_who_was_drawn_stays_so(self, book: NodeBook) -> None:
         meet(book, 1)
-        book.met(NodeMaker(2).record(lifetime=HOUR), NOW, NodeMaker(2).path_key)
+        draw(book, 2)
+        draw(book, 1)
+        draw(book, 3)
+        meet(book, 4)
+        nodes = cachefile.load(
+            cachefile.dump(NETWORK.network_id, book), Verifier(NETWORK), NOW + 10
+        )
+        drawn = {node.record for node in nodes if node.drawn}
+        assert drawn == {NodeMaker(number).record() for number in (1, 2, 3)}
+        again = NodeBook(OWN.node_id, random.Random(1))
+        for node in nodes:
+            again.restore(node.record, node.path_key, node.last_ok, drawn=node.drawn)
+        assert again.drawn(NOW + 10) == 3
+
+    def test_outdated_keys_are_left_behind(self, book: NodeBook) -> None:
+        meet(book, 1)
         book.heard(NodeMaker(1).record(NOW + 1, path_key=b"n" * 1_216))
         data = cachefile.dump(NETWORK.network_id, book)
         (kept,) = cachefile.load(data, Verifier(NETWORK), NOW + HOUR)
         assert kept.path_key is None
         assert kept.record.node_id == NodeMaker(1).record().node_id
         restored = NodeBook(OWN.node_id, random.Random(1))
-        restored.restore(kept.record, kept.path_key, kept.last_ok)
+        restored.restore(kept.record, kept.path_key, kept.last_ok, drawn=False)
         assert len(restored) == 0
+
+    def test_an_expired_record_still_says_where_a_node_was(self, book: NodeBook) -> None:
+        record = meet(book, 1)
+        data = cachefile.dump(NETWORK.network_id, book)
+        (kept,) = cachefile.load(data, Verifier(NETWORK), NOW + 9 * DAY)
+        assert kept.record == record
 
     def test_another_network_s_file_is_refused(self, book: NodeBook) -> None:
         data = cachefile.dump(NetworkId(bytes(32)), book)

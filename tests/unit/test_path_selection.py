@@ -25,6 +25,7 @@ BOTH = Capability.RELAY | Capability.DIALABLE
 class Known:
     record: NodeRecord
     path_key: bytes = b"key"
+    fair: bool = True
 
 
 def record(
@@ -234,6 +235,34 @@ def test_the_direction_is_a_toss_of_a_coin():
 def test_a_node_that_cant_be_dialed_always_begins_at_its_own_side():
     own = record(255, capabilities=Capability.RELAY)
     assert all(drawn(1, nodes(9), own=own, rng=random.Random(seed)).forward for seed in range(50))
+
+
+# --- who came by itself --------------------------------------------------------------------------
+
+
+def test_who_came_by_itself_is_never_drawn():
+    crowd = [Known(record(number), fair=False) for number in range(100, 200)]
+    known = [*nodes(12), *crowd]
+    guards = GuardSet(frozenset())
+    for seed in range(30):
+        ring = drawn(3, known, guards=guards, rng=random.Random(seed))
+        assert all(member.fair for member in ring.outward())
+    assert not any(candidate.record.node_id in guards for candidate in crowd)
+    with pytest.raises(PathUnavailable, match="; 2 known"):
+        drawn(1, [*nodes(2), *crowd])
+
+
+def test_a_guard_keeps_its_place_though_it_came_by_itself():
+    guards = GuardSet(frozenset())
+    first = drawn(1, nodes(3), guards=guards)
+    assert len(first.outward()) == 3
+    unfair = [Known(record(number), fair=False) for number in (1, 2, 3)]
+    ring = drawn(1, [*unfair, *nodes(40, 20)], guards=guards)
+    assert set(ids(ring.outward())) <= set(guards.usable(NOW))
+    trusted = GuardSet(frozenset({unfair[0].record.node_id}))
+    ring = drawn(1, [*unfair, *nodes(40, 20)], guards=trusted)
+    assert unfair[0].record.node_id in ids(ring.outward())
+    assert not {unfair[1].record.node_id, unfair[2].record.node_id} & set(ids(ring.outward()))
 
 
 # --- guards --------------------------------------------------------------------------------------
