@@ -19,12 +19,20 @@ class SourceLimits:
         self._buckets: dict[Hashable, tuple[float, float]] = {}
         """Source → (tokens left, at which moment), least recently used first."""
 
+    def would_allow(self, source: Hashable, now: float) -> bool:
+        """Whether ``source`` has a token left; takes none."""
+        return self._tokens(source, now) >= 1.0
+
     def allows(self, source: Hashable, now: float) -> bool:
         """Take one token of ``source``; False if it has none left."""
-        tokens, since = self._buckets.pop(source, (self._burst, now))
-        tokens = min(self._burst, tokens + max(now - since, 0.0) * self._rate)
+        tokens = self._tokens(source, now)
+        self._buckets.pop(source, None)
         allowed = tokens >= 1.0
         if len(self._buckets) >= SOURCES_REMEMBERED:
             del self._buckets[next(iter(self._buckets))]
         self._buckets[source] = (tokens - 1.0 if allowed else tokens, now)
         return allowed
+
+    def _tokens(self, source: Hashable, now: float) -> float:
+        tokens, since = self._buckets.get(source, (self._burst, now))
+        return min(self._burst, tokens + max(now - since, 0.0) * self._rate)

@@ -134,7 +134,7 @@ class ApStore:
             room=entry is not None or len(self._entries) < self._max_entries,
         )
         KEY_RECORD_TABLE.check_acceptance(record, circumstances)
-        entry = entry or self._new_entry(record.public_key)
+        entry = entry or self._new_entry(record.public_key, caller, now)
         if entry.record != record or (free and entry.lease != claimed):
             self.changes += 1
         entry.record = record
@@ -165,7 +165,7 @@ class ApStore:
             room=entry is not None or len(self._entries) < self._max_entries,
         )
         ROUTE_TABLE.check_acceptance(route, circumstances)
-        entry = entry or self._new_entry(route.public_key)
+        entry = entry or self._new_entry(route.public_key, caller, now)
         if oldest is not None:
             del entry.routes[oldest.entry_id]
         self.changes += held is None or held.route != route
@@ -242,7 +242,11 @@ class ApStore:
             del self._leases[entry.lease]
             entry.lease = None
 
-    def _new_entry(self, public_key: bytes) -> _Entry:
+    def _new_entry(self, public_key: bytes, caller: Caller | None, now: float) -> _Entry:
+        if caller is not None:
+            self._per_node.allows(caller.node_id, now)
+            for part in _wide(caller):
+                self._per_prefix.allows(part, now)
         entry = _Entry(ap6_address(self._network, public_key))
         self._entries[public_key] = entry
         self._by_ap6[entry.ap6] = public_key
@@ -251,10 +255,14 @@ class ApStore:
     def _may_bring(self, caller: Caller | None, now: float) -> bool:
         if caller is None:
             return True
-        networks = Networks.of([NodeAddress.of(caller.address, 0)])
-        return self._per_node.allows(caller.node_id, now) and all(
-            self._per_prefix.allows(part, now) for part in networks.wide
+        return self._per_node.would_allow(caller.node_id, now) and all(
+            self._per_prefix.would_allow(part, now) for part in _wide(caller)
         )
+
+
+def _wide(caller: Caller) -> frozenset[bytes]:
+    """The /16 (IPv6 /32) that a record is brought from."""
+    return Networks.of([NodeAddress.of(caller.address, 0)]).wide
 
 
 def _oldest(entry: _Entry) -> APRoute | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,16 +12,25 @@ import pytest
 from phantom_tun.clock import HOUR
 from phantom_tun.errors import ProtocolViolation
 from phantom_tun.ids import NodeId
+from phantom_tun.netdb import proof
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.book import NodeBook
-from phantom_tun.netdb.overrides import InForce
-from phantom_tun.netdb.rules import MAX_SKEW, Caller
+from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
+from phantom_tun.netdb.rules import (
+    KEY_RECORD_TABLE,
+    MAX_SKEW,
+    REGISTRATION_TABLE,
+    ROUTE_TABLE,
+    Caller,
+    Table,
+)
 from phantom_tun.netdb.server import CALLS_AT_ONCE, OwnNode, Server, expect
-from phantom_tun.netdb.store import ApStore
+from phantom_tun.netdb.store import NEW_ENTRIES_PER_NODE, ApStore
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker, NodeMaker
 from phantom_tun.wire.netdb import (
+    MAX_ROUTES,
     CloserNodes,
     ClosestNodes,
     ExtendApLease,
@@ -36,7 +46,13 @@ from phantom_tun.wire.netdb import (
     Stored,
     UpdateApRoutes,
 )
-from phantom_tun.wire.records import Capability, NodeAddress
+from phantom_tun.wire.records import (
+    APKeyRecord,
+    APRoute,
+    Capability,
+    NodeAddress,
+    NodeRecord,
+)
 
 ME = NodeMaker(0)
 PEER = NodeMaker(1)
@@ -224,6 +240,155 @@ class TestStoring:
             call = ReserveAp(ApMaker(number).record(ap4_n=None).encoded)
             refusals.add(expect(world.server.answer(call, NOW, caller()), Stored).refusal)
         assert refusals == {Refusal.NONE, Refusal.NOT_RESPONSIBLE}
+
+
+class TestEveryRule:
+    """Each rule of the tables refuses something that a real call can bring, and the refusal that
+    the caller is told is its own."""
+
+    def test_registrations(self, world: World) -> None:
+        told = set()
+
+        def refused(
+            wanted: Refusal,
+            record: NodeRecord,
+            *,
+            now: float = NOW,
+            by: Caller | None = None,
+            key: bytes = PEER.path_key,
+        ) -> None:
+            call = RegisterNode(record.encoded, key)
+            answer = expect(world.server.answer(call, now, by or caller()), Registered)
+            assert answer.refusal == wanted
+            assert answer.nodes == ()
+            told.add(wanted)
+
+        good = PEER.record()
+        private = NodeMaker(1, address=ipaddress.IPv4Address("192.168.1.1"))
+        elsewhere = Caller(good.node_id, ipaddress.IPv4Address("99.1.0.1"))
+        refused(Refusal.LIFETIME, PEER.record(lifetime=27 * HOUR))
+        refused(Refusal.ADDRESS, NodeMaker(1, address=NETWORK.ap4[70_000]).record())
+        refused(Refusal.ADDRESS, private.record(), by=caller(private))
+        refused(Refusal.ADDRESS, good, by=elsewhere)
+        refused(Refusal.PROOF_OF_WORK, unworked(PEER))
+        refused(
+            Refusal.SIGNATURE, msgspec.structs.replace(good, pow=good.pow, families=(bytes(16),))
+        )
+        refused(Refusal.EXPIRED, good, now=NOW + 30 * HOUR)
+        refused(Refusal.FROM_THE_FUTURE, good, now=NOW - MAX_SKEW - 1)
+        refused(Refusal.NOT_THE_OWNER, good, by=caller(NodeMaker(2)))
+        refused(Refusal.PATH_KEY, good, key=ME.path_key)
+        world.server.obey(InForce(banned_prefixes=(ipaddress.IPv4Network("11.1.0.1/32"),)))
+        near = Caller(good.node_id, ipaddress.IPv4Address("11.1.0.9"))
+        refused(Refusal.BANNED, good, by=near)
+        assert len(world.book) == 0
+        assert told == refusals_of(REGISTRATION_TABLE)
+
+    def test_key_records(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = set()
+
+        def refused(wanted: Refusal, record: APKeyRecord, *, now: float = NOW) -> None:
+            held = len(world.store)
+            for call in (ReserveAp(record.encoded), ExtendApLease(record.encoded)):
+                stored = expect(world.server.answer(call, now, caller()), Stored)
+                assert stored.refusal == wanted
+            assert len(world.store) == held
+            told.add(wanted)
+
+        world.server.answer(ReserveAp(AP.record(sequence=5).encoded), NOW, caller())
+        other = ApMaker(2)
+        refused(Refusal.LIFETIME, other.record(lifetime=25 * HOUR))
+        refused(Refusal.SIGNATURE, msgspec.structs.replace(other.record(), sequence=9))
+        refused(Refusal.EXPIRED, other.record(lifetime=HOUR), now=NOW + HOUR)
+        refused(Refusal.FROM_THE_FUTURE, other.record(NOW + MAX_SKEW + 1))
+        refused(Refusal.SEQUENCE, AP.record(sequence=4))
+        refused(Refusal.SEQUENCE, AP.record(NOW + 1, sequence=5))
+        refused(Refusal.TOO_OLD, other.record(NOW - MAX_SKEW - 1))
+        world.server.obey(InForce(deleted_keys=frozenset({other.key.public})))
+        refused(Refusal.BANNED, other.record())
+        world.server.obey(NOTHING_IN_FORCE)
+        with monkeypatch.context() as only_ap4:
+            only_ap4.setattr(
+                world.server, "duty", lambda ip, _now: isinstance(ip, ipaddress.IPv4Address)
+            )
+            for module in ("store", "server"):
+                only_ap4.setattr(f"phantom_tun.netdb.{module}.ap4_candidate", lambda *_: AP4)
+            refused(Refusal.LEASE_HELD, other.record())
+        with monkeypatch.context() as nowhere:
+            nowhere.setattr(world.server, "duty", lambda _ip, _now: False)
+            refused(Refusal.NOT_RESPONSIBLE, other.record())
+        number = 100
+        while (
+            expect(
+                world.server.answer(
+                    ReserveAp(ApMaker(number).record(ap4_n=None).encoded), NOW, caller()
+                ),
+                Stored,
+            ).refusal
+            == Refusal.NONE
+        ):
+            number += 1
+        assert number == 100 + NEW_ENTRIES_PER_NODE - 1, "what was refused doesn't count"
+        refused(Refusal.SOURCE_LIMIT, other.record())
+        monkeypatch.setattr(world.store, "_max_entries", len(world.store))
+        refusal = world.server.answer(ReserveAp(other.record().encoded), NOW, caller(NodeMaker(2)))
+        assert refusal == Stored(Refusal.STORE_FULL, b"")
+        told.add(Refusal.STORE_FULL)
+        assert told == refusals_of(KEY_RECORD_TABLE)
+
+    def test_routes(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = set()
+        entry = NodeId(bytes(32))
+
+        def refused(wanted: Refusal, *routes: APRoute, now: float = NOW) -> None:
+            held = world.store.statistics()
+            call = UpdateApRoutes(tuple(route.encoded for route in routes))
+            assert world.server.answer(call, now, caller()) == Stored(wanted, b"")
+            assert world.store.statistics() == held
+            told.add(wanted)
+
+        def route(maker: ApMaker = AP, **more: Any) -> APRoute:
+            return maker.route(entry_node=entry, **more)
+
+        world.server.answer(UpdateApRoutes((route(sequence=5).encoded,)), NOW, caller())
+        refused(Refusal.SIGNATURE, msgspec.structs.replace(route(entry=1), sequence=9))
+        refused(Refusal.EXPIRED, route(entry=1, lifetime=HOUR), now=NOW + HOUR)
+        refused(Refusal.LIFETIME, route(entry=1, lifetime=26 * HOUR))
+        refused(Refusal.SEQUENCE, route(sequence=4))
+        refused(Refusal.SEQUENCE, route(sequence=5, lifetime=HOUR - 60))
+        world.server.obey(InForce(deleted_keys=frozenset({ApMaker(2).key.public})))
+        refused(Refusal.BANNED, route(ApMaker(2)))
+        world.server.obey(NOTHING_IN_FORCE)
+        with monkeypatch.context() as nowhere:
+            nowhere.setattr(world.server, "duty", lambda _ip, _now: False)
+            refused(Refusal.NOT_RESPONSIBLE, route(entry=1))
+        more = tuple(route(entry=n, sequence=9).encoded for n in range(1, MAX_ROUTES + 1))
+        world.server.answer(UpdateApRoutes(more), NOW, caller())
+        refused(Refusal.TOO_MANY_ROUTES, route(entry=99, sequence=3))
+        for number in range(100, 100 + NEW_ENTRIES_PER_NODE - 1):
+            world.server.answer(UpdateApRoutes((route(ApMaker(number)).encoded,)), NOW, caller())
+        refused(Refusal.SOURCE_LIMIT, route(ApMaker(2)))
+        monkeypatch.setattr(world.store, "_max_entries", len(world.store))
+        call = UpdateApRoutes((route(ApMaker(2)).encoded,))
+        refusal = world.server.answer(call, NOW, caller(NodeMaker(2)))
+        assert refusal == Stored(Refusal.STORE_FULL, b"")
+        told.add(Refusal.STORE_FULL)
+        assert told == refusals_of(ROUTE_TABLE)
+
+
+def refusals_of(table: Table[Any]) -> set[Refusal]:
+    """Everything that a table may answer."""
+    return {rule.refusal for rule in table.lasting} | {rule.refusal for rule in table.acceptance}
+
+
+def unworked(maker: NodeMaker) -> NodeRecord:
+    """A properly signed record without the work that an identity costs."""
+    nonce = 0
+    while proof.proves(NETWORK.network_id, maker.key.public, NETWORK.pow_bits, nonce):
+        nonce += 1
+    record = msgspec.structs.replace(maker.record(), pow=nonce)
+    signature = maker.key.sign(record.KIND, NETWORK.network_id, record.signed_part)
+    return msgspec.structs.replace(record, signature=signature)
 
 
 class TestBans:
