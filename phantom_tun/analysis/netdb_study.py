@@ -1,5 +1,5 @@
-"""The studies of the simulated network database: how it grows, how it bears churn, and what liars
-achieve (``scripts/sim_netdb`` runs them and draws the plots in ``docs/netdb-simulation``)."""
+"""The studies of the simulated network database: how it grows and how it bears churn
+(``scripts/sim_netdb`` runs them and draws the plots in ``docs/netdb-simulation``)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import ipaddress
 import random
 import resource
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from phantom_tun.analysis.netdb_attack import Cabal, ground_maker, rival_claim
-from phantom_tun.analysis.netdb_world import Cost, Defences, SimNode, World
+from phantom_tun.analysis.netdb_world import Cost, SimNode, World
 from phantom_tun.clock import HOUR, MINUTE
-from phantom_tun.ids import ApAddress, NodeId
-from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, keys_to_write
-from phantom_tun.testing.record_factory import NETWORK, ApMaker, NodeMaker
-
-SMALL_AP4 = dataclasses.replace(NETWORK, ap4=ipaddress.IPv4Network("240.0.0.0/14"))
-"""Two blocks of AP4 addresses, so that colliding claims can be ground in no time."""
+from phantom_tun.ids import ApAddress
+from phantom_tun.net.publisher import REFRESH
+from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
+from phantom_tun.netdb.book import NodeBook
+from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.testing.record_factory import NETWORK, ApMaker
 
 BOOTSTRAP_NODES = 3
 """Nodes of the profile; they are honest."""
-SETTLING = 5
-"""Minutes between the last arrival and the first question."""
-LIAR_NUMBERS = 1_000_000
-"""Where the numbers of liars begin."""
+REPUBLISH = (0.8 * REFRESH, REFRESH)
+"""Seconds between two editions of an owner's record."""
+NEWCOMER_NUMBERS = 2_000_000
+"""Where the numbers of nodes begin that take the places of dead ones."""
 
 Report = Callable[[str], None]
 
@@ -45,12 +46,14 @@ class Growth:
     lookup_found: float
     """Part of the truly closest twenty nodes that lookups find."""
     resolved: float
-    held_mean: float
+    held: float
     """AP identities that a node holds records for, when every node owns one."""
-    held_max: float
     kib_per_node: float
-    seconds: float
-    """Wall time of everything above."""
+    """Of the simulating process, in which all nodes share the records they know."""
+    kib_alone: float
+    """What one node remembers of others if it shares nothing."""
+    cpu_seconds: float
+    """Of one core, for everything so far; the wall time where nothing else runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,48 +61,17 @@ class ChurnMinute:
     """One sample of a network whose nodes come and go."""
 
     minute: int
+    replaced: float
+    """Nodes that have died so far, per node."""
+    lookup_hops: float
     lookup_found: float
     lookup_failures: float
     """Part of a lookup's calls that nobody answers."""
     resolved: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attack:
-    """What liars achieved."""
-
-    nodes: int
-    liars: int
-    resolutions: int
-    right: int
-    wrong: int
-    """Records of somebody else, or outdated ones."""
-    attacked: int
-    """Resolutions of the addresses that the liars attack in particular; part of the above."""
-    attacked_right: int
-    attacked_wrong: int
-    drawn: int
-    drawn_liars: int
-    seconds: float
-
-    @property
-    def share(self) -> float:
-        """Part of the network that lies."""
-        return self.liars / self.nodes
-
-    @property
-    def drawn_share(self) -> float:
-        """Part of the random nodes that lie."""
-        return self.drawn_liars / self.drawn
-
-
-@dataclass(frozen=True, slots=True)
-class Eclipse:
-    """One address with so many injected ids near each of its storage keys."""
-
-    injected: int
-    right: float
-    wrong: float
+    held: float
+    """As in :class:`Growth`."""
+    cpu_seconds: float
+    """As in :class:`Growth`."""
 
 
 def rss_kib() -> int:
@@ -107,13 +79,16 @@ def rss_kib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def grow(sizes: Sequence[int], report: Report, *, probes: int = 200, seed: int = 1) -> list[Growth]:
-    """One network that grows through ``sizes`` (rising), measured at each."""
+def grow(
+    sizes: Sequence[int], report: Report, *, probes: int = 200, seed: int = 1
+) -> tuple[World, list[Growth]]:
+    """One network that grows through ``sizes`` (rising), measured at each; nobody owns anything in
+    it in the end."""
     world = World(random.Random(seed), NETWORK)  # noqa: S311 - reproducible
     joined: list[SimNode] = []
     results = []
     base = rss_kib()
-    begun = time.monotonic()
+    begun = time.process_time()
     for size in sizes:
         world.cost = Cost()
         newcomers = size - len(joined)
@@ -126,8 +101,7 @@ def grow(sizes: Sequence[int], report: Report, *, probes: int = 200, seed: int =
         world.cost = Cost()
         found = _lookup_quality(world, probes)
         cost, world.cost = world.cost, Cost()
-        owners = min(size, 4 * probes)
-        makers = [ApMaker(number, NETWORK) for number in range(owners)]
+        makers = [ApMaker(number, NETWORK) for number in range(min(size, 2 * probes))]
         world.now += MINUTE
         for maker in makers:
             record = maker.record(world.now, sequence=int(world.now))
@@ -136,7 +110,6 @@ def grow(sizes: Sequence[int], report: Report, *, probes: int = 200, seed: int =
             _resolves(world, world.rng.choice(makers), world.rng.choice(joined))
             for _ in range(probes)
         )
-        held = [len(node.store) * size / owners for node in joined]
         results.append(
             Growth(
                 nodes=size,
@@ -146,200 +119,99 @@ def grow(sizes: Sequence[int], report: Report, *, probes: int = 200, seed: int =
                 lookup_hops=sum(cost.hops) / probes,
                 lookup_found=found,
                 resolved=right / probes,
-                held_mean=sum(held) / size,
-                held_max=max(held),
+                held=sum(len(node.store) for node in joined) / len(makers),
                 kib_per_node=kib,
-                seconds=time.monotonic() - begun,
+                kib_alone=_kib_alone(world, world.rng.sample(joined, 5)),
+                cpu_seconds=time.process_time() - begun,
             )
         )
-        report(f"{size} nodes: {results[-1]}")
+        report(f"{results[-1]}")
         for node in joined:
-            node.store.expire(world.now + HOUR * 25, lambda _: False)
-    return results
+            node.store.expire(world.now + 25 * HOUR, lambda _: False)
+    return world, results
 
 
 def churn(
-    nodes: int,
+    world: World,
     report: Report,
     *,
     half_life: float = HOUR,
     minutes: int = 120,
-    owners: int = 100,
-    probes: int = 50,
-    seed: int = 1,
+    every: int = 10,
+    owners: int = 150,
+    probes: int = 100,
+    visits: int = 12,
+    refreshes: float = 1.0,
 ) -> list[ChurnMinute]:
-    """A network whose nodes die with ``half_life`` and are replaced; owners republish every 25
-    minutes; visits every 5 s and a lookup a minute are made in batches, once a minute."""
-    world = World(random.Random(seed), NETWORK)  # noqa: S311
-    joined: list[SimNode] = []
-    for number in range(nodes):
-        node = world.add(number)
-        world.join(node, joined[:BOOTSTRAP_NODES])
-        joined.append(node)
+    """The nodes of ``world`` die with ``half_life`` and are replaced by others; owners republish as
+    real ones do. Per minute a node makes so many ``visits`` and look-ups to refresh its table (12
+    and 1 in reality). Sampled ``every`` so many minutes."""
+    begun = time.process_time()
     makers = [ApMaker(number, NETWORK) for number in range(owners)]
-    phase = {maker.number: world.rng.randrange(25) for maker in makers}
-    number = nodes
+    due = {maker.number: 0.0 for maker in makers}
+    size = len(world.honest())
     survival = 0.5 ** (MINUTE / half_life)
     results = []
+    deaths = 0
     for minute in range(minutes + 1):
-        living = world.honest()
-        for node in living:
+        for node in world.honest():
             if minute and world.rng.random() > survival:
                 world.remove(node)
         living = world.honest()
-        while len(living) < nodes:
-            node = world.add(number)
+        while len(living) < size:
+            node = world.add(NEWCOMER_NUMBERS + deaths)
             world.join(node, world.rng.sample(living, BOOTSTRAP_NODES))
             living.append(node)
-            number += 1
+            deaths += 1
         for node in living:
-            for _ in range(12):
+            for _ in range(visits):
                 world.visit(node)
             world.recheck(node, 8)
-            if world.rng.random() < 0.2:
+            if world.rng.random() < refreshes:
                 world.refresh(node)
             node.book.expire(world.now)
         for maker in makers:
-            if minute == 0 or (minute + phase[maker.number]) % 25 == 0:
+            if due[maker.number] <= world.now:
                 record = maker.record(world.now, sequence=minute + 1)
                 world.write(world.rng.choice(living), record, world.addresses_of(record))
-        if minute % 10 == 0:
-            world.cost = Cost()
-            found = _lookup_quality(world, probes)
-            cost, world.cost = world.cost, Cost()
-            right = sum(
-                _resolves(world, world.rng.choice(makers), world.rng.choice(living))
-                for _ in range(probes)
-            )
+                # As if some had begun long ago: they must not all republish in the same minute.
+                wait = REPUBLISH if minute else (0.0, REPUBLISH[1])
+                due[maker.number] = world.now + world.rng.uniform(*wait)
+        if minute % every == 0:
+            seen = _sample(world, makers, probes)
+            seconds = time.process_time() - begun
             results.append(
-                ChurnMinute(minute, found, cost.failures / cost.messages, right / probes)
+                dataclasses.replace(
+                    seen, minute=minute, replaced=deaths / size, cpu_seconds=seconds
+                )
             )
             report(f"{results[-1]}")
         world.now += MINUTE
     return results
 
 
-def attack(
-    nodes: int,
-    defences: Defences,
-    report: Report,
-    *,
-    share: float = 0.2,
-    owners: int = 150,
-    injected: int = 5,
-    resolutions: int = 400,
-    draws: int = 1_000,
-    seed: int = 1,
-) -> Attack:
-    """A network with a ``share`` of colluding liars. They claim the AP4 addresses of one owner per
-    200 nodes for themselves, and place ``injected`` ids near each storage key of those."""
-    begun = time.monotonic()
-    world = World(random.Random(seed), SMALL_AP4, defences)  # noqa: S311
-    cabal = Cabal(world)
-    makers = [ApMaker(number, SMALL_AP4) for number in range(owners)]
-    attacked = makers[: max(1, nodes // 200)]
-    liars = _liars(world, nodes, share, [_ap4(maker) for maker in attacked], injected)
-    _populate(world, cabal, nodes - len(liars), liars)
-    report(f"{nodes} nodes, {len(liars)} of them liars, have joined")
-    honest = world.honest()
-    for sequence in (1, 2):
-        for maker in makers:
-            record = maker.record(world.now, sequence=sequence)
-            world.write(world.rng.choice(honest), record, world.addresses_of(record))
-        world.now += MINUTE
-    for maker in attacked:
-        address = _ap4(maker)
-        claim = rival_claim(SMALL_AP4, address, world.now)
-        cabal.rivals[address] = claim
-        world.write(world.rng.choice(cabal.members), claim, [address])
-    counts = {True: [0, 0, 0], False: [0, 0, 0]}
-    for index in range(resolutions):
-        special = index % 4 == 0
-        maker = world.rng.choice(attacked if special else makers)
-        asked_for = _ap4(maker) if special else _either(world, maker)
-        found = world.resolve(world.rng.choice(honest), asked_for)
-        right = found is not None and (found.public_key, found.sequence) == (maker.key.public, 2)
-        verdict = 0 if right else 1 if found is not None else 2
-        counts[special][verdict] += 1
-    report(f"right, wrong, nothing: {counts[False]}, of attacked addresses {counts[True]}")
-    false = {member.node_id for member in cabal.members}
-    drawn = _draws(world, honest, draws)
-    return Attack(
-        nodes=nodes,
-        liars=len(liars),
-        resolutions=resolutions,
-        right=counts[True][0] + counts[False][0],
-        wrong=counts[True][1] + counts[False][1],
-        attacked=sum(counts[True]),
-        attacked_right=counts[True][0],
-        attacked_wrong=counts[True][1],
-        drawn=len(drawn),
-        drawn_liars=sum(node_id in false for node_id in drawn),
-        seconds=time.monotonic() - begun,
+def _sample(world: World, makers: list[ApMaker], probes: int) -> ChurnMinute:
+    """What can be seen at this minute; all but the times."""
+    now = world.now
+    living = world.honest()
+    world.cost = Cost()
+    found = _lookup_quality(world, probes)
+    cost, world.cost = world.cost, Cost()
+    right = sum(
+        _resolves(world, world.rng.choice(makers), world.rng.choice(living)) for _ in range(probes)
     )
-
-
-def eclipse(
-    nodes: int,
-    defences: Defences,
-    injections: Sequence[int],
-    report: Report,
-    *,
-    victims: int = 5,
-    seed: int = 1,
-) -> list[Eclipse]:
-    """What it takes to make some addresses unreachable, or to take them: ever more ids near each of
-    their storage keys, every one in a /16 of its own."""
-    world = World(random.Random(seed), SMALL_AP4, defences)  # noqa: S311
-    cabal = Cabal(world)
-    _populate(world, cabal, nodes, [])
-    makers = [ApMaker(number, SMALL_AP4) for number in range(victims)]
-    honest = world.honest()
-    for maker in makers:
-        record = maker.record(world.now)
-        world.write(world.rng.choice(honest), record, world.addresses_of(record))
-        claim = rival_claim(SMALL_AP4, _ap4(maker), world.now)
-        cabal.rivals[_ap4(maker)] = claim
-    results = []
-    number = LIAR_NUMBERS
-    placed = 0
-    for injected in injections:
-        for maker in makers:
-            for key in keys_to_write(SMALL_AP4.network_id, _ap4(maker), world.now):
-                for _ in range(injected - placed):
-                    ground = ground_maker(world, key, 0.5 / nodes, world.address(), number)
-                    number = ground.number + 1
-                    cabal.spread(cabal.add(ground))
-        placed = injected
-        world.now += MINUTE
-        right = wrong = 0
-        for maker in makers:
-            for _ in range(8):
-                found = world.resolve(world.rng.choice(honest), _ap4(maker))
-                right += found is not None and found.public_key == maker.key.public
-                wrong += found is not None and found.public_key != maker.key.public
-        total = 8 * victims
-        results.append(Eclipse(injected, right / total, wrong / total))
-        report(f"{results[-1]}")
-    return results
-
-
-def _populate(world: World, cabal: Cabal, honest: int, liars: list[NodeMaker]) -> None:
-    """Everybody joins in random order; liars introduce themselves to all, again and again."""
-    order: list[NodeMaker | int] = [*range(honest), *liars]
-    world.rng.shuffle(order)
-    bootstrap: list[SimNode] = []
-    for who in order:
-        if isinstance(who, int):
-            node = world.add(who)
-            world.join(node, bootstrap)
-            for member in cabal.members:
-                world.introduce(member, node)
-            if len(bootstrap) < BOOTSTRAP_NODES:
-                bootstrap.append(node)
-        else:
-            cabal.spread(cabal.add(who))
-    settle(world, SETTLING)
+    for node in living:
+        node.store.expire(now, partial(node.server.duty, now=now))
+    return ChurnMinute(
+        minute=0,
+        replaced=0.0,
+        lookup_hops=sum(cost.hops) / len(cost.hops),
+        lookup_found=found,
+        lookup_failures=cost.failures / cost.messages,
+        resolved=right / probes,
+        held=sum(len(node.store) for node in living) / len(makers),
+        cpu_seconds=0.0,
+    )
 
 
 def settle(world: World, minutes: int) -> None:
@@ -352,21 +224,16 @@ def settle(world: World, minutes: int) -> None:
         world.now += MINUTE
 
 
-def _liars(
-    world: World, nodes: int, share: float, targets: list[ipaddress.IPv4Address], injected: int
-) -> list[NodeMaker]:
-    makers: list[NodeMaker] = []
-    number = LIAR_NUMBERS
-    for address in targets:
-        for key in keys_to_write(world.network.network_id, address, world.now):
-            for _ in range(injected):
-                maker = ground_maker(world, key, 0.5 / nodes, world.address(), number)
-                number = maker.number + 1
-                makers.append(maker)
-    while len(makers) < share * nodes:
-        makers.append(NodeMaker(number, world.network, world.address()))
-        number += 1
-    return makers
+def ap4_of(maker: ApMaker) -> ipaddress.IPv4Address:
+    """The AP4 address that a maker's records claim."""
+    return ap4_candidate(maker.network, maker.key.public, 0)
+
+
+def either_of(world: World, maker: ApMaker) -> ApAddress:
+    """One of a maker's addresses."""
+    if world.rng.random() < 0.5:
+        return ap4_of(maker)
+    return ap6_address(maker.network, maker.key.public)
 
 
 def _lookup_quality(world: World, probes: int) -> float:
@@ -381,26 +248,21 @@ def _lookup_quality(world: World, probes: int) -> float:
 
 
 def _resolves(world: World, maker: ApMaker, node: SimNode) -> bool:
-    found = world.resolve(node, _either(world, maker))
+    found = world.resolve(node, either_of(world, maker))
     return found is not None and found.public_key == maker.key.public
 
 
-def _draws(world: World, honest: list[SimNode], draws: int) -> list[NodeId]:
-    drawn: list[NodeId] = []
-    asked: dict[NodeId, set[NodeId]] = {}
-    for _ in range(draws):
-        node = world.rng.choice(honest)
-        record = world.sample(node, asked.setdefault(node.node_id, set()))
-        if record is not None:
-            drawn.append(record.node_id)
-    return drawn
-
-
-def _either(world: World, maker: ApMaker) -> ApAddress:
-    if world.rng.random() < 0.5:
-        return _ap4(maker)
-    return ap6_address(maker.network, maker.key.public)
-
-
-def _ap4(maker: ApMaker) -> ipaddress.IPv4Address:
-    return ap4_candidate(maker.network, maker.key.public, 0)
+def _kib_alone(world: World, nodes: Sequence[SimNode]) -> float:
+    copies: list[tuple[Verifier, NodeBook]] = []
+    tracemalloc.start()
+    for node in nodes:
+        verifier = Verifier(world.network)
+        book = NodeBook(node.node_id, world.rng)
+        for contact in node.book:
+            record = verifier.node(bytes(bytearray(contact.record.encoded)))
+            key = None if contact.path_key is None else bytes(bytearray(contact.path_key))
+            book.met(record, world.now, key)
+        copies.append((verifier, book))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return used / len(copies) / 1_024

@@ -280,6 +280,8 @@ class World:
             self.cost.messages += 1
             return peer.chosen(self.now, self.rng) if peer is not None else None
         lookup = self.lookup(node, self.rng.randbytes(32))
+        for record in lookup.closest():
+            node.book.vouched(record, self.now)
         drawn = draw(lookup.closest(), asked, self.rng)
         if drawn is None:
             return None
@@ -290,6 +292,8 @@ class World:
             if peer is not None and peer.alive:
                 named = peer.named(drawn.node.node_id, self.now)
                 if named.node_id == drawn.node.node_id:
+                    key = self.nodes[named.node_id].path_key
+                    node.book.vouched(named, self.now, key, drawn=True)
                     return named
         return None
 

@@ -57,6 +57,15 @@ class PrefixCounter:
         return True
 
 
+def fits(record: NodeRecord, members: Iterable[NodeRecord], limits: PrefixLimits) -> bool:
+    """Whether a set of nodes that may stand together may take ``record`` too."""
+    networks = record.networks
+    present = [member.networks for member in members]
+    return all(
+        sum(part in other.narrow for other in present) < limits.narrow for part in networks.narrow
+    ) and all(sum(part in other.wide for other in present) < limits.wide for part in networks.wide)
+
+
 def closest_allowed(
     ranked: Iterable[NodeRecord], count: int, limits: PrefixLimits = LOOKUP_LIMITS
 ) -> list[NodeRecord]:

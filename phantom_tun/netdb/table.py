@@ -14,7 +14,7 @@ from operator import attrgetter
 from phantom_tun.crypto.hashes import h
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import Contact, position
-from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixCounter, PrefixLimits
+from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixLimits, fits
 from phantom_tun.wire.records import NodeRecord
 
 K = 20
@@ -98,11 +98,8 @@ class RoutingTable:
         loser = self._loser(bucket, record)
         if len(bucket) >= K and loser is None:
             return False
-        counter = PrefixCounter(self._limits)
-        for member in bucket:
-            if member is not loser:
-                counter.admit(member.record)
-        return counter.admit(record)
+        others = [member.record for member in bucket if member is not loser]
+        return fits(record, others, self._limits)
 
     def _loser(self, bucket: list[Contact], newcomer: NodeRecord) -> Contact | None:
         """Who would have to go from a full bucket for a newcomer; None if nobody has to or will."""
@@ -138,8 +135,15 @@ class RoutingTable:
 
     def closer_than_us(self, target: int, now: float) -> list[Contact]:
         """The usable contacts that are closer to a position than we are, closest first."""
-        own = self._own ^ target
-        closer = [c for c in self if c.position ^ target < own and c.usable(now)]
+        # Where the distance has a one, a whole distance class is closer, and otherwise farther.
+        distance = self._own ^ target
+        closer = [
+            contact
+            for index, bucket in self._buckets.items()
+            if distance >> index & 1
+            for contact in bucket
+            if contact.usable(now)
+        ]
         closer.sort(key=lambda contact: contact.position ^ target)
         return closer
 
