@@ -67,17 +67,23 @@ class _Lookup:
                 for index, path in enumerate(paths):
                     nursery.start_soon(self._ask, index, path)
         else:
-            # Another path only if the one before gave nothing.
-            for index in range(max(1, len(paths))):
-                await self._ask(index, paths[index] if paths else None)
-                if self._found:
-                    break
+            await self._ask_in_turn(paths)
         if not self._found:
             raise self._nothing()
         best = max(self._found, key=self._weight)
         polls = tuple(self._polls[index] for index in sorted(self._polls)) if votes else ()
         records = _records(best, self._node.network, self._node.clock.now())
         return NetdbAnswer(str(self._address), records, best.answered, polls, await self._warning())
+
+    async def _ask_in_turn(self, paths: list[OwnedPath]) -> None:
+        """Over another path only if the one before gave nothing, and over the next that stands if
+        all of them have died."""
+        for index, path in enumerate(paths):
+            await self._ask(index, path)
+            if self._found:
+                return
+        if not any(poll.outcome == "nothing" for poll in self._polls.values()):
+            await self._ask(len(paths), None)
 
     def _paths(self) -> list[OwnedPath]:
         name = self._identity.name

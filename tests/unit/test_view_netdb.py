@@ -57,6 +57,15 @@ async def test_the_next_path_is_asked_if_one_gives_nothing(world: World) -> None
     assert refusal.value.code == "not_found"
 
 
+async def test_if_all_paths_die_the_next_that_stands_is_asked(world: World) -> None:
+    world.exits = 2
+    world.asked = [WorldError("the path was closed")] * 2 + [found_of(FAR)]
+    assert (await get(world)).records
+    world.asked = [WorldError("the path was closed")] * 2 + [WorldError("no path stands")]
+    with pytest.raises(WorldError, match="no path stands"):
+        await get(world)
+
+
 async def test_votes_show_what_every_path_said(world: World) -> None:
     world.exits = 4
     world.asked = [found_of(FAR, dissent=1), None, WorldError("no answer"), found_of(FAR, routes=1)]
@@ -100,7 +109,7 @@ async def test_without_any_path_any_that_comes_is_asked(world: World) -> None:
 
 
 async def test_nothing_but_nonsense_is_a_failure(world: World) -> None:
-    world.asked = [ProtocolViolation("of another kind")] * 2
+    world.asked = [ProtocolViolation("of another kind")] * 3
     with pytest.raises(ControlError, match="not valid") as refusal:
         await get(world)
     assert refusal.value.code == "failed"
