@@ -51,7 +51,7 @@ class Cabal:
     def spread(self, liar: Liar) -> None:
         """Introduce a member to every honest node there is."""
         for node in self.world.honest():
-            self.world.introduce(liar, node)
+            self.world.meet(liar, node)
 
     def nearest(self, target: bytes) -> list[NodeRecord]:
         """The k members closest to a target."""

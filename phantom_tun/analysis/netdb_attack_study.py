@@ -197,7 +197,7 @@ def _populate(world: World, cabal: Cabal, honest: int, liars: list[NodeMaker]) -
             node = world.add(who)
             world.join(node, bootstrap)
             for member in cabal.members:
-                world.introduce(member, node)
+                world.meet(member, node)
             if len(bootstrap) < BOOTSTRAP_NODES:
                 bootstrap.append(node)
         else:

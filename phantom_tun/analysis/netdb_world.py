@@ -180,17 +180,22 @@ class World:
                 break
             peer = self.nodes.get(record.node_id)
             if peer is not None and peer.alive and peer is not node:
-                self.introduce(node, peer)
+                self.meet(node, peer)
         for index in node.book.table.thin_classes():
             self.lookup(node, self.within(node, index))
 
     def introduce(self, node: SimNode, peer: SimNode) -> list[NodeRecord]:
-        """register_node: both sides get to know one another."""
+        """register_node: both sides get to know one another, and ``peer`` names nodes near
+        ``node``."""
+        nodes = peer.closest(node.node_id, self.now)
+        self.meet(node, peer)
+        return nodes
+
+    def meet(self, node: SimNode, peer: SimNode) -> None:
+        """:meth:`introduce`, whatever ``peer`` names."""
         self.cost.messages += 1
         node.book.met(peer.record, self.now, peer.path_key)
-        nodes = peer.closest(node.node_id, self.now)
         peer.book.met(node.record, self.now, node.path_key)
-        return nodes
 
     def lookup(self, node: SimNode, target: bytes) -> Lookup:
         """The nodes closest to ``target``, as ``node`` finds them."""
@@ -226,7 +231,7 @@ class World:
             if node.book.heard(record) and node.book.table.would_take(record):
                 peer = self.nodes.get(record.node_id)
                 if peer is not None and peer.alive:
-                    self.introduce(node, peer)
+                    self.meet(node, peer)
 
     def storers(self, node: SimNode, keys: Iterable[bytes]) -> list[NodeRecord]:
         """Who should hold what lies under ``keys``, as ``node`` finds them."""
