@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from phantom_tun.clock import HOUR, MINUTE
+from phantom_tun.clock import DAY, HOUR, MINUTE
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import (
     CapacityExceeded,
@@ -26,7 +26,7 @@ from phantom_tun.errors import (
 from phantom_tun.ids import NodeId
 from phantom_tun.net.netdb_files import NetdbFiles
 from phantom_tun.net.netdb_service import PERFORMED_AT_ONCE, NetdbService
-from phantom_tun.netdb import book
+from phantom_tun.netdb import book, cachefile
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.overrides import digest_of
 from phantom_tun.netdb.rules import Caller
@@ -637,6 +637,22 @@ class TestSplits:
                 assert found.key_record == written.encoded
             own = newcomer.own_record.node_id
             assert all(own in {r.node_id for r in s.known_records()} for s in honest)
+
+    async def test_a_long_pause_is_survived_without_the_profile(
+        self, autojump_clock: MockClock, tmp_path: Path
+    ) -> None:
+        """All records of the cache have expired, and the node of the profile is gone."""
+        async with memory_network() as network:
+            members = makers(6)
+            file = tmp_path / "nodes"
+            past = NOW - 9 * DAY
+            known = book.NodeBook(ref_of(network, members[5]).node_id, random.Random(1))
+            for maker in members[:5]:
+                known.met(maker.record(past), past, maker.path_key)
+            file.write_bytes(cachefile.dump(NETWORK.network_id, known))
+            others = [network.start(maker, [ref_of(network, members[1])]) for maker in members[1:5]]
+            late = network.start(members[5], [ref_of(network, members[0])], NetdbFiles(nodes=file))
+            await wait_until(everybody_knows([*others, late], 4), 5)
 
 
 class TestOverrides:
