@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from phantom_tun.clock import HOUR, MINUTE, Rng
 from phantom_tun.ids import NodeId
-from phantom_tun.netdb.contact import Contact, position
+from phantom_tun.netdb.contact import LAST_RETRY, Contact, position
 from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixLimits, closest_allowed
 from phantom_tun.netdb.table import K, RoutingTable
@@ -30,6 +30,8 @@ GIVE_UP_AFTER = 10
 """Failures in a row (over an hour of them) after which a contact is forgotten."""
 ENOUGH_DRAWN = 128
 """With fewer nodes drawn at random, those of the routing table may be chosen for paths as well."""
+TRUSTED_RETRY = 30.0
+"""Seconds after which a trusted node that failed is tried again at the latest."""
 STORER_SLACK = K // 2
 """We hold a record even if this many more than k nodes seem closer: no two nodes know quite the
 same ones."""
@@ -141,7 +143,7 @@ class NodeBook:
         it proves that it is there."""
         contact = self._contacts.get(node_id)
         if contact is not None:
-            contact.failed(now)
+            contact.failed(now, TRUSTED_RETRY if node_id in self._trusted else LAST_RETRY)
 
     def obey(self, view: InForce) -> list[NodeRecord]:
         """Follow the override commands that are in force from now on: banned nodes are nowhere.

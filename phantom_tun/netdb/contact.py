@@ -77,12 +77,12 @@ class Contact:
         self.last_ok = now
         self.failures = 0
 
-    def failed(self, now: float) -> None:
-        """It didn't answer."""
+    def failed(self, now: float, longest: float = LAST_RETRY) -> None:
+        """It didn't answer. It is tried again after ``longest`` seconds at the latest."""
         self.failures += 1
         self.failed_at = now
         pause = FIRST_RETRY * _RETRY_FACTOR ** min(self.failures - 1, 10)
-        self.retry_at = now + min(pause, LAST_RETRY)
+        self.retry_at = now + min(pause, longest)
 
     def named(self) -> None:
         """Somebody else named it, so it may be back."""

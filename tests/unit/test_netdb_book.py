@@ -14,7 +14,13 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.errors import WireError
 from phantom_tun.ids import NetworkId, NodeId
 from phantom_tun.netdb import cachefile
-from phantom_tun.netdb.book import CANDIDATE_FOR, ENOUGH_DRAWN, GIVE_UP_AFTER, NodeBook
+from phantom_tun.netdb.book import (
+    CANDIDATE_FOR,
+    ENOUGH_DRAWN,
+    GIVE_UP_AFTER,
+    TRUSTED_RETRY,
+    NodeBook,
+)
 from phantom_tun.netdb.contact import position
 from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.table import K
@@ -336,6 +342,19 @@ class TestQuestions:
         assert book.due(NOW + 0.9, 5) == []
         assert [c.record for c in book.due(NOW + 2, 5)] == [second, first]
         assert [c.record for c in book.due(NOW + 2, 1)] == [second]
+
+    def test_a_trusted_node_is_tried_again_soon_and_never_forgotten(self) -> None:
+        friend, other = NodeMaker(1).record(), NodeMaker(2).record()
+        book = NodeBook(OWN.node_id, random.Random(1), trusted=frozenset({friend.node_id}))
+        meet(book, 1)
+        meet(book, 2)
+        for _ in range(GIVE_UP_AFTER):
+            book.failed(friend.node_id, NOW)
+            book.failed(other.node_id, NOW)
+        due = [contact.record for contact in book.due(NOW + TRUSTED_RETRY, 5)]
+        assert due == [friend]
+        book.expire(NOW + 1)
+        assert [contact.record for contact in book] == [friend]
 
     def test_whom_to_visit(self, book: NodeBook) -> None:
         assert book.stalest(NOW) is None
