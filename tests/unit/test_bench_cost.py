@@ -70,3 +70,20 @@ def test_this_machine_can_be_described() -> None:
     assert machine.cpus >= 1
     assert machine.memory_gib > 0
     assert machine.model
+
+
+def test_waiting_is_not_busy() -> None:
+    stat = "cpu  10 1 20 100 30 2 3 4 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+    assert cost.parse_busy(stat) == (40, 170)
+
+
+def test_how_busy_the_machine_was_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stat").write_text("cpu  100 0 0 1000 0 0 0 0 0 0\n")
+
+    def pass_time(_seconds: float) -> None:
+        (tmp_path / "stat").write_text("cpu  125 0 0 1075 0 0 0 0 0 0\n")
+
+    monkeypatch.setattr(cost.time, "sleep", pass_time)
+    assert cost.busy_share(1.0, tmp_path) == pytest.approx(0.25)

@@ -34,12 +34,12 @@ def system(key: str, **samples: list[float | None]) -> SystemResult:
 
 
 def run_of(condition: Condition, *systems: SystemResult) -> Report:
-    found = ConditionResult(condition, (0.1, 0.1, 0.1), list(systems))
+    found = ConditionResult(condition, 0.1, list(systems))
     return Report("2026-01-01T00:00:00+00:00", MACHINE, SETTINGS, [found])
 
 
 def grown(key: str, *points: GrowthPoint) -> Report:
-    result = GrowthResult(key, "Growing", "nodes", (0.1, 0.1, 0.1), list(points))
+    result = GrowthResult(key, "Growing", "nodes", 0.1, list(points))
     return Report("2026-01-01T00:00:00+00:00", MACHINE, SETTINGS, [], [result])
 
 

@@ -16,7 +16,7 @@ from phantom_tun.lab.plan import MAX_HOPS, nodes_needed
 
 
 def result(*points: GrowthPoint) -> GrowthResult:
-    return GrowthResult("hops", "Hops", "hops on either side", (0.0, 0.0, 0.0), list(points))
+    return GrowthResult("hops", "Hops", "hops on either side", 0.0, list(points))
 
 
 def running(relays: int, on_way: int) -> Running:

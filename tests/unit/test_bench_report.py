@@ -29,7 +29,7 @@ def system(key: str, **samples: list[float | None]) -> SystemResult:
 
 
 def result(*systems: SystemResult) -> ConditionResult:
-    return ConditionResult(Condition("plain", "No & delay"), (1.5, 1.0, 0.5), list(systems))
+    return ConditionResult(Condition("plain", "No & delay"), 0.04, list(systems))
 
 
 def whole(found: ConditionResult) -> Report:
@@ -97,16 +97,16 @@ def test_the_report_says_what_failed_and_how_busy_the_machine_was() -> None:
     broken = system("peer")
     broken.errors.append("did not start")
     text = report.markdown(whole(result(system("ours", echo=[1.0]), broken)), {"plain": ["a.svg"]})
-    assert "Load average of the machine: 1.5 before." in text
+    assert "other things kept 4 % of the machine busy." in text
     assert "- System <peer>: did not start" in text
     assert "![a.svg](a.svg)" in text
 
 
-@pytest.mark.parametrize(("load", "busy"), [(0.9, False), (1.1, True)])
-def test_a_run_on_a_busy_machine_is_marked(load: float, busy: bool) -> None:
+@pytest.mark.parametrize(("share", "too_busy"), [(0.14, False), (0.16, True)])
+def test_a_run_on_a_busy_machine_is_marked(share: float, too_busy: bool) -> None:
     found = result(system("ours", echo=[1.0]))
-    found.load_before = (load, 0.0, 0.0)
-    assert ("busy with other things" in report.markdown(whole(found))) is busy
+    found.busy_before = share
+    assert ("rely on nothing here" in report.markdown(whole(found))) is too_busy
 
 
 def test_every_figure_has_a_row_of_its_own() -> None:

@@ -236,7 +236,7 @@ def test_systems_take_turns_at_being_first_and_failures_are_noted(
 @pytest.mark.parametrize("measures_start", [True, False])
 def test_a_system_that_does_not_start_is_left_out(target: Target, measures_start: bool) -> None:
     broken, works = FakeSystem("broken"), FakeSystem("works", target)
-    found = ConditionResult(PLAIN, (0.0, 0.0, 0.0))
+    found = ConditionResult(PLAIN, 0.0)
     scenario = dataclasses.replace(ECHO, measures_start=measures_start)
     run.compare(scenario, PLAIN, [broken, works], SETTINGS, found)
     first, second = found.systems
@@ -262,7 +262,7 @@ def test_a_system_that_cannot_be_reached_is_ended_at_once(
         return 1.0
 
     monkeypatch.setattr(measuring, "reach", reach)
-    found = ConditionResult(PLAIN, (0.0, 0.0, 0.0))
+    found = ConditionResult(PLAIN, 0.0)
     run.compare(ECHO, PLAIN, [silent, works], SETTINGS, found)
     assert asked == [False, True]
     assert found.systems[0].errors == ["not reachable"]
@@ -278,7 +278,7 @@ def test_everything_is_ended_when_it_is_interrupted(
     monkeypatch.setattr(measuring, "repetition", interrupt)
     works = FakeSystem("works", target)
     with pytest.raises(KeyboardInterrupt):
-        run.compare(ECHO, PLAIN, [works], SETTINGS, ConditionResult(PLAIN, (0.0, 0.0, 0.0)))
+        run.compare(ECHO, PLAIN, [works], SETTINGS, ConditionResult(PLAIN, 0.0))
     assert works.ended
 
 
@@ -286,6 +286,7 @@ def test_everything_is_ended_when_it_is_interrupted(
 def main_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """The whole program with one system, wherever the tests run."""
     monkeypatch.setattr(run.lifecycle, "check_machine", lambda: None)
+    monkeypatch.setattr(run, "busy_before", lambda: 0.0)
 
     def main(system: FakeSystem, *arguments: str) -> int:
         found = options.parse(["--quick", "--out", str(tmp_path / "out"), *arguments])
@@ -329,6 +330,6 @@ def test_growth_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     kind = dataclasses.replace(growth.GROWTHS["hops"], run=fail)
     monkeypatch.setattr(growth, "GROWTHS", {"hops": kind})
-    found = GrowthResult("hops", "Hops", "hops", (0.0, 0.0, 0.0))
+    found = GrowthResult("hops", "Hops", "hops", 0.0)
     run.grow("hops", SETTINGS, found)
     assert found.errors == ["hops: no such luck"]

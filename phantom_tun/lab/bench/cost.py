@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def resident_mib(roots: Iterable[int], proc: Path = PROC) -> float:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return kib / 1024
+
+
+def parse_busy(stat: str) -> tuple[int, int]:
+    """``/proc/stat`` → clock ticks that all processors were busy, and all of them."""
+    fields = [int(field) for field in stat.splitlines()[0].split()[1:9]]
+    return sum(fields) - fields[3] - fields[4], sum(fields)
+
+
+def busy_share(seconds: float, proc: Path = PROC) -> float:
+    """How busy this machine is, 0 to 1, watched for so long."""
+    busy, total = parse_busy((proc / "stat").read_text())
+    time.sleep(seconds)
+    busy_then, total_then = parse_busy((proc / "stat").read_text())
+    return (busy_then - busy) / max(1, total_then - total)
 
 
 def machine() -> Machine:

@@ -50,8 +50,7 @@ def _conditions(
         if known is None:
             found[each.condition] = each
         else:
-            known.load_before = max(known.load_before, each.load_before)
-            known.load_after = each.load_after or known.load_after
+            known.busy_before = max(known.busy_before, each.busy_before)
             known.systems = _systems(known.systems, each.systems)
     return list(found.values())
 
@@ -77,7 +76,7 @@ def _growth(earlier: list[GrowthResult], later: list[GrowthResult]) -> list[Grow
     for each in later:
         known = found.setdefault(each.key, each)
         if known is not each:
-            known.load_before = max(known.load_before, each.load_before)
+            known.busy_before = max(known.busy_before, each.busy_before)
             known.errors += each.errors
             for point in each.points:
                 for key, values in point.samples.items():

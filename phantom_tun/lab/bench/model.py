@@ -69,10 +69,9 @@ class ConditionResult(msgspec.Struct):
     """All systems under one condition."""
 
     condition: Condition
-    load_before: tuple[float, float, float]
-    """The machine's load averages before any system was started."""
+    busy_before: float
+    """How busy the machine was (0 to 1) before any system was started."""
     systems: list[SystemResult] = msgspec.field(default_factory=list)
-    load_after: tuple[float, float, float] | None = None
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -104,7 +103,8 @@ class GrowthResult(msgspec.Struct):
     key: str
     title: str
     x_title: str
-    load_before: tuple[float, float, float]
+    busy_before: float
+    """How busy the machine was (0 to 1) before anything was started."""
     points: list[GrowthPoint] = msgspec.field(default_factory=list)
     errors: list[str] = msgspec.field(default_factory=list)
 

@@ -16,8 +16,8 @@ from phantom_tun.lab.bench.model import (
 from phantom_tun.lab.bench.spreads import Spread, ratio, spread
 
 NOTHING = "–"
-BUSY_PER_CORE = 0.5
-"""A load average above this, before anything is started, spoils a run."""
+TOO_BUSY = 0.15
+"""Of the whole machine, before anything is started: more spoils a run."""
 
 
 def cell(value: Spread | None, digits: int) -> str:
@@ -100,26 +100,24 @@ def markdown(report: Report, pictures: Mapping[str, Sequence[str]] = MappingProx
         goals_table(report),
     ]
     for result in report.conditions:
-        lines += ["", f"## {result.condition.title}", "", *_load(report, result), ""]
+        lines += ["", f"## {result.condition.title}", "", *_busy(result), ""]
         lines += _shown(pictures.get(result.condition.key, ()))
         lines += [values_table(result), ratios_table(result)]
         lines += [f"- {system.title}: {system.version}" for system in result.systems]
         lines += _failures(f"{s.title}: {text}" for s in result.systems for text in s.errors)
     for growth in report.growth:
-        lines += ["", f"## {growth.title}", "", *_load(report, growth), ""]
+        lines += ["", f"## {growth.title}", "", *_busy(growth), ""]
         lines += _shown(pictures.get(growth.key, ()))
         lines += [growth_table(growth)]
         lines += _failures(growth.errors)
     return "\n".join(lines) + "\n"
 
 
-def _load(report: Report, result: ConditionResult | GrowthResult) -> list[str]:
-    text = f"Load average of the machine: {result.load_before[0]:.1f} before"
-    if isinstance(result, ConditionResult) and result.load_after is not None:
-        text += f", {result.load_after[0]:.1f} after"
-    if result.load_before[0] <= report.machine.cpus * BUSY_PER_CORE:
-        return [f"{text}."]
-    return [f"{text}.", "", "**The machine was busy with other things: rely on nothing here.**"]
+def _busy(result: ConditionResult | GrowthResult) -> list[str]:
+    text = f"Before it, other things kept {100 * result.busy_before:.0f} % of the machine busy."
+    if result.busy_before <= TOO_BUSY:
+        return [text]
+    return [text, "", "**That is too much: rely on nothing here.**"]
 
 
 def _shown(pictures: Sequence[str]) -> list[str]:

@@ -34,6 +34,9 @@ from phantom_tun.lab.bench.systems import Place, System, missing_packages
 from phantom_tun.lab.errors import LabFailed
 from phantom_tun.lab.plan import parse_name
 
+CALM_SECONDS = 1.0
+"""What ran before has to end; then for how long is looked at what others do."""
+
 
 def say(line: str) -> None:
     """One line for the person who watches."""
@@ -86,7 +89,6 @@ def compare(
         for number in range(how.repetitions if subjects else 0):
             say(f"-- repetition {number + 1} of {how.repetitions}")
             measuring.repetition(number, subjects, how, scenario, say)
-        found.load_after = os.getloadavg()
 
 
 def start(
@@ -196,7 +198,7 @@ def perform(options: Options, run: Report, earlier: Report | None) -> None:
     for scenario, systems in options.choice.scenarios:
         condition = options.conditions[scenario.key]
         how = under(condition, options.settings)
-        found = ConditionResult(condition, os.getloadavg())
+        found = ConditionResult(condition, busy_before())
         run.conditions.append(found)
         try:
             compare(scenario, condition, [here[key] for key in systems if key in here], how, found)
@@ -206,13 +208,19 @@ def perform(options: Options, run: Report, earlier: Report | None) -> None:
                 keep()
     for key in options.choice.growth:
         kind = growth.GROWTHS[key]
-        result = GrowthResult(key, kind.title, kind.x_title, os.getloadavg())
+        result = GrowthResult(key, kind.title, kind.x_title, busy_before())
         run.growth.append(result)
         try:
             grow(key, options.settings, result)
         finally:
             if result.points:
                 keep()
+
+
+def busy_before() -> float:
+    """How busy the machine is when nothing of ours runs."""
+    time.sleep(CALM_SECONDS)
+    return cost.busy_share(CALM_SECONDS)
 
 
 def under(condition: Condition, how: Settings) -> Settings:
