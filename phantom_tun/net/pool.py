@@ -64,6 +64,7 @@ class BulkPool:
 
     __slots__ = (
         "_bring",
+        "_closings",
         "_counts",
         "_idle",
         "_in_use",
@@ -90,6 +91,8 @@ class BulkPool:
         self._spawn = spawn
         self._limits = limits
         self._counts = counts
+        self._closings = 0
+        """How often all links were closed: what was being dialed then is not kept."""
         self._idle: list[BulkLink] = []
         self._in_use: set[BulkLink] = set()
         self._waiting: list[Waiter] = []
@@ -165,7 +168,7 @@ class BulkPool:
             raise CapacityExceeded("too many wait for links to this neighbour")
         waiter = Waiter()
         self._waiting.append(waiter)
-        self._spawn(self._bring_for, ref, waiter)
+        self._spawn(self._bring_for, ref, waiter, self._closings)
         taken = False
         try:
             link = await waiter.wait()
@@ -177,7 +180,7 @@ class BulkPool:
                 self.offer(waiter.link)
         return link
 
-    async def _bring_for(self, ref: NodeRef, waiter: Waiter) -> None:
+    async def _bring_for(self, ref: NodeRef, waiter: Waiter, closings: int) -> None:
         try:
             link = await self._bring(ref)
         except WorldError as error:
@@ -189,7 +192,13 @@ class BulkPool:
             self._waiting.remove(waiter)
             waiter.give(link)
         else:
+            self._keep(link, closings)
+
+    def _keep(self, link: BulkLink, closings: int) -> None:
+        if closings == self._closings:
             self.offer(link)
+        else:
+            link.connection.close()
 
     def offer(self, link: BulkLink) -> None:
         """Take a link nobody uses: for who waits longest, or to be kept."""
@@ -242,11 +251,11 @@ class BulkPool:
         missing = self._spares_wanted() - len(self._idle) - self._spares_coming
         for _ in range(missing):
             self._spares_coming += 1
-            self._spawn(self._bring_spare, self.ref)
+            self._spawn(self._bring_spare, self.ref, self._closings)
 
-    async def _bring_spare(self, ref: NodeRef) -> None:
+    async def _bring_spare(self, ref: NodeRef, closings: int) -> None:
         try:
-            self.offer(await self._bring(ref))
+            self._keep(await self._bring(ref), closings)
             self._counts["bulk_spares_dialed"] += 1
         except WorldError:
             self._pause_until = trio.current_time() + SPARE_PAUSE
@@ -266,6 +275,7 @@ class BulkPool:
 
     def close(self) -> None:
         """Close every link, in use or not."""
+        self._closings += 1
         for link in [*self._idle, *self._in_use]:
             link.connection.close()
         self._idle.clear()

@@ -658,6 +658,18 @@ async def test_echo_is_what_the_other_tests_think(autojump_clock):
         assert await use(await a.links.open_bulk(b.ref, OPENING), data) == data
 
 
+async def test_spares_on_their_way_are_not_kept_once_all_links_are_closed(autojump_clock):
+    async with world(2, latency=1.0, dial_round_trips=1) as (_, a, b):
+        await a.links.open_bulk(b.ref, OPENING)
+        neighbour = a.links._neighbours[b.ref.node_id]
+        assert not neighbour.pool.idle
+        assert not neighbour.pool.empty
+        neighbour.close()
+        await trio.sleep(2.1)
+        assert a.count("bulk_spares_dialed") == 1
+        assert not neighbour.pool.idle
+
+
 # --- banned nodes ---------------------------------------------------------------------------------
 
 
