@@ -33,6 +33,9 @@ FAILURES_UNTIL_SILENT = 3
 """Attempts in a row, for whichever tunnels, that nobody answered: then the path is given up. One
 that was overtaken by another isn't counted: the path works, it only has more to do than it can."""
 
+SILENT_PATIENCE = 0.5
+"""Seconds that a tunnel is waited for on a path that nobody has answered on of late: who is told no
+soon can take another way."""
 SHORTEST_PATIENCE = 1.5
 """Seconds of silence, at least, after which a path is doubted that has said nothing meanwhile."""
 
@@ -78,6 +81,7 @@ class Announcer:
         self._failures = 0
         self._last_came = 0.0
         self._last_result = 0.0
+        self._silent = False
         self._patience = Patience(SHORTEST_PATIENCE, BUILD_TIMEOUT)
         self._stopped = False
 
@@ -123,7 +127,9 @@ class Announcer:
         :raises DeadlineExpired: none in time.
         :raises PathUnavailable: the path is closed.
         """
-        return await self._pool.take(within, self._patience.seconds)
+        return await self._pool.take(
+            within, lambda: SILENT_PATIENCE if self._silent else self._patience.seconds()
+        )
 
     def heard_since(self, moment: float) -> bool:
         """Whether the path has brought anything since then: if so, silence isn't its fault."""
@@ -161,6 +167,7 @@ class Announcer:
         waited_for = not announced.over.is_set()
         announced.over.set()
         self._failures = 0
+        self._silent = False
         self._last_came = trio.current_time()
         self._patience.took(self._last_came - announced.since)
         self._pool.adopt(asked_for=waited_for)
@@ -204,6 +211,7 @@ class Announcer:
             await trio.sleep(pause)
         self._pool.build_failed()
         if not self._stopped:
+            self._silent = True
             self._on_silence()
 
     async def _announce(self) -> bool:

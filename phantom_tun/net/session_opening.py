@@ -252,7 +252,7 @@ class SessionOpener:
     async def _wait_failed(self, identity: str, attempt: Attempt, silent: int) -> None:
         """Wait until the attempt has failed, or has been silent for so long that another one shall
         be made; ``silent`` others are already."""
-        soon = min(self._patience[identity].seconds() * 2.0**silent, FALLBACK_AFTER)
+        soon = min(self._patience[identity].seconds() * 2.0 ** max(0, silent - 1), FALLBACK_AFTER)
         with trio.move_on_after(soon):
             await attempt.failed.wait()
             return

@@ -146,11 +146,10 @@ def test_a_killed_member_is_replaced(
     owner = client if kind == "exit" else server
     victim = member(lab, owner, kind, 1)
     lost = {victim.node_id}
-    with Prober(client, server, ECHO) as prober:
+    with Prober(client, server, ECHO) as prober, killed(lab, victim):
         since = time.monotonic()
-        with killed(lab, victim):
-            stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
-            time.sleep(PROBED)
+        stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
+        time.sleep(PROBED)
     figures(f"middle of an {kind} path killed: {prober.story(since)}; paths after {stand:.1f} s")
     assert not prober.failed(since)
 
@@ -164,11 +163,10 @@ def test_both_first_members_are_killed(
     owner = client if kind == "exit" else server
     victims = {node.name: node for node in (member(lab, owner, kind, 0, n) for n in range(PATHS))}
     lost = {node.node_id for node in victims.values()}
-    with Prober(client, server, ECHO) as prober:
+    with Prober(client, server, ECHO) as prober, killed(lab, *victims.values()):
         since = time.monotonic()
-        with killed(lab, *victims.values()):
-            stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
-            time.sleep(PROBED)
+        stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
+        time.sleep(PROBED)
     figures(
         f"first members of all {kind} paths killed: {prober.story(since)}; "
         f"paths after {stand:.1f} s"
@@ -184,10 +182,9 @@ def test_a_frozen_member_is_passed_by(
 ) -> None:
     owner = client if kind == "exit" else server
     victim = member(lab, owner, kind, 1)
-    with Prober(client, server, ECHO) as prober:
+    with Prober(client, server, ECHO) as prober, frozen(lab, victim):
         since = time.monotonic()
-        with frozen(lab, victim):
-            time.sleep(PROBED)
+        time.sleep(PROBED)
     figures(f"middle of an {kind} path frozen: {prober.story(since)}")
     assert not prober.failed(since)
     wait_until(lambda: victim.ask(GetStatus()).state == "ready", RECOVERY)

@@ -19,6 +19,7 @@ from phantom_tun.net.announcer import (
     KNOCKS,
     RETRY_PAUSES,
     SHORTEST_PATIENCE,
+    SILENT_PATIENCE,
     Announcer,
 )
 from phantom_tun.net.hub import TunnelHub
@@ -204,6 +205,23 @@ async def test_a_request_without_answer_has_the_ready_tunnels_replaced(far, auto
     assert all(one.was_reset for one in ready)
     assert far.doubts[0] == SHORTEST_PATIENCE
     assert far.silences
+
+
+async def test_on_a_silent_path_nobody_waits_long(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    far.answers = False
+    for _ in range(3):
+        assert await far.announcer.take(1)
+    await trio.sleep(30)
+    assert far.silences
+    began = trio.current_time()
+    with pytest.raises(DeadlineExpired):
+        await far.announcer.take(10)
+    assert trio.current_time() - began == pytest.approx(SILENT_PATIENCE)
+    await trio.sleep(30)
+    far.answers = True
+    assert await far.announcer.take(10)
 
 
 async def test_a_slow_answer_on_a_path_that_works_is_waited_for(far, autojump_clock):
