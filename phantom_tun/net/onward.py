@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from phantom_tun.errors import CapacityExceeded
+from phantom_tun.errors import CapacityExceeded, LinkBroken
 from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk, BulkLink
 from phantom_tun.net.limits import LinkLimits
@@ -33,6 +33,8 @@ class OnwardLinks:
         self._limits = limits
         self._counts = counts
         self._pools: dict[NodeId, BulkPool] = {}
+        self._forgotten: list[BulkPool] = []
+        """Pools that stragglers may still come back to."""
 
     async def open(self, ref: NodeRef, opening: bytes, first: bytes) -> Bulk:
         """Begin a use of a link to ``ref``, with ``first`` as its first payload.
@@ -48,7 +50,11 @@ class OnwardLinks:
         return await pool.open(ref, opening, first)
 
     async def _bring(self, ref: NodeRef) -> BulkLink:
+        pool = self._pools.get(ref.node_id)
         connection = await self._dial(ref, LinkKind.BULK)
+        if self._pools.get(ref.node_id) is not pool:
+            connection.close()
+            raise LinkBroken("the neighbour was let go")
         return BulkLink(connection, Peer(ref.node_id, ref.address))
 
     def forget(self, node_id: NodeId) -> None:
@@ -56,10 +62,11 @@ class OnwardLinks:
         pool = self._pools.pop(node_id, None)
         if pool is not None:
             pool.close()
+            self._forgotten.append(pool)
 
     def close(self) -> None:
         """Close all links."""
-        for pool in self._pools.values():
+        for pool in [*self._pools.values(), *self._forgotten]:
             pool.close()
 
     def idle(self) -> dict[bytes, int]:
@@ -70,6 +77,9 @@ class OnwardLinks:
         """Keep up spares and close what isn't needed any more, until cancelled."""
         while True:
             await trio.sleep(TIDY_EVERY)
+            for pool in self._forgotten:
+                pool.close()
+            self._forgotten = [pool for pool in self._forgotten if not pool.empty]
             for node_id, pool in list(self._pools.items()):
                 pool.expire()
                 if pool.empty:

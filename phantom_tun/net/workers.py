@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from phantom_tun.errors import LinkBroken, PhantomError, ProtocolViolation, WireError, WorldError
+from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError, WorldError
 from phantom_tun.guard import Guard
 from phantom_tun.ids import CertHash, NodeId
 from phantom_tun.net.bulk import BulkLink
@@ -301,9 +301,10 @@ class Workers:
         try:
             with there:
                 process = await self._plan.spawn(there)
-        except (OSError, PhantomError):
+        except OSError as error:
             channel.close()
-            raise
+            _log.warning("a relay worker can't be started", reason=error.strerror)
+            return
         worker = _Worker(
             channel, self._setup.network_id, self._credentials, self._accept, self._counts
         )
