@@ -10,6 +10,7 @@ came in. So replaying or delaying a command changes nothing.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -143,6 +144,8 @@ class Overrides:
         """Nodes that may know commands we missed, with the digests they sent."""
         self._asked: dict[bytes, None] = {}
         """Digests of sets that we got in full."""
+        self._digest = (-1, 0.0, b"")
+        """The one that was worked out last: after which change, until when, which."""
         self.changes = 0
         """Counts what was taken in; whoever writes the commands to disk compares."""
 
@@ -191,8 +194,13 @@ class Overrides:
     def digest(self, now: float) -> bytes:
         """Names the set of commands known: whoever has another digest may know others. Empty if
         none is known, or none can be, because the network has no override keys."""
-        current = [command for command in self.commands() if command.expires > now]
-        return digest_of(current) if current else b""
+        changes, until, digest = self._digest
+        if changes != self.changes or now >= until:
+            current = [command for command in self.commands() if command.expires > now]
+            digest = digest_of(current) if current else b""
+            until = min((command.expires for command in current), default=math.inf)
+            self._digest = (self.changes, until, digest)
+        return digest
 
     def compare(self, ref: NodeRef, digest: bytes, now: float) -> None:
         """A node said which commands it knows."""
