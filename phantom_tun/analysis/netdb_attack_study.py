@@ -27,7 +27,7 @@ from phantom_tun.testing.record_factory import NETWORK, ApMaker, NodeMaker
 SMALL_AP4 = dataclasses.replace(NETWORK, ap4=ipaddress.IPv4Network("240.0.0.0/14"))
 """Two blocks of AP4 addresses, so that colliding claims can be ground in no time."""
 
-SETTLING = 3
+SETTLING = 5
 """Minutes between the last arrival and the first question."""
 LIAR_NUMBERS = 1_000_000
 """Where the numbers of liars begin."""
@@ -81,7 +81,7 @@ def attack(
     report: Report,
     *,
     share: float = 0.2,
-    owners: int = 150,
+    owners: int = 80,
     injected: int = 5,
     resolutions: int = 500,
     drawers: int = 40,
