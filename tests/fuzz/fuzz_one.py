@@ -24,7 +24,9 @@ def main() -> None:
             target.run(data)
 
     limits = [f"-max_len={target.longest}", "-rss_limit_mb=512", "-timeout=10"]
-    atheris.Setup([sys.argv[0], *limits, *sys.argv[2:]], run)
+    # For merging, libFuzzer starts itself again by its first argument.
+    itself = f"{sys.executable} {' '.join(sys.argv[:2])}"
+    atheris.Setup([itself, *limits, *sys.argv[2:]], run)
     atheris.Fuzz()
 
 
