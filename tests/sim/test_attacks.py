@@ -305,9 +305,8 @@ async def test_entry_nodes_that_do_not_exist_take_few_lookups(autojump_clock):
 
         async def ask_for_nobody():
             with pytest.raises(WorldError):
-                await caller.connector.connect(
-                    "default", NodeId(bytes(32)), EntryId(bytes(16)), bytes(SEALED_REQUEST_LEN)
-                )
+                way = await caller.connector.way_out("default")
+                await way.connect(NodeId(bytes(32)), EntryId(bytes(16)), bytes(SEALED_REQUEST_LEN))
 
         async with trio.open_nursery() as nursery:
             for _ in range(4 * MAX_FINDING):
@@ -316,8 +315,9 @@ async def test_entry_nodes_that_do_not_exist_take_few_lookups(autojump_clock):
 
 
 async def _connects(caller, entry_node, entry_path):
-    answer, tunnel = await caller.connector.connect(
-        "default", entry_node, entry_path.entry_id, b"sealed12".ljust(SEALED_REQUEST_LEN, b"x")
+    way = await caller.connector.way_out("default")
+    answer, tunnel = await way.connect(
+        entry_node, entry_path.entry_id, b"sealed12".ljust(SEALED_REQUEST_LEN, b"x")
     )
     assert answer.startswith(b"sealed12")
     tunnel.reset()
