@@ -118,12 +118,14 @@ class Node:
     def _build_foundation(self) -> None:
         """Links, own record, guards, netdb, tunnels."""
         config, rng = self.config, self._rng
+        neighbours = min(2048, config.limits.links)
         self.links = Links(
             self.keys.signing,
             self.keys.certificate,
             self.network.network_id,
             limits=LinkLimits(
-                neighbours=min(2048, config.limits.links),
+                neighbours=neighbours,
+                neighbours_per_network=neighbours // 4,
                 relayed=config.limits.relayed_tunnels,
             ),
             clock=self.clock,

@@ -33,9 +33,11 @@ class LinkLimits:
 
     # --- signalling ---
     neighbours: int = 2048
-    """Neighbours with a link; beyond, the ones that have been silent longest are let go."""
+    """Neighbours with a link; beyond, one without uses in the most crowded network is let go."""
     neighbours_per_address: int = 64
     """Neighbours at one IPv4 address or IPv6 /64; beyond, new ones that dial us are turned away."""
+    neighbours_per_network: int = 512
+    """The same for an IPv4 /16 or IPv6 /32."""
     signalling_per_neighbour: int = 4
     """Links that one neighbour dialed; more than one is for the moment of replacement."""
     signal_queue: int = 256
@@ -73,8 +75,10 @@ class LinkLimits:
     """For beginning a use of a bulk link, all attempts together."""
     bulk_per_neighbour: int = 1024
     """Bulk links on which one neighbour starts uses."""
-    bulk_per_address: int = 2048
+    bulk_per_address: int = 1024
     """The same, of all neighbours at one IPv4 address or IPv6 /64."""
+    bulk_per_network: int = 2048
+    """The same, of all neighbours in one IPv4 /16 or IPv6 /32."""
     bulk_served: int = 8192
     """The same, of all neighbours."""
     idle_bulk: int = 64

@@ -56,6 +56,8 @@ class Neighbour:
         self.peer = peer
         self.served: set[BulkLink] = set()
         """Links on which the peer starts uses."""
+        self.uses_served = 0
+        """Uses in progress that the peer started."""
         self.dialing = 0
         """Links that are being dialed because the peer asked for them."""
         self.handed_over: dict[Bulk, NodeRef] = {}
@@ -68,6 +70,7 @@ class Neighbour:
         self._spawn = spawn
         self._limits = limits
         self._counts = counts
+        self._since = trio.current_time()
         self._signalling: list[SignalLink] = []
         self._attempts: dict[NodeRef, _Attempt] = {}
         self._asked: deque[Waiter] = deque()
@@ -220,9 +223,16 @@ class Neighbour:
         )
 
     @property
-    def dialed(self) -> bool:
-        """Whether there is a signalling link that we wanted."""
-        return any(link.dialed for link in self._signalling)
+    def wanted(self) -> bool:
+        """Whether there is a signalling link that we dialed, or anything being dialed for us."""
+        return bool(
+            self._attempts or self.pool.waiting or any(link.dialed for link in self._signalling)
+        )
+
+    @property
+    def used(self) -> float:
+        """When a message last went or came over signalling, PING and PONG apart, in trio's time."""
+        return max((link.used for link in self._signalling), default=self._since)
 
     @property
     def heard(self) -> float:

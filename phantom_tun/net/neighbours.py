@@ -16,12 +16,12 @@ from phantom_tun.guard import Guard
 from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk, BulkLink, Ending
 from phantom_tun.net.connection import Connection
+from phantom_tun.net.crowds import BulkPlaces, least_needed, refusal
 from phantom_tun.net.joins import Joins
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.loopback import connection_pair
 from phantom_tun.net.neighbour import Dial, Neighbour
-from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer, origin
-from phantom_tun.net.shares import Shares
+from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer
 from phantom_tun.net.signalling import Quotas, SignalLink
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
@@ -51,7 +51,7 @@ class Neighbours:
         self._neighbours: dict[NodeId, Neighbour] = {}
         self._handlers: LinkHandlers | None = None
         self._nursery: trio.Nursery | None = None
-        self._served: Shares[bytes] = Shares(limits.bulk_served, limits.bulk_per_address)
+        self._served = BulkPlaces(limits)
         self._joins = Joins(self._get, self._open, self._spawn, limits=limits, counts=counts)
         self._barred: Barred = _nobody
 
@@ -227,7 +227,7 @@ class Neighbours:
 
     def _add(self, peer: Peer) -> Neighbour:
         if len(self._neighbours) >= self._limits.neighbours:
-            self._let_one_go()
+            self._let_go(least_needed(self._neighbours.values()))
         neighbour = self._neighbours[peer.node_id] = Neighbour(
             self.node_id,
             peer,
@@ -244,19 +244,13 @@ class Neighbours:
         """All links with this neighbour are closed, for whoever has others still."""
 
     def _is_crowded(self, peer: Peer) -> bool:
-        place = origin(peer.address)
-        there = sum(origin(one.peer.address) == place for one in self._neighbours.values())
-        if there < self._limits.neighbours_per_address:
+        crowd = refusal(peer.address, self._neighbours.values(), self._limits)
+        if crowd is None:
             return False
-        self._counts["drop_neighbour_address"] += 1
+        self._counts[f"drop_neighbour_{crowd}"] += 1
         return True
 
-    def _let_one_go(self) -> None:
-        """Make room: forget who has been silent longest, of those we have least to do with."""
-        victim = min(
-            self._neighbours.values(),
-            key=lambda one: (one.in_use > 0, one.dialed, one.heard),
-        )
+    def _let_go(self, victim: Neighbour) -> None:
         self._counts["drop_neighbour_limit"] += 1
         victim.close()
         del self._neighbours[victim.peer.node_id]
@@ -358,28 +352,27 @@ class Neighbours:
         await self._serve_bulk(neighbour, BulkLink(connection, Peer(ref.node_id, ref.address)))
 
     async def _serve_bulk(self, neighbour: Neighbour, link: BulkLink) -> None:
-        place = origin(link.peer.address)
-        if self._is_full(neighbour) or not self._served.take(place):
+        if self._is_full(neighbour) or not self._served.take(link.peer.address):
             self._counts["drop_bulk_limit"] += 1
             link.connection.close()
             return
         neighbour.served.add(link)
         try:
-            while await self._serve_use(link):
+            while await self._serve_use(neighbour, link):
                 pass
         except LinkBroken:
             self._counts["bulk_broken"] += 1
         except PeerError:
             self._counts["drop_bulk_violation"] += 1
         finally:
-            self._served.leave(place)
+            self._served.leave(link.peer.address)
             neighbour.served.discard(link)
             link.connection.close()
 
     def _is_full(self, neighbour: Neighbour) -> bool:
         return len(neighbour.served) >= self._limits.bulk_per_neighbour
 
-    async def _serve_use(self, link: BulkLink) -> bool:
+    async def _serve_use(self, neighbour: Neighbour, link: BulkLink) -> bool:
         """One use; whether the link is good for another."""
         opening = None
         with trio.move_on_after(self._limits.bulk_idle_other):
@@ -388,12 +381,14 @@ class Neighbours:
             return False
         endings: list[Ending] = []
         bulk = link.new_use(endings.append)
+        neighbour.uses_served += 1
         try:
             await self._handlers.bulk_opened(link.peer, opening, bulk)
             await bulk.aclose()
         except PhantomError:
             self._counts["bulk_handler_failed"] += 1
         finally:
+            neighbour.uses_served -= 1
             bulk.reset()
         if endings == [Ending.HALF]:
             with trio.move_on_after(self._limits.fin_deadline):

@@ -111,6 +111,11 @@ class BulkPool:
         return len(self._in_use)
 
     @property
+    def waiting(self) -> int:
+        """Uses that wait for a link."""
+        return len(self._waiting)
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to keep this pool for."""
         return not (self._idle or self._in_use or self._waiting or self._spares_coming)

@@ -146,6 +146,11 @@ class SignalLink:
         """Whether new messages may be sent over it."""
         return not (self._retiring or self._over)
 
+    @property
+    def used(self) -> float:
+        """When a message last went or came; PING and PONG are none."""
+        return self._used
+
     def touch(self) -> None:
         """Count as used, so that it isn't ended for being idle."""
         self._used = trio.current_time()

@@ -26,6 +26,7 @@ from phantom_tun.net.peers import Peer
 from phantom_tun.net.pool import SPARE_PAUSE
 from phantom_tun.testing.memory_links import MemoryNetwork
 from phantom_tun.wire.door import LinkKind
+from phantom_tun.wire.frames import Frame
 from phantom_tun.wire.nodes import NodeRef
 
 OPENING = bytes(64)
@@ -244,6 +245,107 @@ async def test_neighbours_at_one_address_are_limited(autojump_clock):
         assert c.count("signalling_links") == 0
         await b.links.open_bulk(a.ref, OPENING)  # who is there already is not concerned
         assert await a.links.call(c.links.ref, b"ab") == b"ba"  # nor are our own dials
+
+
+def _move(node, address):
+    node.links.ref = dataclasses.replace(node.ref, address=ipaddress.ip_address(address))
+
+
+def _ids(node):
+    return {info.node_id for info in node.links.neighbours()}
+
+
+async def test_neighbours_in_one_network_are_limited(autojump_clock):
+    async with world(5, LinkLimits(neighbours_per_network=2)) as (_, a, b, c, d, e):
+        for number, node in enumerate((b, c, d)):
+            _move(node, f"2001:db8:{number}::1")
+        _move(e, "2001:db9::1")
+        for node in (b, c, d, e):
+            await node.links.ensure(a.ref)
+            await wait_all_tasks_blocked()
+        assert _ids(a) == {b.ref.node_id, c.ref.node_id, e.ref.node_id}
+        assert a.count("drop_neighbour_network") == 1
+        await a.links.ensure(d.links.ref)  # our own dials are not concerned
+        assert d.ref.node_id in _ids(a)
+
+
+@pytest.mark.parametrize("crowd", ["2001:db8:{}::1", "198.51.{}.1"])
+async def test_the_most_crowded_network_loses_a_neighbour(autojump_clock, crowd):
+    async with world(6, LinkLimits(neighbours=4)) as (_, a, b, c, d, e, f):
+        _move(c, crowd.format(1))
+        _move(d, crowd.format(2))
+        await b.links.ensure(a.ref)
+        await trio.sleep(5)
+        for node in (c, d, e, f):
+            await node.links.ensure(a.ref)
+            await trio.sleep(1)
+        # b has been silent longest, but is alone where it is
+        assert _ids(a) == {b.ref.node_id, d.ref.node_id, e.ref.node_id, f.ref.node_id}
+        assert a.count("drop_neighbour_limit") == 1
+
+
+async def test_neighbours_with_uses_in_either_direction_stay(autojump_clock):
+    async with world(6, LinkLimits(neighbours=3, spares=0)) as (_, a, b, c, d, e, f):
+        for number, node in enumerate((b, c)):
+            _move(node, f"2001:db8:{number}::1")
+        theirs = await b.links.open_bulk(a.ref, OPENING)
+        ours = await a.links.open_bulk(c.links.ref, OPENING)
+        await wait_all_tasks_blocked()
+        await trio.sleep(1)
+        for node in (d, e, f):
+            await node.links.ensure(a.ref)
+            await trio.sleep(1)
+        assert _ids(a) == {b.ref.node_id, c.ref.node_id, f.ref.node_id}
+        assert await use(theirs) == b"data"
+        assert await use(ours) == b"data"
+
+
+async def test_a_use_that_is_over_protects_nobody(autojump_clock):
+    async with world(4, LinkLimits(neighbours=2, spares=0)) as (_, a, b, c, d):
+        assert await use(await b.links.open_bulk(a.ref, OPENING)) == b"data"
+        await trio.sleep(1)
+        await c.links.ensure(a.ref)
+        await d.links.ensure(a.ref)
+        await wait_all_tasks_blocked()
+        assert _ids(a) == {c.ref.node_id, d.ref.node_id}
+
+
+async def test_there_is_room_even_if_all_neighbours_have_uses(autojump_clock):
+    async with world(4, LinkLimits(neighbours=2, spares=0)) as (_, a, b, c, d):
+        for node in (b, c):
+            await node.links.open_bulk(a.ref, OPENING)
+        await wait_all_tasks_blocked()
+        assert await d.links.call(a.ref, b"ab") == b"ba"
+        assert len(_ids(a)) == 2
+        assert a.count("drop_neighbour_limit") >= 1
+
+
+async def test_pings_make_nobody_useful(autojump_clock):
+    async with world(4, LinkLimits(neighbours=2)) as (_, a, b, c, d):
+        await b.links.ensure(a.ref)
+        await trio.sleep(1)
+        await c.links.ensure(a.ref)
+        await trio.sleep(1)
+        b.links._neighbours[a.ref.node_id].best_link()._reply(Frame.PING)
+        await wait_all_tasks_blocked()
+        silent = {info.node_id: info.silent for info in a.links.neighbours()}
+        assert silent[b.ref.node_id] < silent[c.ref.node_id]
+        await d.links.ensure(a.ref)
+        await wait_all_tasks_blocked()
+        assert _ids(a) == {c.ref.node_id, d.ref.node_id}
+
+
+async def test_whom_we_are_dialing_stays(autojump_clock, nursery):
+    network_settings = {"latency": 0.1, "dial_round_trips": 30}
+    async with world(4, LinkLimits(neighbours=2), **network_settings) as (network, a, b, c, d):
+        nursery.start_soon(a.links.ensure, b.ref)
+        await trio.sleep(1)
+        for node in (c, d):
+            _, far = network.connect(node.ref.node_id, a.ref.node_id, LinkKind.SIGNALLING)
+            a.links.spawn_accept(far, _peer(node), LinkKind.SIGNALLING)
+            await trio.sleep(0.1)
+        await trio.sleep(10)
+        assert _ids(a) == {b.ref.node_id, d.ref.node_id}
 
 
 async def test_a_node_is_its_own_neighbour(autojump_clock):
@@ -494,7 +596,9 @@ async def test_a_cancelled_wait_keeps_what_it_would_have_got(autojump_clock):
         assert await use(await a.links.open_bulk(b.ref, OPENING)) == b"data"
 
 
-@pytest.mark.parametrize("limit", ["bulk_per_neighbour", "bulk_per_address", "bulk_served"])
+@pytest.mark.parametrize(
+    "limit", ["bulk_per_neighbour", "bulk_per_address", "bulk_per_network", "bulk_served"]
+)
 async def test_links_of_a_neighbour_are_limited(autojump_clock, limit):
     limits = dataclasses.replace(LinkLimits(spares=0), **{limit: 2})
     async with world(2, limits) as (_, a, b):
