@@ -168,9 +168,11 @@ def _process(node: NodeRecord) -> ProcessRef | None:
     if node.process is not None and is_alive(node.process):
         return node.process
     try:
-        return reference(ControlClient(Path(node.control_socket)).daemon_pid())
+        process = reference(ControlClient(Path(node.control_socket)).daemon_pid())
     except ControlError:
         return None
+    # A killed daemon's socket answers until its last thread is gone.
+    return process if process is not None and is_alive(process) else None
 
 
 def _node_status(node: NodeRecord) -> NodeStatus:

@@ -12,7 +12,7 @@ from labs import Node, lab_of, wait_until
 
 from phantom_tun.control.schema import ControlError, GetNetdb, NewAddress, Ping
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 HALF = 6
 WHOLE_WITHIN = 60.0

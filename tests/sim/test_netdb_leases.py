@@ -88,7 +88,10 @@ def store_with(state: Path, network: MemoryNetwork, owner: FakeOwner) -> Identit
     return store
 
 
-@pytest.mark.parametrize(("left", "right"), [(8, 5), (6, 6)], ids=["majority", "tie"])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [pytest.param(8, 5, id="majority", marks=pytest.mark.slow), pytest.param(6, 6, id="tie")],
+)
 async def test_one_winner_everywhere_within_one_republish_interval(
     nursery: trio.Nursery, autojump_clock: MockClock, tmp_path: Path, left: int, right: int
 ) -> None:

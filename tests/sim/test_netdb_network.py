@@ -946,6 +946,7 @@ class Liars:
                 await self._network.carry(record.node_id, maker, ref, call)
 
 
+@pytest.mark.slow
 async def test_sixty_nodes_a_fifth_of_them_liars(autojump_clock: MockClock) -> None:
     """Right answers only, and no more liars among random nodes than there are in the network."""
     async with memory_network(seed=7) as network:
