@@ -102,7 +102,7 @@ def _status(status: Status, paths: tuple[PathInfo, ...]) -> Iterator[str]:
     if status.drops:
         drops = sorted(status.drops.items(), key=lambda item: -item[1])
         said = ", ".join(f"{count} {reason}" for reason, count in drops)
-        yield _row("dropped", f"of what other nodes sent: {said}")
+        yield _row("dropped", f"of what nodes and programs sent: {said}")
     for warning in status.warnings:
         yield f"{typer.style('warning', fg=typer.colors.RED, bold=True)}: {warning}"
 

@@ -165,10 +165,10 @@ def parse_address(text: str) -> ApAddress:
 
     :raises ControlError: ``invalid``.
     """
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError as error:
-        raise ControlError("invalid", f"{text!r} is not an IPv4 or IPv6 address") from error
+    address = _address(text)
+    if address is None:
+        raise ControlError("invalid", f"{text!r} is not an IPv4 or IPv6 address")
+    return address
 
 
 def parse_address4(text: str) -> ipaddress.IPv4Address:
@@ -191,9 +191,19 @@ def parse_key(text: str) -> ApAddress | NodeId:
     """
     if _NODE_ID.fullmatch(text):
         return NodeId(bytes.fromhex(text))
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError as error:
+    address = _address(text)
+    if address is None:
         raise ControlError(
             "invalid", f"{text!r} is neither an AP address nor a whole node id (64 hex digits)"
-        ) from error
+        )
+    return address
+
+
+def _address(text: str) -> ApAddress | None:
+    """AP addresses are the same everywhere: one with a zone (``fe80::1%eth0``) is none."""
+    if "%" in text:
+        return None
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None

@@ -99,7 +99,7 @@ class Status(Answer, frozen=True):
     tunnels: TunnelStatus
     builds: BuildStatus
     drops: dict[str, int]
-    """What was dropped since the start, by reason; reasons with 0 are left out."""
+    """What was refused or dropped since the start, by reason; reasons with 0 are left out."""
     bootstrap: tuple[str, ...] = ()
     """How a network profile names this node: one line for each address; none if not dialable."""
     warnings: tuple[str, ...] = ()

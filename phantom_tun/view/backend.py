@@ -39,6 +39,7 @@ from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.identities import ApIdentity
 from phantom_tun.profile import Bootstrap
 from phantom_tun.view import identities, netdb, overrides, pins, probing, shapes
+from phantom_tun.view.drops import drops
 from phantom_tun.view.health import warnings
 from phantom_tun.view.why import Inquest
 
@@ -87,7 +88,7 @@ class NodeView:
             builds=BuildStatus(
                 builds.tried, builds.succeeded, builds.median_s, node.paths.shortage()
             ),
-            drops=self._drops(),
+            drops=drops(node.counters().values()),
             bootstrap=self._bootstrap(),
             warnings=tuple(warnings(node)),
         )
@@ -113,15 +114,6 @@ class NodeView:
     async def statistics(self) -> Statistics:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
         return Statistics({name: dict(group) for name, group in self._node.counters().items()})
-
-    def _drops(self) -> dict[str, int]:
-        drops: dict[str, int] = {}
-        for group in self._node.counters().values():
-            for name, count in group.items():
-                if name.startswith("drop_") and count:
-                    reason = name.removeprefix("drop_").replace("_", " ")
-                    drops[reason] = drops.get(reason, 0) + int(count)
-        return drops
 
     async def peers(self) -> tuple[PeerInfo, ...]:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""

@@ -66,7 +66,7 @@ def test_status_says_what_matters(shell: Shell, node: FakeBackend) -> None:
         "links      5 for messages, 7 for data (3 in use)",
         "tunnels    8 waiting, 1 in use, 2 relayed for others",
         "builds     4 of 5 path builds succeeded, median 0.7 s",
-        "dropped    of what other nodes sent: 2 answer late",
+        "dropped    of what nodes and programs sent: 2 answer late",
         "warning: no trusted guard is configured",
     ):
         assert line in done.out.splitlines()

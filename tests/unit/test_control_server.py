@@ -144,7 +144,11 @@ async def test_events_come_before_the_result(tmp_path: Path) -> None:
     ("request_", "code"),
     [
         (schema.Why("nonsense"), "invalid"),
+        (schema.Why("fe80::1%eth0"), "invalid"),
         (schema.Ping("1.2.3"), "invalid"),
+        (schema.Ping("2001:2f::5%eth0"), "invalid"),
+        (schema.GetNetdb("2001:2f::5%eth0"), "invalid"),
+        (schema.Expose(80, to=("2001:2f::5%eth0",)), "invalid"),
         (schema.GetNetdb("zz"), "invalid"),
         (schema.Expose(80, to=("nonsense",)), "invalid"),
         (schema.Ping("250.9.9.9"), "not_found"),
