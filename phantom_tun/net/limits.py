@@ -11,11 +11,11 @@ class LinkLimits:
 
     # --- strangers ---
     handshake_deadline: float = 10.0
-    """For TLS, from the TCP connection on."""
+    """For a dialer to prove who it is after the upgrade."""
     handshake_steps: int = 8
     """TLS handshake computations between two turns of everything else."""
     request_deadline: float = 60.0
-    """For a stranger to send a whole HTTP request, and for a dialer to prove who it is."""
+    """For TLS, from the TCP connection on, and then for each whole HTTP request."""
     strangers: int = 512
     """Connections that didn't authenticate (yet)."""
     strangers_per_address: int = 64

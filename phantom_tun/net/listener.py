@@ -1,8 +1,9 @@
 """Accepting links behind a web server (docs/spec/links.md, "The door").
 
 Every connection starts as a stranger's: TLS, then HTTP. Only one that asks for the upgrade in the
-right way and then proves who it is becomes a link; all others meet an ordinary web server, and
-none of them can hold more than a socket and a few kilobytes, for a bounded time.
+right way and then proves who it is becomes a link; all others meet an ordinary web server, who
+doesn't begin TLS in clear, and none of them can hold more than a socket and a few kilobytes, for a
+bounded time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from phantom_tun.guard import Guard
 from phantom_tun.net.credentials import Credentials
 from phantom_tun.net.limits import LinkLimits
 from phantom_tun.net.peers import Peer, origin
+from phantom_tun.net.plain import PlainConnection
 from phantom_tun.net.tls import HandshakeSteps, TlsConnection, linger, prepare_socket
 from phantom_tun.net.web import Site, Visitor
 from phantom_tun.wire.door import SERVER_NONCE_LEN, Door, DoorKeeper, LinkKind
@@ -167,9 +169,12 @@ class Greeter:
         connection = await self._shake_hands(tcp)
         if connection is None:
             return None
+        if isinstance(connection, PlainConnection):
+            await self._answer_in_clear(connection)
+            return None
         accepted = False
         try:
-            nonce = await self._talk_http(connection)
+            nonce = await self._talk_http(connection, Visitor(self._site, self._keeper.check))
             if nonce is not None:
                 with trio.fail_after(self._limits.handshake_deadline):
                     kind, node_id = self._keeper.door.check_auth(
@@ -187,13 +192,28 @@ class Greeter:
                 connection.close()
         return None
 
-    async def _shake_hands(self, tcp: socket.socket) -> TlsConnection | None:
+    async def _answer_in_clear(self, connection: PlainConnection) -> None:
+        visitor = Visitor(self._site, self._keeper.check, in_clear=True)
+        try:
+            await self._talk_http(connection, visitor)
+        except (LinkBroken, trio.TooSlowError):
+            self._counts["strangers_gone"] += 1
+        finally:
+            connection.close()
+
+    async def _shake_hands(self, tcp: socket.socket) -> TlsConnection | PlainConnection | None:
+        """As it came if the first byte isn't one of TLS; ``None`` if nothing comes of it."""
         stream: socket.socket = tcp
         shaken = False
         try:
-            with trio.move_on_after(self._limits.handshake_deadline):
+            with trio.move_on_after(self._limits.request_deadline):
                 prepare_socket(tcp, self._limits)
                 await trio.lowlevel.wait_readable(tcp)
+                first = tcp.recv(1, socket.MSG_PEEK)
+                if first and not _begins_tls(first):
+                    shaken = True
+                    self._counts["strangers_in_clear"] += 1
+                    return PlainConnection(tcp)
                 tls = stream = self._context.wrap_socket(
                     tcp, server_side=True, do_handshake_on_connect=False
                 )
@@ -211,10 +231,11 @@ class Greeter:
         self._counts["drop_tls_failed"] += 1
         return None
 
-    async def _talk_http(self, connection: TlsConnection) -> bytes | None:
+    async def _talk_http(
+        self, connection: TlsConnection | PlainConnection, visitor: Visitor
+    ) -> bytes | None:
         """Be a web server; returns our nonce once an upgrade was answered, ``None`` when the
         visitor has left."""
-        visitor = Visitor(self._site, self._keeper.check)
         while not visitor.closing:
             with trio.fail_after(self._limits.request_deadline):
                 answer = b""
@@ -233,7 +254,10 @@ class Greeter:
         return None
 
     async def _open_door(
-        self, connection: TlsConnection, visitor: Visitor, token_nonce: bytes
+        self,
+        connection: TlsConnection | PlainConnection,
+        visitor: Visitor,
+        token_nonce: bytes,
     ) -> bytes | None:
         try:
             welcome = await self._credentials.welcome(token_nonce)
@@ -242,6 +266,11 @@ class Greeter:
             return None
         await connection.write_all(visitor.welcome(welcome))
         return welcome[:SERVER_NONCE_LEN]
+
+
+def _begins_tls(first: bytes) -> bool:
+    """A handshake record, or the greeting of SSL 2, which TLS refuses in its own way."""
+    return first[0] == 0x16 or first[0] >= 0x80
 
 
 async def _read_auth(connection: TlsConnection) -> bytes:

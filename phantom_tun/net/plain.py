@@ -1,5 +1,5 @@
-"""Connections between processes of this node: stream socket pairs of the kernel
-(docs/spec/workers.md)."""
+"""Connections without TLS: between processes of this node, over stream socket pairs of the kernel
+(docs/spec/workers.md), and of strangers that don't begin it (docs/spec/links.md, "The door")."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
 from phantom_tun.errors import LinkBroken
+from phantom_tun.net.tls import linger
 
 _BROKEN = (OSError, trio.ClosedResourceError)
 
@@ -96,6 +97,12 @@ class PlainConnection:
         except OSError:
             pass
         return False
+
+    async def close_gently(self) -> None:
+        """:meth:`close` so that what was sent arrives although the peer goes on sending."""
+        if self.usable:
+            await linger(self._socket)
+        self.close()
 
     def close(self) -> None:
         """End it; what was written still arrives."""

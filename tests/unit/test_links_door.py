@@ -121,17 +121,47 @@ async def test_garbage_inside_tls_gets_bad_request_and_the_end(node):
     connection.close()
 
 
-async def test_garbage_instead_of_tls_gets_an_alert_and_the_end(node):
+async def send_raw(node: TlsNode, data: bytes) -> bytes:
+    """What comes back for bytes that aren't TLS, until the connection is closed."""
     tcp = await connect_tcp(LOOPBACK, node.ref.port, LinkLimits())
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(tcp))
-    await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" + b"x" * 9000)
-    with trio.fail_after(10):
-        answer = await stream.receive_some(100)
-        assert answer[:1] in {b"\x15", b""}
-        while answer:
-            answer = await stream.receive_some(100)
-    await stream.aclose()
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(tcp)) as stream:
+        await stream.send_all(data)
+        with trio.fail_after(10):
+            return b"".join([piece async for piece in stream])
+
+
+async def test_http_without_tls_is_refused_in_clear(node):
+    answer = await send_raw(node, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" + b"x" * 9000)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nDate: ")
+    assert b"<title>400 The plain HTTP request was sent to HTTPS port</title>" in answer
+    assert same_but_for_the_date(answer, await send_raw(node, upgrade(node.door, token(node.door))))
+    await until(lambda: node.links.statistics()["strangers"] == 0)
+    assert node.links.statistics()["strangers_in_clear"] == 2
+    assert "drop_tls_failed" not in node.links.statistics()
+
+
+async def test_garbage_without_tls_is_a_bad_request_in_clear(node):
+    for garbage in (b"\0\1garbage\r\n\r\n", b"SSH-2.0-x\r\n"):
+        answer = await send_raw(node, garbage)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"<title>400 Bad Request</title>" in answer
+
+
+@pytest.mark.parametrize(
+    ("garbage", "answer"),
+    [(b"\x16\3\1\0\5hello\r\n", b"\x15\3\3\0\2\2\n"), (b"\x80\1garbage\r\n", b"")],
+)
+async def test_what_begins_like_tls_is_refused_by_tls(node, garbage, answer):
+    assert await send_raw(node, garbage) == answer
     await until(lambda: node.links.statistics().get("drop_tls_failed") == 1)
+    assert "strangers_in_clear" not in node.links.statistics()
+
+
+async def test_who_leaves_without_a_word_is_no_stranger_any_more(node):
+    tcp = await connect_tcp(LOOPBACK, node.ref.port, LinkLimits())
+    tcp.close()
+    await until(lambda: node.links.statistics().get("drop_tls_failed") == 1)
+    assert node.links.statistics()["strangers"] == 0
 
 
 async def test_no_client_certificate_is_asked_for_and_old_tls_is_refused(node):
@@ -213,17 +243,20 @@ async def test_the_address_with_most_places_loses_one():
 
 
 async def test_silent_strangers_are_let_go():
-    limits = LinkLimits(handshake_deadline=0.1, request_deadline=0.1)
+    limits = LinkLimits(request_deadline=0.1)
     async with tls_nodes(1, limits) as (node,):
         tcp = await connect_tcp(LOOPBACK, node.ref.port, limits)
         idle = await visit(node)
         slow = await visit(node)
         await slow.write_all(NOT_FOUND[:9])
+        clear = await connect_tcp(LOOPBACK, node.ref.port, limits)
+        clear.send(NOT_FOUND[:9])
         assert await read_answer(idle) == await read_answer(slow) == b""
         await until(lambda: node.links.statistics()["strangers"] == 0)
         assert node.links.statistics()["drop_tls_failed"] == 1
-        assert node.links.statistics()["strangers_gone"] == 2
+        assert node.links.statistics()["strangers_gone"] == 3
         tcp.close()
+        clear.close()
         idle.close()
         slow.close()
 

@@ -58,15 +58,32 @@ def test_head_has_the_headers_of_get_and_no_body() -> None:
         (b"GET /?query HTTP/1.1\r\nHost: h\r\n\r\n", b"200 OK"),
         (b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n", b"404 Not Found"),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nab", b"405 Not Allowed"),
-        (b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", b"405 Not Allowed"),
-        (b"CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n", b"405 Not Allowed"),
+        (b"POST /x HTTP/1.1\r\nHost: h\r\n\r\n", b"404 Not Found"),
+        (b"DELETE /x HTTP/1.1\r\nHost: h\r\n\r\n", b"405 Not Allowed"),
+        (b"OPTIONS / HTTP/1.1\r\nHost: h\r\n\r\n", b"405 Not Allowed"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", b"400 Bad Request"),
+        (b"CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n", b"400 Bad Request"),
+        (b"CONNECT / HTTP/1.1\r\nHost: h\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nHost: a..b\r\n\r\n", b"400 Bad Request"),
+        (b"\r\n\n\rGET / HTTP/1.1\r\nHost: h\r\n\r\n", b"200 OK"),
+        (b"GET  /  HTTP/1.1 \nHost: h\r\n\r\n", b"200 OK"),
+        (b"GET / HTTP/1.15\r\nHost: h\r\n\r\n", b"200 OK"),
+        (b"GET /\xe4 HTTP/1.1\r\nHost: h\r\n\r\n", b"404 Not Found"),
+        (b"GET http://a/ HTTP/1.1\r\nHost: h\r\n\r\n", b"200 OK"),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: h\r\n\r\n", b"400 Bad Request"),
+        (b"GET /../x HTTP/1.1\r\nHost: h\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/9.9", b"505 HTTP Version Not Supported"),
+        (b"GET /" + b"a" * 8177 + b" HTTP/1.1\r\n", b"414 Request-URI Too Large"),
+        (b"GET /" + b"a" * 8176 + b" HTTP/1.1\r\nHost: h\r\n\r\n", b"404 Not Found"),
         (b"GET / HTTP/1.1\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.1\r\nHost: h\r\nbad header\r\n\r\n", b"400 Bad Request"),
-        (b"GET / HTTP/3.0\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/3.0\r\n", b"505 HTTP Version Not Supported"),
+        (b"GET / HTTP/0.9\r\n", b"400 Bad Request"),
         (b"get / HTTP/1.1\r\n", b"400 Bad Request"),
         (b"\x16\x03\x01\x02\x00", b"400 Bad Request"),
         (b"hello", b"400 Bad Request"),
-        (b"\r\n\r\n", b"400 Bad Request"),
         (b"HELLO\r\n", b"400 Bad Request"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"a" * MAX_HEAD_LEN, b"400 Bad Request"),
@@ -78,6 +95,104 @@ def test_answers(request_: bytes, status: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 " + status + b"\r\nServer: nginx\r\nDate: ")
     if not status.startswith(b"200"):
         assert b"<h1>" + status + b"</h1>" in body(answer)
+
+
+def large_header(length: int) -> bytes:
+    return b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * (length - 5) + b"\r\n\r\n"
+
+
+def test_a_header_that_is_too_large_is_refused_with_a_reason() -> None:
+    assert ask(large_header(8192)).startswith(b"HTTP/1.1 200 OK\r\n")
+    for length in (8193, MAX_HEAD_LEN + 1):
+        answer = ask(large_header(length))
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"<title>400 Request Header Or Cookie Too Large</title>" in answer
+        assert b"Connection: close\r\n" in answer
+
+
+def test_empty_lines_before_a_request_mean_nothing() -> None:
+    one = visitor()
+    assert one.feed(b"\r\n\r\n", NOW) == one.feed(b"\n", NOW) == b""
+    assert one.feed(GET + b"\r\n\r\n" + GET, NOW) == ask(GET) * 2
+    assert not one.closing
+    assert one.feed(b"\r\n", NOW) == one.feed(b"", NOW) == b""
+    assert one.closing
+
+
+def test_a_request_without_version_gets_only_a_body() -> None:
+    one = visitor()
+    assert one.feed(b"GET /\r\n", NOW) == PAGE
+    assert one.closing
+    assert ask(b"GET /x\n").startswith(b"<html>\r\n<head><title>404 Not Found</title>")
+    for refused in (b"GET /%zz\n", b"POST /\n"):
+        assert ask(refused).startswith(b"<html>\r\n<head><title>400 Bad Request</title>")
+
+
+def test_tracing_is_refused_and_ends_the_connection() -> None:
+    one = visitor()
+    answer = one.feed(b"TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", NOW)
+    assert answer.startswith(b"HTTP/1.1 405 Not Allowed\r\n")
+    assert one.closing
+
+
+def test_who_waits_with_a_body_is_told_to_go_on() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n"
+    answer = ask(head + b"Content-Length: 2\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 405 Not Allowed\r\n")
+    assert ask(head + b"\r\n").startswith(b"HTTP/1.1 405 Not Allowed\r\n")
+
+
+@pytest.mark.parametrize(
+    ("browser", "padded"),
+    [
+        (b"Mozilla/5.0 (X11) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0 Safari/5", True),
+        (b"Mozilla/4.0 (compatible; MSIE 6.0)", True),
+        (b"MSIE 6", False),
+        (b"MSIE 6.0 Opera 8", False),
+        (b"Mozilla/5.0 (X11; rv:120.0) Gecko/20100101 Firefox/120.0", False),
+        (b"curl/8", False),
+    ],
+)
+def test_some_browsers_get_longer_error_pages(browser: bytes, padded: bool) -> None:
+    rest = b" HTTP/1.1\r\nHost: h\r\nUser-Agent: " + browser + b"\r\n\r\n"
+    answer = ask(b"GET /x" + rest)
+    assert answer.count(b"<!-- a padding to disable") == 6 * padded
+    assert f"Content-Length: {len(body(answer))}\r\n".encode() in answer
+    assert ask(b"GET /" + rest) == ask(GET)
+
+
+def clear() -> Visitor:
+    return Visitor(Site(PAGE), check, in_clear=True)
+
+
+def test_in_clear_every_request_gets_the_same_and_the_end() -> None:
+    one = clear()
+    assert one.feed(GET, NOW) == (
+        b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nDate: Fri, 15 Jan 2027 08:00:00 GMT\r\n"
+        b"Content-Type: text/html\r\nContent-Length: 248\r\nConnection: close\r\n\r\n"
+        b"<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>"
+        b"\r\n<body>\r\n<center><h1>400 Bad Request</h1></center>\r\n"
+        b"<center>The plain HTTP request was sent to HTTPS port</center>\r\n"
+        b"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+    )
+    assert one.closing
+    for other in (GET.replace(b"/ ", b"/x "), GET.replace(b"GET", b"POST"), GET + GET):
+        assert clear().feed(other, NOW) == clear().feed(GET, NOW)
+    head = clear().feed(GET.replace(b"GET", b"HEAD"), NOW)
+    assert clear().feed(GET, NOW).startswith(head)
+    assert body(head) == b""
+    assert clear().feed(b"GET /\n", NOW) == body(clear().feed(GET, NOW))
+
+
+def test_in_clear_there_is_no_door() -> None:
+    one = clear()
+    assert one.feed(UPGRADE, NOW) == clear().feed(GET, NOW)
+    assert one.nonce is None
+
+
+@pytest.mark.parametrize("garbage", [b"\0\1garbage\r\n\r\n", b"SSH-2.0-x", b"\x15\3\1\0\2\2\0"])
+def test_in_clear_garbage_is_a_bad_request_as_it_is_inside_tls(garbage: bytes) -> None:
+    assert clear().feed(garbage, NOW) == ask(b"garbage")
 
 
 def test_garbage_is_answered_once_and_the_connection_closed() -> None:
@@ -177,7 +292,7 @@ def test_whatever_comes_is_answered_with_http(pieces: list[bytes]) -> None:
     for piece in pieces:
         if not one.closing:
             answers += one.feed(piece, NOW)
-    assert answers == b"" or answers.startswith(b"HTTP/1.1 ")
+    assert answers == b"" or answers.startswith((b"HTTP/1.1 ", b"<html>"))
 
 
 @given(st.integers(0, len(UPGRADE) - 1), st.integers(1, 255), st.integers(1, 40))
@@ -190,7 +305,7 @@ def test_altered_upgrades_are_answered_with_http(place: int, change: int, step: 
         if not one.closing and one.nonce is None:
             answers += one.feed(bytes(altered[start : start + step]), NOW)
     assert one.nonce in {None, NONCE}
-    assert answers == b"" or answers.startswith(b"HTTP/1.1 ")
+    assert answers == b"" or answers.startswith((b"HTTP/1.1 ", b"<html>"))
 
 
 def test_a_client_understands_it() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 from links_world import LOOPBACK, TlsNode, listening, receive_all, until, use
-from test_links_door import pass_door, read_answer, token, upgrade, visit
+from test_links_door import pass_door, read_answer, send_raw, token, upgrade, visit
 from workers_world import BACK, HERE, ONWARD, THERE, relay_world
 
 from phantom_tun.config import LogConfig
@@ -102,6 +102,13 @@ async def test_strangers_see_the_web_page(nursery):
             assert world.count("strangers") == 1
             connection.close()
             await until(lambda: world.count("strangers") == 0)
+
+
+async def test_workers_answer_http_without_tls_in_clear(nursery):
+    async with relay_world() as world:
+        answer = await send_raw(world.relay, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b"<title>400 The plain HTTP request was sent to HTTPS port</title>" in answer
+        await until(lambda: world.count("strangers") == 0)
 
 
 async def test_a_token_works_at_one_worker_only(nursery):
