@@ -297,18 +297,28 @@ def parse(data: bytes, *, source: Path) -> Config:
             raise NotImplementedError(kind)
         if not isinstance(value, str) or not value:
             raise ValueError("Expected a path")
-        return source.parent / Path(value).expanduser()
+        return source.parent / _at_home(value)
 
     try:
         config = msgspec.convert(content, Config, dec_hook=decode_path)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_explain(str(error))}") from error
     if config.node.web_page:
-        page = str(source.parent / Path(config.node.web_page).expanduser())
+        try:
+            page = str(source.parent / _at_home(config.node.web_page))
+        except ValueError as error:
+            raise ConfigError(f"{source}: node.web_page: {error}") from error
         config = msgspec.structs.replace(
             config, node=msgspec.structs.replace(config.node, web_page=page)
         )
     return config
+
+
+def _at_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"nobody's home directory is meant by {path!r}") from error
 
 
 def render(config: Config, *, comments: bool = True) -> str:

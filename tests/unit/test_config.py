@@ -188,6 +188,8 @@ def test_ids_and_addresses_have_typed_views() -> None:
         ("[relay]\nworkers = 65", "relay.workers: expected"),
         ('[log]\nlevel = "loud"', "log.level: invalid enum value 'loud'"),
         ("[log]\njson = 1", "log.json: expected `bool`"),
+        ('[node]\nstate_dir = "~nobody here"', "node.state_dir: nobody's home"),
+        ('[node]\nweb_page = "~nobody here"', "node.web_page: nobody's home"),
         ("[node", "isn't valid TOML"),
     ],
 )
