@@ -25,8 +25,8 @@ def refusal(address: IpAddress, neighbours: Iterable[Neighbour], limits: LinkLim
     place, network = origin(address), prefix(address)
     there = nearby = 0
     for one in neighbours:
-        there += origin(one.peer.address) == place
-        nearby += prefix(one.peer.address) == network
+        there += one.place == place
+        nearby += one.network == network
     if there >= limits.neighbours_per_address:
         return "address"
     return "network" if nearby >= limits.neighbours_per_network else None
@@ -36,15 +36,12 @@ def least_needed(neighbours: Collection[Neighbour]) -> Neighbour:
     """Who goes when there are too many: nobody with a use of a bulk link in progress while there
     are others; of the rest, somebody in the network that most neighbours are in; there rather one
     whom we didn't dial, and rather the one that has longest sent and been sent only PINGs."""
-    crowds = Counter(prefix(one.peer.address) for one in neighbours)
+    crowds = Counter(one.network for one in neighbours)
+    free = [one for one in neighbours if not (one.uses_served or one.in_use)] or neighbours
+    most = max(crowds[one.network] for one in free)
     return min(
-        neighbours,
-        key=lambda one: (
-            one.in_use > 0 or one.uses_served > 0,
-            -crowds[prefix(one.peer.address)],
-            one.wanted,
-            one.used,
-        ),
+        (one for one in free if crowds[one.network] == most),
+        key=lambda one: (one.wanted, one.used),
     )
 
 

@@ -15,9 +15,10 @@ from phantom_tun.ids import NodeId
 from phantom_tun.net.bulk import Bulk, BulkLink
 from phantom_tun.net.connection import Connection
 from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.peers import NeighbourInfo, Peer
+from phantom_tun.net.peers import NeighbourInfo, Peer, origin
 from phantom_tun.net.pool import BulkPool, Waiter
 from phantom_tun.net.signalling import SignalLink
+from phantom_tun.path.candidates import prefix
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import Frame
 from phantom_tun.wire.nodes import NodeRef
@@ -53,7 +54,7 @@ class Neighbour:
     ) -> None:
         """``adopt`` makes a connection that was dialed this neighbour's signalling link and runs
         it; ``on_close`` is told when all links are closed; ``spawn`` starts a task."""
-        self.peer = peer
+        self._seen_at(peer)
         self.served: set[BulkLink] = set()
         """Links on which the peer starts uses."""
         self.uses_served = 0
@@ -77,6 +78,12 @@ class Neighbour:
         self.ref: NodeRef | None = None
         """With which signalling was dialed last; where to dial when the peer asks."""
 
+    def _seen_at(self, peer: Peer) -> None:
+        self.peer = peer
+        # All neighbours are asked for these whenever a new one comes.
+        self.place = origin(peer.address)
+        self.network = prefix(peer.address)
+
     # --- signalling -----------------------------------------------------------------------------
 
     def best_link(self) -> SignalLink | None:
@@ -89,7 +96,7 @@ class Neighbour:
     def add_link(self, link: SignalLink) -> None:
         """A new signalling link stands."""
         self._signalling.append(link)
-        self.peer = link.peer
+        self._seen_at(link.peer)
         for attempt in self._attempts.values():
             attempt.done.set()
         if self.peer.node_id != self._own_id:
