@@ -151,7 +151,12 @@ class PathsConfig(_Section, frozen=True):
     ] = 2
     lifetime_minutes: Annotated[
         int,
-        Meta(ge=10, le=1440, description="About how long a path lives until another replaces it."),
+        Meta(
+            ge=10,
+            le=1440,
+            description="About how long an exit path lives until another replaces it; entry paths "
+            "live twice as long.",
+        ),
     ] = 60
 
 

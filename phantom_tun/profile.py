@@ -182,7 +182,8 @@ def load(path: Path) -> Profile:
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no network profile at {path}: get the file from a member and run "
-            "'phantom-tun network join FILE', or 'phantom-tun network new NAME' to start a network"
+            "'phantom-tun network join FILE', or 'phantom-tun network new NAME --hops 0' to start "
+            "a small network"
         ) from error
     except OSError as error:
         raise ConfigError(f"can't read the network profile {path}: {error.strerror}") from error

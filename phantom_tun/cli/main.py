@@ -31,9 +31,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Reach and offer services anonymously: every program can use AP addresses as it is.",
-    epilog="Begin with 'network join FILE' or 'network new NAME', then 'up' and 'status'; or play "
-    "with a whole network on this machine: 'lab up --nodes 12'. 'exit-codes' lists what exit codes "
-    "mean.",
+    epilog="Begin with 'network join FILE' or, on the first machine of a small network, 'network "
+    "new NAME --hops 0', then 'up' and 'status'; or play with a whole network on this machine: "
+    "'lab up --nodes 12'. 'exit-codes' lists what exit codes mean.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -110,7 +110,8 @@ def version(as_json: JsonOption = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit; an error is one sentence on standard error."""
+    """Run the command line and exit; an error is one sentence on standard error, after the
+    usage if the command line makes no sense."""
     run_and_exit(
         lambda: app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)
     )

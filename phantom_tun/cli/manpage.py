@@ -28,11 +28,12 @@ addresses, which any program can use: connections from and to them go through ro
 other nodes, so that neither end learns where the other one is. Nobody can connect to an AP address
 until a port of it is exposed.
 
-Every command that shows something takes --json. Errors are one sentence on standard error; the
-exit status says what kind."""
+Every command that shows something takes --json, but for those that print a file: config default,
+network invite and override sign. Errors are one sentence on standard error, after the usage if
+it is the command line that makes no sense; the exit status says what kind."""
 
 _EXAMPLES = (
-    ("Start a network and its first node", ("network new home", "up")),
+    ("Start a network and its first node", ("network new home --hops 0", "up")),
     ("Print what others need to join it", ("network invite > home.toml",)),
     ("Join a network with what a member gave you", ("network join home.toml", "up")),
     ("Offer a web server that listens on port 8080", ("expose 80 --target-port 8080",)),

@@ -55,7 +55,7 @@ def _facts(path: PathInfo) -> str:
     facts = [
         path.state,
         f"{duration(path.age_s)} old",
-        f"{duration(max(0.0, path.expires_in_s))} left",
+        f"expires in {duration(max(0.0, path.expires_in_s))}",
         f"{counted(path.tunnels_ready, 'tunnel')} ready, {path.tunnels_active} in use",
     ]
     if path.build_s is not None and path.nodes:

@@ -67,14 +67,17 @@ def ping(
     """Send echo requests to an AP address, as ping does. Ends with Ctrl-C."""
     replies: list[PingReply] = []
 
+    def begin() -> None:
+        if not as_json and not replies:
+            typer.echo(f"PING {address}: {size} data bytes")
+
     def show(reply: PingReply) -> None:
+        begin()
         replies.append(reply)
         if not as_json:
             typer.echo(_ping_line(address, reply, timeout))
 
     request = Ping(str(parse_address(address)), count, interval, timeout, size)
-    if not as_json:
-        typer.echo(f"PING {address}: {size} data bytes")
     interrupted = False
     try:
         session_of(context).ask(request, show)
@@ -82,6 +85,8 @@ def ping(
         interrupted = True
         if not as_json:
             typer.echo()
+    else:
+        begin()
     summary = PingSummary.of([reply.rtt_ms for reply in replies])
     if as_json:
         print_json({"replies": replies, "summary": summary})
@@ -203,7 +208,7 @@ def _whole_id(session: Session, beginning: str) -> str:
     )
     raise CommandFailed(
         ExitCode.NOT_FOUND,
-        f"{which} with an id that begins with {beginning!r}; give all {_NODE_ID_DIGITS} digits, as "
+        f"{which} with {beginning!r}; give all {_NODE_ID_DIGITS} digits, as "
         "'phantom-tun peers --json' does",
     )
 

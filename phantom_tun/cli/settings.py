@@ -106,7 +106,8 @@ def new_network(
     if target.exists():
         raise CommandFailed(
             ExitCode.CONFLICT,
-            f"{target} exists: it is the profile of a network; choose another file with --output",
+            f"{target} exists: it is the profile of a network; move or delete it if this node is "
+            "to leave that network, or choose another file with --output",
         )
     made = profile.new(
         name,
@@ -122,8 +123,9 @@ def new_network(
     if made.exit_hops:
         typer.echo(
             f"Its paths have {counted(made.exit_hops, 'hop')}: a node needs "
-            f"{member_count(made.exit_hops)} others in different /16 to build one. --hops 0 asks "
-            "for none, and hides nothing."
+            f"{member_count(made.exit_hops)} others in different /16 to build one; "
+            "until it knows that many, 'phantom-tun up' ends with code 6, and the node goes on "
+            "trying. --hops 0 asks for none, and hides nothing."
         )
     if not made.bootstrap:
         typer.echo(

@@ -132,11 +132,11 @@ class PathBuilder:
         if hops == 0:
             return self._direct(kind, identity, route_factory, lifetime)
         async with self._limiter:
-            self._counts["builds_tried"] += 1
             started = trio.current_time()
             terms = Terms(kind, Ends(self._clock.now() + lifetime), route_factory)
             under_way = self._under_way.setdefault((kind, identity), Counter())
             build, guards = self._prepare(hops, terms, apart_from.union(under_way))
+            self._counts["builds_tried"] += 1
             x_nodes = [member.node_id for member in build.x_nodes]
             under_way.update(x_nodes)
             try:

@@ -264,8 +264,7 @@ class PathPool:
             try:
                 return await self._build(first=first)
             except TooFewNodes as error:
-                self._note(error)
-                self.shortage = str(error)
+                self.problem = self.shortage = str(error)
                 await self._pause(SHORTAGE_PAUSE)
             except (WorldError, UsageError) as error:  # a full disk, for instance
                 self._note(error)

@@ -230,7 +230,11 @@ def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
         (("pins", "remove", str(FAR6)), ExitCode.USAGE, "needs no pin"),
         (("pins", "accept", FAR, "--yes"), ExitCode.NOT_FOUND, "no other key"),
         (("netdb", "get", "home"), ExitCode.USAGE, "neither an AP address nor a whole node id"),
-        (("netdb", "get", "abcd"), ExitCode.NOT_FOUND, "with an id that begins with 'abcd'"),
+        (
+            ("netdb", "get", "abcd"),
+            ExitCode.NOT_FOUND,
+            "no node here has an id that begins with 'abcd'",
+        ),
         (("netdb", "get", "0"), ExitCode.USAGE, "neither an AP address nor a whole node id"),
         (("netdb", "get", "250.9.9.9"), ExitCode.NOT_FOUND, "250.9.9.9"),
     ],
@@ -258,7 +262,8 @@ def test_exposing_twice_is_a_conflict(shell: Shell, node: FakeBackend) -> None:
 def test_paths_are_drawn(shell: Shell, node: FakeBackend) -> None:
     out = shell.run("paths", "list").out
     assert (
-        "      ready · 12 min old · 47 min left · built in 0.7 s · 4 tunnels ready, 1 in use" in out
+        "      ready · 12 min old · expires in 47 min · built in 0.7 s · 4 tunnels ready, 1 in use"
+        in out
     )
     assert "  p0  you ──▶ ● 01010101 ──▶ ● 02020202 ──▶ ● 03030303 exit node" in out
     assert "you ◀── ● 01010101 ◀── ● 02020202 ◀── ● 03030303 entry node" in out
@@ -329,6 +334,14 @@ def test_ping_looks_like_ping(shell: Shell, node: FakeBackend) -> None:
         "3 sent, 2 received, 33 % lost",
         "round trip min/mean/max = 12.5/12.5/12.5 ms",
     ]
+
+
+def test_a_ping_that_is_refused_leaves_standard_output_alone(
+    shell: Shell, node: FakeBackend
+) -> None:
+    done = shell.run("ping", "250.9.9.9", "-c", "1")
+    assert (done.code != 0, done.out) == (True, "")
+    assert "250.9.9.9" in done.err
 
 
 def test_ping_for_programs(shell: Shell, node: FakeBackend) -> None:

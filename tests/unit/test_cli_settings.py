@@ -140,7 +140,8 @@ def test_a_wrong_network_is_not_written(
 def test_a_profile_is_never_overwritten_by_a_new_network(machine: Machine) -> None:
     machine.new("home")
     before = machine.profile.read_bytes()
-    assert machine.new("home").code == ExitCode.CONFLICT
+    done = machine.new("home")
+    assert (done.code, "move or delete it" in done.err) == (ExitCode.CONFLICT, True)
     assert machine.profile.read_bytes() == before
 
 

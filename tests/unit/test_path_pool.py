@@ -186,7 +186,7 @@ async def test_a_shortage_of_nodes_is_looked_at_again_soon(autojump_clock):
         await made.wait_ready()
         pauses = [later - earlier for earlier, later in itertools.pairwise(builder.started)]
         assert max(pauses) < 2
-        assert made.statistics()["builds_failed"] == 30
+        assert "builds_failed" not in made.statistics()
 
 
 async def test_a_path_without_a_first_tunnel_does_not_count(autojump_clock):
