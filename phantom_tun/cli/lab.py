@@ -17,9 +17,9 @@ from phantom_tun.cli.session import JsonOption, print_json
 from phantom_tun.cli.text import fitting_columns, short_id
 from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
-from phantom_tun.lab.errors import LabFailed, LabUsageError, NotPrivileged
+from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.plan import DEFAULT_NAME, plan_lab
-from phantom_tun.lab.record import lab_command, labs_of_root
+from phantom_tun.lab.record import check_not_of_root, lab_command
 from phantom_tun.lab.signals import ending_in_order
 
 app = typer.Typer(
@@ -196,11 +196,10 @@ def down(name: NameOption = DEFAULT_NAME) -> None:
     """End a lab and remove everything of it, also after a crash."""
     with _own_exit_codes():
         gone = lifecycle.down(name)
+        if not gone:
+            check_not_of_root(name)
     if gone:
         _report(f"lab {name!r} is gone")
-    elif os.geteuid() != 0 and name in labs_of_root():
-        _report(f"lab {name!r} is root's: use sudo")
-        raise typer.Exit(NotPrivileged.exit_code)
     else:
         _report(f"there is no lab {name!r}: nothing to do")
 

@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 
 Verb = Literal["ban", "unban", "delete", "pin"]
+_VERBS: tuple[Verb, ...] = ("ban", "unban", "delete", "pin")
 
 KeyOption = Annotated[
     Path, typer.Option("--key", metavar="FILE", help="The key that 'override keygen' made.")
@@ -92,7 +93,7 @@ def keygen(
 @app.command()
 def sign(
     context: typer.Context,
-    verb: Annotated[Verb, typer.Argument(metavar="WHAT", help="ban, unban, delete or pin.")],
+    verb: Annotated[str, typer.Argument(metavar="WHAT", help="ban, unban, delete or pin.")],
     subject: Annotated[
         str,
         typer.Argument(
@@ -130,20 +131,23 @@ def sign(
     from phantom_tun.netdb.signing import sign_override  # noqa: PLC0415
     from phantom_tun.wire.records import OverrideAction  # noqa: PLC0415
 
+    what_to_do = _verb(verb)
     profile = _profile(context, network)
     signer = _load_key(key)
     record = b""
-    if verb == "pin":
+    if what_to_do == "pin":
         (line, *more) = _lines(subject)
         if more:
             raise UsageError(f"{subject} must hold one key record only")
         pinned = override_text.parse_key_record(line)
         action, target, record = OverrideAction.PIN_RECORD, pinned.public_key, pinned.encoded
     else:
-        action, target = override_text.parse_subject(verb, subject)
+        action, target = override_text.parse_subject(what_to_do, subject)
+    if lasts is not None and _seconds(lasts) > MAX_COMMAND_LIFETIME:
+        raise UsageError(f"{lasts} is too long: a command lasts 90 days at most")
     now = time.time()
     # An unban lasts as long as any ban that it is to lift can.
-    usual = MAX_COMMAND_LIFETIME if verb == "unban" else _USUAL_LIFETIME
+    usual = MAX_COMMAND_LIFETIME if what_to_do == "unban" else _USUAL_LIFETIME
     command = sign_override(
         signer,
         profile.network_id,
@@ -316,7 +320,8 @@ def _lines(source: str) -> list[str]:
     lines = [line.strip() for line in _read(source).splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise UsageError(f"there is nothing in {source} but remarks")
+        where = "standard input" if source == _STANDARD_INPUT else source
+        raise UsageError(f"there is nothing in {where}, or only remarks")
     return found
 
 
@@ -330,6 +335,13 @@ def _read(source: str) -> str:
         raise UsageError(
             f"{source} is no text, as 'phantom-tun override sign' prints it"
         ) from error
+
+
+def _verb(text: str) -> Verb:
+    for verb in _VERBS:
+        if verb == text:
+            return verb
+    raise UsageError(f"{text!r} is no command: ban, unban, delete or pin")
 
 
 def _seconds(text: str) -> int:

@@ -16,7 +16,7 @@ from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
 from phantom_tun.cli.text import counted
 from phantom_tun.control.schema import ControlError, GetStatus
-from phantom_tun.errors import ConfigError
+from phantom_tun.errors import ConfigError, UsageError
 from phantom_tun.files import atomic_write
 from phantom_tun.ids import PublicKey
 from phantom_tun.path.ring import member_count
@@ -109,15 +109,18 @@ def new_network(
             f"{target} exists: it is the profile of a network; move or delete it if this node is "
             "to leave that network, or choose another file with --output",
         )
-    made = profile.new(
-        name,
-        secrets.token_bytes(profile.NONCE_SIZE),
-        pow_bits=profile.DEFAULT_POW_BITS if pow_bits is None else pow_bits,
-        override_keys=tuple(profile.parse_override_key(text) for text in override_key or ()),
-        bootstrap=tuple(profile.Bootstrap.parse(line) for line in bootstrap or ()),
-        exit_hops=profile.DEFAULT_HOPS if hops is None else hops,
-        entry_hops=profile.DEFAULT_HOPS if hops is None else hops,
-    )
+    try:
+        made = profile.new(
+            name,
+            secrets.token_bytes(profile.NONCE_SIZE),
+            pow_bits=profile.DEFAULT_POW_BITS if pow_bits is None else pow_bits,
+            override_keys=tuple(profile.parse_override_key(text) for text in override_key or ()),
+            bootstrap=tuple(profile.Bootstrap.parse(line) for line in bootstrap or ()),
+            exit_hops=profile.DEFAULT_HOPS if hops is None else hops,
+            entry_hops=profile.DEFAULT_HOPS if hops is None else hops,
+        )
+    except ConfigError as error:  # it came from the command line, not from a file
+        raise UsageError(str(error)) from error
     _write(target, profile.dump(made))
     typer.echo(f"wrote {target}: the network {name!r}, {made.network_id.hex()}")
     if made.exit_hops:

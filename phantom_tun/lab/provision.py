@@ -24,6 +24,7 @@ import msgspec
 import phantom_tun
 from phantom_tun import config, profile
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.errors import ConfigError
 from phantom_tun.files import atomic_write
 from phantom_tun.lab.errors import BadLabOption, LabFailed
 from phantom_tun.lab.plan import LabPlan, NodePlan, TomlValue
@@ -179,7 +180,11 @@ def check_settings(plan: LabPlan, directory: Path) -> None:
     for node in plan.nodes:
         files = node_files(directory, node)
         text = render(settings(plan, node, files, Users(None)))
-        config.parse(text.encode(), source=files.config)
+        try:
+            config.parse(text.encode(), source=files.config)
+        except ConfigError as error:
+            said = str(error).removeprefix(f"{files.config}: ")
+            raise ConfigError(f"--set, at {node.name}: {said}") from error
 
 
 def provision(plan: LabPlan, directory: Path, users: Users) -> None:

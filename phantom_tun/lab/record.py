@@ -19,7 +19,7 @@ import msgspec
 
 from phantom_tun.decoding import UNREADABLE
 from phantom_tun.files import atomic_write
-from phantom_tun.lab.errors import DuplicateLab, LabFailed, UnknownLab, UnknownNode
+from phantom_tun.lab.errors import DuplicateLab, LabFailed, NotPrivileged, UnknownLab, UnknownNode
 from phantom_tun.lab.plan import DEFAULT_NAME
 from phantom_tun.lab.processes import ProcessRef
 
@@ -122,6 +122,15 @@ def labs_of_root() -> list[str]:
     return sorted(entry.name for entry in SYSTEM_ROOT.glob("*/"))
 
 
+def check_not_of_root(name: str) -> None:
+    """For who has no lab of that name.
+
+    :raises NotPrivileged: root has one, and this isn't root.
+    """
+    if os.geteuid() != 0 and name in labs_of_root():
+        raise NotPrivileged(f"lab {name!r} is root's: use sudo")
+
+
 def lab_command(verb: str, lab: str, *rest: str) -> str:
     """A ``lab`` command as one would type it."""
     name = [] if lab == DEFAULT_NAME else ["--name", lab]
@@ -219,6 +228,8 @@ class LabStore:
         return None
 
     def _unknown(self) -> UnknownLab:
+        if not self.exists():
+            check_not_of_root(self.name)
         others = ", ".join(sorted(entry.name for entry in self.root.glob("*/"))) or "none"
         if os.geteuid() != 0 and (of_root := labs_of_root()):
             others += f"; with sudo: {', '.join(of_root)}"

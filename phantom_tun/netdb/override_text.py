@@ -106,8 +106,9 @@ def _prefix(text: str) -> IpNetwork:
     try:
         prefix = ipaddress.ip_network(text)
     except ValueError as error:
+        why = f": {error}" if "/" in text else ""  # host bits, for instance
         raise UsageError(
-            f"{text!r} is neither a node id (64 hex digits) nor an address or prefix: {error}"
+            f"{text!r} is neither a node id (64 hex digits) nor an address or prefix{why}"
         ) from error
     shortest = SHORTEST_PREFIX[prefix.version]
     if prefix.prefixlen < shortest:

@@ -806,6 +806,20 @@ def test_exit_codes_stay_what_they_are() -> None:
     }
 
 
+@pytest.mark.parametrize("command", ["status", "down", "exec n1 true"])
+def test_a_lab_of_root_is_only_root_s(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "labs" / "one").mkdir(parents=True)
+    monkeypatch.setattr("phantom_tun.lab.record.SYSTEM_ROOT", tmp_path / "labs")
+    monkeypatch.setattr("phantom_tun.lab.lifecycle.default_root", lambda: tmp_path / "mine")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    verb, *rest = command.split()
+    done = shell.bare("lab", verb, "--name", "one", *rest)
+    assert (done.code, done.out) == (lab_errors.NotPrivileged.exit_code, "")
+    assert done.err == "phantom-tun: lab 'one' is root's: use sudo\n"
+
+
 def test_exit_codes_of_labs_have_a_meaning_and_are_no_others() -> None:
     kinds: list[Any] = [lab_errors.LabFailed, lab_errors.LabUsageError]
     for kind in kinds:

@@ -137,7 +137,7 @@ def test_keys_of_a_network_are_shown_and_announced(machine: Machine) -> None:
 
 def test_an_override_key_has_64_digits(machine: Machine) -> None:
     done = machine.bare("network", "new", "x", "-o", "/nowhere/x", "--override-key", "ab")
-    assert done.code == ExitCode.CONFIG
+    assert done.code == ExitCode.USAGE
     assert "64 hex digits" in done.err
 
 
@@ -209,9 +209,9 @@ def test_options_of_signing(machine: Machine) -> None:
         (("pin", "/dev/null"), ExitCode.USAGE, "nothing in /dev/null"),
         (("ban", NODE, "--for", "soon"), ExitCode.USAGE, "is no time"),
         (("ban", NODE, "--for", "0d"), ExitCode.USAGE, "is no time"),
-        (("ban", NODE, "--for", "91d"), ExitCode.FAILED, "at most 90 days"),
+        (("ban", NODE, "--for", "91d"), ExitCode.USAGE, "90 days at most"),
         (("ban", NODE, "--number", "-1"), ExitCode.USAGE, "--number"),
-        (("bless", NODE), ExitCode.USAGE, "bless"),
+        (("bless", NODE), ExitCode.USAGE, "phantom-tun: 'bless' is no command"),
         (("ban", NODE, "--network", "/nowhere"), ExitCode.CONFIG, "/nowhere"),
     ],
 )

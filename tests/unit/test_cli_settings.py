@@ -122,9 +122,9 @@ def test_a_new_network_takes_its_options(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("No Name",), ExitCode.CONFIG, "network.name"),
+        (("No Name",), ExitCode.USAGE, "network.name"),
         (("home", "--hops", "9"), ExitCode.USAGE, "'--hops'"),
-        (("home", "--bootstrap", "nonsense"), ExitCode.CONFIG, "isn't a bootstrap node"),
+        (("home", "--bootstrap", "nonsense"), ExitCode.USAGE, "isn't a bootstrap node"),
         (("home", "-o", "/proc/none/net.toml"), ExitCode.CONFIG, "can't make /proc/none"),
     ],
 )

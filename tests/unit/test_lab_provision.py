@@ -95,7 +95,7 @@ def test_overrides_win(tmp_path: Path) -> None:
     ],
 )
 def test_settings_are_checked_beforehand(setting: str, complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=f"^--set, at n[12]: .*{complaint}"):
         check_settings(plan(setting), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

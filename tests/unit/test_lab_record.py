@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from phantom_tun.lab import record as record_module
-from phantom_tun.lab.errors import DuplicateLab, LabFailed, UnknownLab, UnknownNode
+from phantom_tun.lab.errors import DuplicateLab, LabFailed, NotPrivileged, UnknownLab, UnknownNode
 from phantom_tun.lab.processes import ProcessRef
 from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, default_root, lab_command
 
@@ -75,6 +75,8 @@ def test_who_has_no_labs_is_told_of_those_of_root(
     monkeypatch.setattr(record_module, "SYSTEM_ROOT", store.root)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(UnknownLab, match="running labs: none; with sudo: one"):
+        LabStore(tmp_path / "mine", "two").read()
+    with pytest.raises(NotPrivileged, match="lab 'one' is root's: use sudo"):
         LabStore(tmp_path / "mine", "one").read()
 
 
