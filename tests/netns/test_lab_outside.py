@@ -99,11 +99,23 @@ def test_a_replayed_upgrade_is_a_page_that_does_not_exist(
     assert ask(prober, target, request) == ask(prober, target, NOT_FOUND)
 
 
-def test_garbage_gets_what_a_web_server_answers(prober: Node, target: Node) -> None:
-    assert ask(prober, target, os.urandom(200) + b"\r\n\r\n").startswith(b"HTTP/1.1 400 Bad Req")
+def in_clear(prober: Node, target: Node, data: bytes) -> bytes:
+    """All that is answered to ``data`` without TLS."""
+    answer = b""
     with prober.dial(4, target.underlay, PORT) as sock:
-        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")  # no TLS
-        assert b"HTTP" not in sock.recv(1 << 16)
+        sock.sendall(data)
+        while part := sock.recv(1 << 16):
+            answer += part
+    return answer
+
+
+def test_garbage_gets_what_a_web_server_answers(prober: Node, target: Node) -> None:
+    garbage = b"\x00\x01garbage\xff\r\n\r\n"
+    assert ask(prober, target, garbage).startswith(b"HTTP/1.1 400 Bad Req")
+    assert in_clear(prober, target, garbage).startswith(b"HTTP/1.1 400 Bad Req")
+    answer = in_clear(prober, target, b"GET / HTTP/1.0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Req")
+    assert b"The plain HTTP request was sent to HTTPS port" in answer
     assert ask(prober, target, NOT_FOUND).startswith(b"HTTP/1.1 404 ")
 
 
