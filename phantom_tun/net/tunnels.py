@@ -99,11 +99,7 @@ class Tunnel:
                 return False
         except (LinkBroken, PeerError) as error:
             raise StreamReset("the tunnel ended") from error
-        view = buffer.view
-        for start, end in buffer.segments:
-            for layer in self.incoming:
-                layer.process(view, start, end)
-            self.bytes_in += end - start
+        self._remove_layers(buffer)
         return True
 
     async def receive_pooled(self) -> Buffer:
@@ -116,12 +112,15 @@ class Tunnel:
             buffer = await self.bulk.receive_pooled()
         except (LinkBroken, PeerError) as error:
             raise StreamReset("the tunnel ended") from error
+        self._remove_layers(buffer)
+        return buffer
+
+    def _remove_layers(self, buffer: Buffer) -> None:
         view = buffer.view
         for start, end in buffer.segments:
             for layer in self.incoming:
                 layer.process(view, start, end)
             self.bytes_in += end - start
-        return buffer
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
         """Apply all layers to ``buffer`` in place and send it; with ``fin`` nothing follows.

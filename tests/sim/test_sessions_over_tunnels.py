@@ -14,6 +14,7 @@ import pytest
 import trio
 from test_tunnels import both_paths, world
 from trio.testing import MockClock
+from whole_network import exchange
 
 from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
 from phantom_tun.errors import StreamReset
@@ -117,21 +118,6 @@ async def echo_datagrams(stream: DatagramStream) -> None:
     while (message := await stream.receive()) is not None:
         await stream.send(message)
     await stream.aclose()
-
-
-async def exchange(stream: SessionStream, data: bytes) -> bytes:
-    found = bytearray()
-
-    async def send() -> None:
-        await stream.send_all(memoryview(data))
-        await stream.send_end()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        while piece := await stream.receive():
-            found += piece
-    await stream.aclose()
-    return bytes(found)
 
 
 def bulk_links(ends: Ends) -> int:
