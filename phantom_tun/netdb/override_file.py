@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from phantom_tun.crypto.hashes import HASH_LEN, h
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import WireError
 from phantom_tun.ids import NetworkId
 from phantom_tun.netdb.overrides import MAX_COMMANDS, Overrides
@@ -45,7 +46,7 @@ def load(data: bytes, network_id: NetworkId) -> tuple[bytes, ...]:
         raise WireError("the file of override commands is damaged")
     try:
         content = msgspec.msgpack.decode(body, type=_File)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError("the file of override commands is damaged") from error
     if content.magic != _MAGIC or content.network_id != network_id:
         raise WireError("the file of override commands belongs to another network or version")

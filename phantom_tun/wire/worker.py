@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import WireError
 from phantom_tun.wire.frames import HEADER_LEN, Frame
 from phantom_tun.wire.nodes import NODE_REF_LEN, NodeRef
@@ -149,7 +150,7 @@ def unpack_to_worker(data: bytes) -> ToWorker:
     """
     try:
         return _to_worker.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise WireError("not a message from the node") from error
 
 
@@ -159,7 +160,7 @@ def unpack_from_worker(data: bytes) -> FromWorker:
     """
     try:
         return _from_worker.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise WireError("not a message from a worker") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def violations(path: Path, source: str) -> list[str]:
             broken.append(f"{name}: slow and large; import the layers that are needed")
     if part in PURE and "os.urandom" in source:
         broken.append(f"os.urandom: {part} is given its randomness")
+    if part != "decoding" and re.search(r"msgspec\.(Msgspec|Decode)Error", source):
+        broken.append("msgspec's own errors aren't all it raises: use decoding.UNREADABLE")
     return broken
 
 
@@ -112,6 +115,12 @@ def test_every_part_has_its_layer() -> None:
         ("packet/x.py", "import os\nkey = os.urandom(16)", "given its randomness"),
         ("tun/x.py", "from scapy.all import IP", "slow and large"),
         ("crypto/x.py", "import time", "no clock"),
+        (
+            "wire/x.py",
+            "try:\n    f()\nexcept msgspec.MsgspecError:\n    pass",
+            "decoding.UNREADABLE",
+        ),
+        ("net/x.py", "e = msgspec.DecodeError", "decoding.UNREADABLE"),
     ],
 )
 def test_the_rules_notice(path: str, source: str, complaint: str) -> None:

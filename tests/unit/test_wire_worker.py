@@ -6,7 +6,7 @@ import ipaddress
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phantom_tun.errors import WireError
@@ -64,6 +64,7 @@ def test_cut_and_prolonged_messages_are_refused(message: worker.ToWorker) -> Non
 
 
 @given(st.binary(max_size=100))
+@example(b"\x91\xa5\0\0\0\0\x80")  # a tag that is not UTF-8
 def test_anything_else_is_refused_or_a_message(data: bytes) -> None:
     for unpack in (worker.unpack_to_worker, worker.unpack_from_worker):
         try:

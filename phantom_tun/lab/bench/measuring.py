@@ -16,6 +16,7 @@ from typing import Literal, Self
 
 import msgspec
 
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.lab.bench import cost
 from phantom_tun.lab.bench.load_wire import Job, Outcome
 from phantom_tun.lab.bench.model import Settings, SystemResult
@@ -118,7 +119,7 @@ class LoadClient:
             raise LoadFailed(f"{self._job.kind} came to no end") from None
         try:
             return msgspec.json.decode(out, type=Outcome)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise LoadFailed(f"{self._job.kind} died") from None
 
     def _complaint(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from phantom_tun.decoding import UNREADABLE
 from phantom_tun.lab.bench.model import ConditionResult, GrowthResult, Report, SystemResult
 from phantom_tun.lab.errors import BadLabOption
 
@@ -20,7 +21,7 @@ def read(file: Path) -> Report | None:
         return msgspec.json.decode(file.read_bytes(), type=Report)
     except FileNotFoundError:
         return None
-    except (msgspec.MsgspecError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise BadLabOption(f"{file} can't be added to: {error}; choose another --label") from error
 
 
