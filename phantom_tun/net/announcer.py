@@ -26,6 +26,10 @@ KNOCKS = (0.0, 0.15, 0.3, 0.6, 1.2, 2.4, 4.8)
 BUILD_TIMEOUT = 5.0
 """Seconds from sending a block to the other end's init package."""
 
+REPLACING_PAUSE = (0.015, 0.045)
+"""Seconds, at least and at most, until a tunnel that was taken is replaced while half of all are
+ready: what it was taken for goes first."""
+
 RETRY_PAUSES = (0.5, 2.0)
 """Seconds after each failed attempt at one ready tunnel but the last."""
 
@@ -200,6 +204,7 @@ class Announcer:
         self._hub.start(self._build)
 
     async def _build(self) -> None:
+        await self._pool.wait_low(self._hub.rng.uniform(*REPLACING_PAUSE))
         for pause in (*RETRY_PAUSES, 0.0):
             began = trio.current_time()
             if self._stopped or await self._announce():

@@ -53,6 +53,8 @@ class ReadyPool:
         self._last_dry = 0.0
         self._last_came = 0.0
         self._closed = False
+        self._low = trio.Event()
+        """Set, and made anew, whenever less than half of the aim is ready."""
         self._replaced: RateTable[None] = RateTable(REPLACED_RATE, REPLACED_BURST)
 
     @property
@@ -99,9 +101,11 @@ class ReadyPool:
             watch.cancel()
             if not self._ready:
                 self._grow()
+            self._tell_low()
             self.refill()
             return tunnel
         self._grow()
+        self._tell_low()
         waiter = _Waiter()
         self._waiting.append(waiter)
         self.refill()
@@ -133,6 +137,22 @@ class ReadyPool:
     def _grow(self) -> None:
         self._last_dry = trio.current_time()
         self._target = min(self._limits.high, self._target * 2)
+
+    @property
+    def _is_low(self) -> bool:
+        return len(self._ready) * 2 < self._target
+
+    def _tell_low(self) -> None:
+        if self._is_low:
+            self._low.set()
+            self._low = trio.Event()
+
+    async def wait_low(self, at_most: float) -> None:
+        """Return when less than half of what the pool aims for is ready, or after ``at_most``
+        seconds: what is built for the time being needn't hurry."""
+        if not self._is_low:
+            with trio.move_on_after(at_most):
+                await self._low.wait()
 
     async def offer_and_watch(self, tunnel: Tunnel, keep: float) -> bool:
         """Put a new tunnel into the pool and wait until it is taken.

@@ -17,6 +17,7 @@ from phantom_tun.net.announcer import (
     BUILD_TIMEOUT,
     FAILURES_UNTIL_SILENT,
     KNOCKS,
+    REPLACING_PAUSE,
     RETRY_PAUSES,
     SHORTEST_PATIENCE,
     SILENT_PATIENCE,
@@ -142,6 +143,21 @@ async def test_a_knock_that_was_lost_is_made_up_for(far, autojump_clock):
     assert far.announcer.ready == 3
 
 
+async def test_what_is_taken_is_replaced_a_little_later_unless_many_are(far, autojump_clock):
+    far.announcer.start()
+    await trio.sleep(5)
+    del far.sent[:]
+    far.began = trio.current_time()
+    await far.announcer.take(1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert far.sent == []
+    await far.announcer.take(1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert far.sent == [0.0, 0.0]
+    await trio.sleep(1)
+    assert far.announcer.ready == 3
+
+
 async def test_silence_is_noticed_after_three_blocks(far, autojump_clock):
     far.announcer.start()
     await trio.sleep(5)
@@ -149,9 +165,11 @@ async def test_silence_is_noticed_after_three_blocks(far, autojump_clock):
     del far.sent[:]
     far.began = trio.current_time()
     assert await far.announcer.take(1)
-    await trio.sleep(60)
+    await trio.sleep(30)
     first, second = RETRY_PAUSES
-    assert far.sent == [
+    began = far.sent[0]
+    assert REPLACING_PAUSE[0] <= began <= REPLACING_PAUSE[1] + 0.001
+    assert [round(sent - began, 2) for sent in far.sent] == [
         0.0,
         BUILD_TIMEOUT + first,
         2 * BUILD_TIMEOUT + first + second,
@@ -168,7 +186,8 @@ async def test_a_block_without_answer_raises_doubt_soon(far, autojump_clock):
     far.began = trio.current_time()
     assert await far.announcer.take(1)
     await trio.sleep(4)
-    assert far.doubts == [SHORTEST_PATIENCE]
+    (began,) = far.sent[-1:]
+    assert far.doubts == [pytest.approx(began + SHORTEST_PATIENCE, abs=0.002)]
 
 
 async def test_what_has_always_been_slow_raises_no_doubt(far, autojump_clock):
@@ -266,7 +285,7 @@ async def test_blocks_that_can_not_be_sent_are_silence_too(far, autojump_clock, 
     await trio.sleep(5)
     far.failure = failure
     assert await far.announcer.take(1)
-    await trio.sleep(60)
+    await trio.sleep(30)
     assert far.silences == 1
 
 
