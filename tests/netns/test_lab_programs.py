@@ -26,10 +26,32 @@ versions = pytest.mark.parametrize("version", [4, 6])
 
 
 def needs(program: str) -> pytest.MarkDecorator:
-    path = os.environ["PATH"] + os.pathsep + "/usr/sbin"
-    return pytest.mark.skipif(
-        shutil.which(program, path=path) is None, reason=f"{program} is not installed"
+    return pytest.mark.skipif(_found(program) is None, reason=f"{program} is not installed")
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program, path=os.environ["PATH"] + os.pathsep + "/usr/sbin")
+
+
+UNPACKED = Path(os.environ.get("PHANTOM_TUN_VENV", sys.prefix)) / "unpacked"
+"""Where ``scripts/setup --test`` puts the files of openssh-server if it isn't installed."""
+
+
+def _sshd() -> list[str] | None:
+    """What sshd is started with."""
+    if (program := _found("sshd")) is not None:
+        return [program]
+    if not (UNPACKED / "usr/sbin/sshd").exists():
+        return None
+    # As if it were installed, for itself alone.
+    mounts = "".join(
+        f"mount -t overlay none -o lowerdir={UNPACKED}/{top}:/{top} /{top} && "
+        for top in ("usr", "etc")
     )
+    return ["unshare", "--mount", "sh", "-c", mounts + 'exec /usr/sbin/sshd "$@"', "sshd"]
+
+
+needs_sshd = pytest.mark.skipif(_sshd() is None, reason="sshd is neither installed nor unpacked")
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +175,7 @@ def ssh(client: Node, server: Node, tmp_path_factory: pytest.TempPathFactory) ->
         if not Path("/run/sshd").exists():
             Path("/run/sshd").mkdir(mode=0o755)
             stack.callback(Path("/run/sshd").rmdir)
-        program = shutil.which("sshd", path=os.environ["PATH"] + os.pathsep + "/usr/sbin")
-        stack.enter_context(server.serving(SSH, str(program), "-D", "-f", str(config)))
+        stack.enter_context(server.serving(SSH, *(_sshd() or []), "-D", "-f", str(config)))
         yield Ssh(client, server, options)
 
 
@@ -168,7 +189,7 @@ def _root_is_locked() -> bool:
 
 
 @needs("ssh")
-@needs("sshd")
+@needs_sshd
 @versions
 def test_ssh(ssh: Ssh, client: Node, version: int) -> None:
     # What the server knows of the connection is the caller's AP address.
@@ -176,7 +197,7 @@ def test_ssh(ssh: Ssh, client: Node, version: int) -> None:
 
 
 @needs("scp")
-@needs("sshd")
+@needs_sshd
 def test_scp_both_ways(ssh: Ssh, site: Path, tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     ssh.copy("scp", "-q", *ssh.options, str(site / "big"), ssh.place(there))
@@ -185,7 +206,7 @@ def test_scp_both_ways(ssh: Ssh, site: Path, tmp_path: Path) -> None:
 
 
 @needs("rsync")
-@needs("sshd")
+@needs_sshd
 def test_rsync(ssh: Ssh, site: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     ssh.copy("rsync", "-r", "-e", " ".join(["ssh", *ssh.options]), ssh.place(site), str(copy))
@@ -208,14 +229,16 @@ def test_iperf3(client: Node, server: Node, direction: str, figures: Callable[[s
     figures(f"iperf3 {direction}: {received['bits_per_second'] / 1e6:.0f} Mbit/s")
 
 
-@needs("redis-server")
 @needs("redis-cli")
 @versions
 def test_redis(client: Node, server: Node, tmp_path: Path, version: int) -> None:
     options = ("--port", str(REDIS), "--bind", "0.0.0.0", "::", "--protected-mode", "no")  # noqa: S104
     session = "".join(f"SET key{n} value{n}\nINCR counter\n" for n in range(100))
     session += "GET key99\nGET counter\nLRANGE nothing 0 -1\nPING\n"
-    with server.serving(REDIS, "redis-server", *options, "--save", "", "--dir", str(tmp_path)):
+    # The server's package would start one for everybody. This tool of Debian's is the same program.
+    program = tmp_path / "redis-server"
+    program.symlink_to(_found("redis-server") or _found("redis-check-rdb") or "redis-server")
+    with server.serving(REDIS, str(program), *options, "--save", "", "--dir", str(tmp_path)):
         said = client.check("redis-cli", "-h", server.ap(version), input=session).splitlines()
     assert said[-4:] == ["value99", "100", "", "PONG"]
 
