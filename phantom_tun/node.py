@@ -48,6 +48,7 @@ from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.sessions import SessionService, SessionSettings
 from phantom_tun.net.switchboard import Switchboard
 from phantom_tun.net.workers import Spawn, WorkerPlan
+from phantom_tun.net.workshop import Workshop
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.overrides import InForce, Overrides
 from phantom_tun.node_keys import create_node_keys
@@ -170,11 +171,14 @@ class Node:
         addresses = config.node.advertised_addresses
         version = 6 if addresses and all(found.version == 6 for found in addresses) else 4
         self._database = NodeDatabase(self.netdb, version)
-        self.desk = EntryDesk(self.clock)
+        self.desk = EntryDesk(self.clock, rng)
         self.board = Switchboard(self._array, self.desk.handle, self.netdb.handle_call)
         tunnels = config.tunnels
         limits = PoolLimits(low=max(1, tunnels.ready_min), high=tunnels.ready_max)
-        self.hub = TunnelHub(self.links, self.board, limits, self.clock, rng)
+        self._workshop = Workshop(rng)
+        self.hub = TunnelHub(
+            self.links, self.board, limits, self.clock, rng, workshop=self._workshop
+        )
 
     def _build_relay(self) -> None:
         """What this node does for others."""
@@ -196,6 +200,7 @@ class Node:
             on_hop=self.hops.add,
             on_hop_lost=self.hops.remove,
             on_new_key=lambda _key: self._own_record.renew(self.netdb.set_own_record),
+            on_demand=self._ask_for_work,
             clock=self.clock,
             rng=self._rng,
         )
@@ -216,6 +221,7 @@ class Node:
             ),
             clock=self.clock,
             rng=rng,
+            workshop=self._workshop,
         )
         self.identities = IdentityStore(self._state_dir, self.network, self.clock)
         if self._interface is not None:
@@ -425,6 +431,10 @@ class Node:
 
     async def _array(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
         await self.member.handle_array(peer, opening, bulk)
+
+    def _ask_for_work(self, bits: int) -> None:
+        self._own_record.work = bits
+        self._own_record.renew(self.netdb.set_own_record)
 
     def _linked(self) -> list[NodeRef]:
         """Everybody there is a signalling link with, to be reached over just that."""

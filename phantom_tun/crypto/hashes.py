@@ -17,12 +17,22 @@ def h(domain: str, *parts: bytes) -> bytes:
 
     Length prefixes make the encoding injective: no two different part lists hash alike.
     """
-    name = _DOMAIN_PREFIX + domain.encode()
-    state = hashlib.blake2b(len(name).to_bytes(2, "big") + name, digest_size=HASH_LEN)
+    state = beginning(domain)
     for part in parts:
         state.update(len(part).to_bytes(8, "big"))
         state.update(part)
     return state.digest()
+
+
+def beginning(domain: str) -> hashlib.blake2b:
+    """The state of :func:`h` before its first part."""
+    name = _DOMAIN_PREFIX + domain.encode()
+    return hashlib.blake2b(len(name).to_bytes(2, "big") + name, digest_size=HASH_LEN)
+
+
+def framed(*parts: bytes) -> bytes:
+    """Parts as :func:`h` takes them in, in one piece."""
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
 def hkdf(secret: bytes, info: str, context: bytes = b"", length: int = 32) -> bytes:

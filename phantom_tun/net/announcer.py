@@ -94,6 +94,11 @@ class Announcer:
         """Ready tunnels."""
         return self._pool.ready
 
+    @property
+    def waiting(self) -> int:
+        """Users that wait for a tunnel."""
+        return self._pool.waiting
+
     def start(self) -> None:
         """Begin with the first tunnel; once it came, the pool fills."""
         self._hub.start(self._knock)
@@ -124,15 +129,18 @@ class Announcer:
         with trio.move_on_after(within):
             await self._filled.wait()
 
-    async def take(self, within: float) -> Tunnel:
-        """A ready tunnel, or the next one. It isn't waited for so long as ``within`` if none at all
-        has come for several times as long as one usually takes.
+    async def take(self, within: float, *, hurry: bool = False) -> Tunnel:
+        """A ready tunnel, or the next one; with ``hurry`` before others that wait. It isn't waited
+        for so long as ``within`` if none at all has come for several times as long as one usually
+        takes.
 
         :raises DeadlineExpired: none in time.
         :raises PathUnavailable: the path is closed.
         """
         return await self._pool.take(
-            within, lambda: SILENT_PATIENCE if self._silent else self._patience.seconds()
+            within,
+            lambda: SILENT_PATIENCE if self._silent else self._patience.seconds(),
+            hurry=hurry,
         )
 
     def heard_since(self, moment: float) -> bool:

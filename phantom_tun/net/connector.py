@@ -110,7 +110,7 @@ class Connector:
         user: OwnedExit | OwnedEntry | DirectEntry
         if path.kind == "exit":
             if not path.members:
-                return DirectExit(path, self._dialer, self._database)
+                return DirectExit(path, self._hub, self._dialer, self._database)
             user = OwnedExit(path, self._hub, events.path_died, events.path_doubted)
         elif path.members:
             user = OwnedEntry(

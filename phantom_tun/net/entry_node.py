@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from phantom_tun.clock import Clock
+from phantom_tun.clock import SYSTEM_RNG, Clock, Rng
 from phantom_tun.errors import (
     CapacityExceeded,
     DeadlineExpired,
@@ -23,25 +23,28 @@ from phantom_tun.errors import (
     StreamReset,
     WireError,
 )
-from phantom_tun.ids import EntryId, NodeId, TunnelBlock
+from phantom_tun.ids import EntryId, TunnelBlock
 from phantom_tun.net.announcer import BUILD_TIMEOUT, Announcer
 from phantom_tun.net.bulk import Bulk
+from phantom_tun.net.entry_gate import EntryGate
 from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.peers import Peer
-from phantom_tun.net.rates import RateTable
 from phantom_tun.net.splice import splice
 from phantom_tun.net.tunnels import Tunnel
 from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import HopBlocks
 from phantom_tun.tunnel.layers import PackageBox, hop_layers
+from phantom_tun.wire.puzzles import Challenge
 from phantom_tun.wire.records import APRoute, decode
-from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 from phantom_tun.wire.tunnel import (
+    ENTRY_REQUEST_LEN,
     Operation,
     Package,
     Status,
     pack_block,
+    pack_entry_failure,
     request_body,
+    unpack_entry_request,
 )
 
 REQUEST_READ_TIMEOUT = 10.0
@@ -57,29 +60,30 @@ SETTLING = (0.3, 0.9)
 """Seconds from the second setup array to the first block, at least and at most: the owner of an
 exit path sends none before the array has come round."""
 
-NODE_RATE, NODE_BURST = 100.0, 400.0
-ENTRY_RATE, ENTRY_BURST = 200.0, 400.0
-"""Requests per second and burst, per dialing node and per entry id."""
-
 
 class EntryTarget(Protocol):
     """What stands behind an entry id."""
 
-    async def serve(self, sealed_request: bytes, bulk: Bulk) -> Status:
-        """Take the request to the owner and join its tunnel with ``bulk``. Returns OK when all is
-        done, another status if nothing was sent on ``bulk``."""
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a tunnel."""
+        ...
+
+    async def serve(self, sealed_request: bytes, bulk: Bulk, *, hurry: bool = False) -> Status:
+        """Take the request to the owner, with ``hurry`` before those that wait, and join its tunnel
+        with ``bulk``. Returns OK when all is done, another status if nothing was sent on
+        ``bulk``."""
         ...
 
 
 class EntryDesk:
     """All entry ids known at this node."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, rng: Rng = SYSTEM_RNG) -> None:
         self._clock = clock
         self._targets: dict[EntryId, EntryTarget] = {}
-        self._by_node: RateTable[NodeId] = RateTable(NODE_RATE, NODE_BURST)
-        self._by_entry: RateTable[EntryId] = RateTable(ENTRY_RATE, ENTRY_BURST)
         self._counts: Counter[str] = Counter()
+        self._gate = EntryGate(rng, self._counts)
 
     def register(self, entry_id: EntryId, target: EntryTarget) -> None:
         """Requests for ``entry_id`` go to ``target``, unless they go elsewhere already: routes are
@@ -99,26 +103,36 @@ class EntryDesk:
     async def handle(self, peer: Peer, entry_id: EntryId, bulk: Bulk) -> None:
         """An exit node brings a request."""
         try:
-            status = await self._handle(peer, entry_id, bulk)
+            status, challenge = await self._handle(peer, entry_id, bulk)
             if status is not Status.OK:
                 self._counts[f"entry_{status.name.lower()}"] += 1
-                await bulk.send_bytes(bytes([status]) + bytes(ANSWER_LEN))
+                await bulk.send_bytes(pack_entry_failure(status, challenge))
                 await bulk.send_fin()
         except (LinkBroken, StreamReset, trio.TooSlowError):
             self._counts["entry_requests_broken"] += 1
             bulk.reset()
 
-    async def _handle(self, peer: Peer, entry_id: EntryId, bulk: Bulk) -> Status:
+    async def _handle(
+        self, peer: Peer, entry_id: EntryId, bulk: Bulk
+    ) -> tuple[Status, Challenge | None]:
         with trio.fail_after(REQUEST_READ_TIMEOUT):
-            sealed_request = await bulk.receive_exactly(SEALED_REQUEST_LEN)
-        now = self._clock.now()
-        if not (self._by_node.allow(peer.node_id, now) and self._by_entry.allow(entry_id, now)):
-            return Status.BUSY
+            brought = await bulk.receive_exactly(ENTRY_REQUEST_LEN)
+        sealed_request, solution = unpack_entry_request(brought)
         target = self._targets.get(entry_id)
         if target is None:
-            return Status.UNKNOWN_ENTRY
+            return Status.UNKNOWN_ENTRY, None
+        verdict = self._gate.judge(
+            peer.node_id,
+            entry_id,
+            sealed_request,
+            solution,
+            waiting=target.waiting,
+            now=self._clock.now(),
+        )
+        if verdict.status is not Status.OK:
+            return verdict.status, verdict.challenge
         self._counts["entry_requests"] += 1
-        return await target.serve(sealed_request, bulk)
+        return await target.serve(sealed_request, bulk, hurry=verdict.worked), None
 
 
 async def pass_answer(bulk: Bulk, answer: bytes) -> None:
@@ -183,6 +197,11 @@ class EntryHop:
         """Ready tunnels."""
         return self._announcer.ready
 
+    @property
+    def waiting(self) -> int:
+        """See :class:`EntryTarget`."""
+        return self._announcer.waiting
+
     def block_arrived(self, block: TunnelBlock) -> None:
         """Blocks never travel towards an entry node."""
         self._hub.counts["drop_block_at_entry"] += 1
@@ -232,10 +251,10 @@ class EntryHop:
 
     # --- use ------------------------------------------------------------------------------------
 
-    async def serve(self, sealed_request: bytes, bulk: Bulk) -> Status:
+    async def serve(self, sealed_request: bytes, bulk: Bulk, *, hurry: bool = False) -> Status:
         """See :class:`EntryTarget`."""
         try:
-            tunnel = await self._announcer.take(TAKE_TIMEOUT)
+            tunnel = await self._announcer.take(TAKE_TIMEOUT, hurry=hurry)
         except (DeadlineExpired, PathUnavailable):
             return Status.NO_TUNNEL
         try:

@@ -19,7 +19,7 @@ from phantom_tun.errors import (
     WireError,
     WorldError,
 )
-from phantom_tun.ids import EntryId, NodeId, TunnelBlock
+from phantom_tun.ids import NodeId, TunnelBlock
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.hub import TunnelHub
 from phantom_tun.net.splice import splice
@@ -28,6 +28,7 @@ from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import BlockPair, HopBlocks
 from phantom_tun.tunnel.layers import PackageBox, hop_layers
 from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.puzzles import NO_CHALLENGE
 from phantom_tun.wire.tunnel import (
     ENTRY_ANSWER_LEN,
     Body,
@@ -40,7 +41,7 @@ from phantom_tun.wire.tunnel import (
     failed_body,
     netdb_body,
     pack_opening,
-    unpack_status,
+    unpack_entry_answer,
 )
 
 READY_LIFE = 600.0
@@ -92,28 +93,27 @@ class EntryDialer:
         self._database = database
         self._finding = trio.CapacityLimiter(MAX_FINDING)
 
-    async def ask(
-        self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
-    ) -> tuple[Status, bytes, Bulk | None]:
-        """Returns the status and, if it is OK, the answer and the link on which data follows."""
+    async def ask(self, request: ConnectRequest) -> tuple[Status, bytes, Bulk | None]:
+        """Returns the status and, if it is OK, the answer and the link on which data follows;
+        otherwise a packed challenge."""
         bulk = None
         try:
             with trio.fail_after(REQUEST_TIMEOUT):
                 async with self._finding:
-                    ref = await self._database.find_ref(entry_node)
-                opening = pack_opening(Opening.ENTRY, entry_id, b"", self._hub.rng)
-                bulk = await self._hub.links.open_bulk(ref, opening, sealed_request)
+                    ref = await self._database.find_ref(request.entry_node)
+                opening = pack_opening(Opening.ENTRY, request.entry_id, b"", self._hub.rng)
+                bulk = await self._hub.links.open_bulk(ref, opening, request.entry_request)
                 reply = await bulk.receive_exactly(ENTRY_ANSWER_LEN)
-                status = unpack_status(reply[:1])
+                status, said = unpack_entry_answer(reply)
                 if status is Status.OK:
                     found, bulk = bulk, None
-                    return status, reply[1:], found
+                    return status, said, found
                 await bulk.send_fin()
-                return status, b"", None
+                return status, said, None
         except (WorldError, WireError, trio.TooSlowError):
             if bulk is not None:
                 bulk.reset()
-            return Status.ENTRY_DOWN, b"", None
+            return Status.ENTRY_DOWN, NO_CHALLENGE, None
         finally:
             if bulk is not None:
                 await bulk.aclose()
@@ -213,12 +213,10 @@ class ExitHop:
         await tunnel.finish()
 
     async def _connect(self, tunnel: Tunnel, request: ConnectRequest) -> None:
-        status, answer, onward = await self._dialer.ask(
-            request.entry_node, request.entry_id, request.sealed_request
-        )
+        status, answer, onward = await self._dialer.ask(request)
         if onward is None:
             self._hub.counts["exit_connects_failed"] += 1
-            await tunnel.send_package(Package.RESULT, failed_body(status))
+            await tunnel.send_package(Package.RESULT, failed_body(status, answer))
             await tunnel.finish()
             return
         self._hub.counts["exit_connects"] += 1

@@ -14,6 +14,7 @@ from phantom_tun.errors import UsageError
 from phantom_tun.guard import Guard
 from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.switchboard import Switchboard
+from phantom_tun.net.workshop import Workshop
 
 if TYPE_CHECKING:
     from phantom_tun.net.links import Links
@@ -22,16 +23,34 @@ if TYPE_CHECKING:
 class TunnelHub:
     """One per node."""
 
-    __slots__ = ("_nursery", "board", "clock", "counts", "guard", "limits", "links", "rng")
+    __slots__ = (
+        "_nursery",
+        "board",
+        "clock",
+        "counts",
+        "guard",
+        "limits",
+        "links",
+        "rng",
+        "workshop",
+    )
 
     def __init__(
-        self, links: Links, board: Switchboard, limits: PoolLimits, clock: Clock, rng: Rng
+        self,
+        links: Links,
+        board: Switchboard,
+        limits: PoolLimits,
+        clock: Clock,
+        rng: Rng,
+        *,
+        workshop: Workshop | None = None,
     ) -> None:
         self.links = links
         self.board = board
         self.limits = limits
         self.clock = clock
         self.rng = rng
+        self.workshop = workshop or Workshop(rng)
         self.counts: Counter[str] = Counter()
         self.guard = Guard(self.counts)
         """Of all tasks that have to do with tunnels."""

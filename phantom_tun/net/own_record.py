@@ -52,6 +52,8 @@ class OwnRecord:
         self._facts = facts
         self._clock = clock
         self._rng = rng
+        self.work = 0
+        """Bits that builders are asked for, from the next record on."""
         self.current = self._make()
 
     @property
@@ -87,4 +89,5 @@ class OwnRecord:
             expires=now + RECORD_LIFE,
             pow_nonce=self._keys.pow_nonce or 0,
             families=facts.families,
+            work=self.work,
         )

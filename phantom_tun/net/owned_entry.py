@@ -238,6 +238,11 @@ class DirectEntry:
         """A direct entry needs no preparation."""
         return 1
 
+    @property
+    def waiting(self) -> int:
+        """Nobody waits for tunnels."""
+        return 0
+
     def plug_in(self) -> None:
         """Start serving the entry id."""
         if self.path.entry_id is not None:
@@ -252,7 +257,7 @@ class DirectEntry:
         """See :meth:`unplug`."""
         self.unplug()
 
-    async def serve(self, sealed_request: bytes, bulk: Bulk) -> Status:
+    async def serve(self, sealed_request: bytes, bulk: Bulk, *, hurry: bool = False) -> Status:
         """See :class:`~phantom_tun.net.entry_node.EntryTarget`."""
         tunnel = Tunnel(bulk, path_number=self.path.number)
         accepted = False

@@ -21,10 +21,12 @@ from phantom_tun.net.announcer import BUILD_TIMEOUT, Announcer
 from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.exit_node import EntryDialer, ExitDatabase
 from phantom_tun.net.hub import TunnelHub
+from phantom_tun.net.puzzles import PuzzleDemanded, Puzzler
 from phantom_tun.net.tunnels import Tunnel
 from phantom_tun.path.hop import OwnedPath
 from phantom_tun.tunnel.blocks import outbound_pairs
 from phantom_tun.tunnel.layers import PackageBox, owner_layers
+from phantom_tun.wire.puzzles import Challenge, Solution
 from phantom_tun.wire.tunnel import (
     Body,
     ConnectRequest,
@@ -33,7 +35,7 @@ from phantom_tun.wire.tunnel import (
     Status,
     netdb_body,
     pack_block,
-    unpack_status,
+    unpack_failed,
 )
 
 TAKE_TIMEOUT = 12.0
@@ -82,11 +84,14 @@ class Exit(Protocol):
         ...
 
 
-def check_status(status: Status) -> None:
+def check_status(status: Status, challenge: Challenge | None = None) -> None:
     """Turn why there is no answer into an exception.
 
+    :raises PuzzleDemanded: there is one to be had by solving ``challenge``.
     :raises Unreachable: always, unless ``status`` is OK.
     """
+    if challenge is not None:
+        raise PuzzleDemanded(challenge)
     if status is not Status.OK:
         raise Unreachable(f"the far side gave no answer: {status.name.lower().replace('_', ' ')}")
 
@@ -110,6 +115,7 @@ class OwnedExit:
             on_silence=lambda: on_dead(path),
             on_doubt=lambda: on_doubt(path),
         )
+        self._puzzler = Puzzler(hub.workshop, hub.counts)
         self.active = 0
         self.ended = False
         """No new tunnels are built any more."""
@@ -223,13 +229,17 @@ class OwnedExit:
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
     ) -> tuple[bytes, Tunnel]:
         """See :class:`Exit`."""
-        request = ConnectRequest(entry_node, entry_id, sealed_request).body()
-        result, tunnel = await self._exchange(request)
-        if result.operation is Operation.ANSWER:
-            return result.content, tunnel
-        self._hub.start(_finish, tunnel)
-        check_status(_status_of(result))
-        raise Unreachable("the exit node answered something else")
+
+        async def attempt(solution: Solution) -> tuple[bytes, Tunnel]:
+            request = ConnectRequest(entry_node, entry_id, sealed_request, solution).body()
+            result, tunnel = await self._exchange(request)
+            if result.operation is Operation.ANSWER:
+                return result.content, tunnel
+            self._hub.start(_finish, tunnel)
+            check_status(*_failure(result))
+            raise Unreachable("the exit node answered something else")
+
+        return await self._puzzler.ask(entry_id, sealed_request, attempt)
 
     async def netdb_call(self, call: bytes) -> bytes:
         """See :class:`Exit`."""
@@ -237,17 +247,17 @@ class OwnedExit:
         self._hub.start(_finish, tunnel)
         if result.operation is Operation.NETDB:
             return result.content
-        check_status(_status_of(result))
+        check_status(_failure(result)[0])
         raise Unreachable("the exit node answered something else")
 
 
-def _status_of(result: Body) -> Status:
+def _failure(result: Body) -> tuple[Status, Challenge | None]:
     if result.operation is not Operation.FAILED:
-        return Status.OK
+        return Status.OK, None
     try:
-        return unpack_status(result.content)
+        return unpack_failed(result.content)
     except PeerError:
-        return Status.CALL_FAILED
+        return Status.CALL_FAILED, None
 
 
 async def _finish(tunnel: Tunnel) -> None:
@@ -262,8 +272,11 @@ async def _finish(tunnel: Tunnel) -> None:
 class DirectExit:
     """An exit path of length zero: this node dials entry nodes and asks the netdb itself."""
 
-    def __init__(self, path: OwnedPath, dialer: EntryDialer, database: ExitDatabase) -> None:
+    def __init__(
+        self, path: OwnedPath, hub: TunnelHub, dialer: EntryDialer, database: ExitDatabase
+    ) -> None:
         self.path = path
+        self._puzzler = Puzzler(hub.workshop, hub.counts)
         self._dialer = dialer
         self._database = database
         self.active = 0
@@ -292,11 +305,16 @@ class DirectExit:
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
     ) -> tuple[bytes, Tunnel]:
         """See :class:`Exit`."""
-        status, answer, bulk = await self._dialer.ask(entry_node, entry_id, sealed_request)
-        check_status(status)
-        if bulk is None:
-            raise Unreachable("the far side gave no answer")
-        return answer, Tunnel(bulk, path_number=self.path.number)
+
+        async def attempt(solution: Solution) -> tuple[bytes, Tunnel]:
+            request = ConnectRequest(entry_node, entry_id, sealed_request, solution)
+            status, said, bulk = await self._dialer.ask(request)
+            check_status(status, Challenge.unpack(said) if status is Status.PUZZLE else None)
+            if bulk is None:
+                raise Unreachable("the far side gave no answer")
+            return said, Tunnel(bulk, path_number=self.path.number)
+
+        return await self._puzzler.ask(entry_id, sealed_request, attempt)
 
     async def netdb_call(self, call: bytes) -> bytes:
         """See :class:`Exit`."""

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import trio
 
@@ -22,6 +23,7 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import ConnectionId, EntryId, NetworkId, NodeId
 from phantom_tun.net.path_member import PathLinks, PathMember
+from phantom_tun.net.workshop import Workshop
 from phantom_tun.path.build import Build, Invited, RouteFactory, Terms, UnusableKey
 from phantom_tun.path.candidates import Candidate
 from phantom_tun.path.guards import GuardSet
@@ -86,6 +88,7 @@ class PathBuilder:
         *,
         clock: Clock,
         rng: Rng,
+        workshop: Workshop | None = None,
     ) -> None:
         self._links = links
         self._member = member
@@ -94,6 +97,7 @@ class PathBuilder:
         self._around = surroundings
         self._clock = clock
         self._rng = rng
+        self._workshop = workshop or Workshop(rng)
         self._suspicion = Suspicion()
         self._timer = RoundTimer()
         self._limiter = trio.CapacityLimiter(MAX_BUILDS)
@@ -136,14 +140,12 @@ class PathBuilder:
             terms = Terms(kind, Ends(self._clock.now() + lifetime), route_factory)
             under_way = self._under_way.setdefault((kind, identity), Counter())
             build, guards = self._prepare(hops, terms, apart_from.union(under_way))
-            self._counts["builds_tried"] += 1
             x_nodes = [member.node_id for member in build.x_nodes]
             under_way.update(x_nodes)
             try:
+                await self._make_first(build)
+                self._counts["builds_tried"] += 1
                 await self._go_round(build)
-            except WorldError:
-                await self.check_guards()
-                raise
             finally:
                 self._no_longer_under_way((kind, identity), x_nodes)
             seconds = trio.current_time() - started
@@ -259,27 +261,39 @@ class PathBuilder:
         finally:
             self._around.save_guards(self._guards)
         invited = ring.map(
-            lambda candidate: Invited(candidate.record.ref(version), candidate.path_key)
+            lambda candidate: Invited(
+                candidate.record.ref(version), candidate.path_key, candidate.record.work
+            )
         )
         guards = [
             guard.ref.node_id for guard in (invited.near, invited.x_nodes[0], invited.far[-1])
         ]
-        try:
-            build = Build(
-                invited, own.ref(version), self._network_id, terms, now=now, rng=self._rng
-            )
-            build.array(1)
-        except UnusableKey as error:
-            self._suspicion.unreachable(error.node_id, now)
-            self._failed(Stage.MEMBERS)
-            raise PathUnavailable("a member published a path-building key that is none") from error
+        build = Build(invited, own.ref(version), self._network_id, terms, now=now, rng=self._rng)
         return build, guards
 
+    async def _make_first(self, build: Build) -> None:
+        """The first array, with the work that members ask for."""
+        make = partial(build.array, 1)
+        try:
+            if build.work > len(build.members):
+                self._counts["builds_worked_for"] += 1
+                await self._workshop.do(make)
+            else:
+                make()
+        except UnusableKey as error:
+            self._suspicion.unreachable(error.node_id, self._clock.now())
+            self._failed(Stage.MEMBERS)
+            raise PathUnavailable("a member published a path-building key that is none") from error
+
     async def _go_round(self, build: Build) -> None:
-        if not self._around.own_record().dialable:
-            await self._reach_last(build)
-        await self._round(build, 1, Stage.ROUND1, Stage.ROUND1_ALTERED)
-        await self._round(build, 2, Stage.ROUND2, Stage.ROUND2_ALTERED)
+        try:
+            if not self._around.own_record().dialable:
+                await self._reach_last(build)
+            await self._round(build, 1, Stage.ROUND1, Stage.ROUND1_ALTERED)
+            await self._round(build, 2, Stage.ROUND2, Stage.ROUND2_ALTERED)
+        except WorldError:
+            await self.check_guards()
+            raise
 
     async def _reach_last(self, build: Build) -> None:
         """Nobody can dial us, so the last member needs a link that we opened."""

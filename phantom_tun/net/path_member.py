@@ -27,7 +27,7 @@ from phantom_tun.net.shares import Shares
 from phantom_tun.path.candidates import prefix
 from phantom_tun.path.hop import PathHop
 from phantom_tun.path.keys import PathKeys, PublishedPathKey
-from phantom_tun.path.member import Accepted, ArrayRefused, Member
+from phantom_tun.path.member import Accepted, ArrayRefused, Member, Reason
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import ARRAY_LEN, Neighbour
 from phantom_tun.wire.tunnel import Opening, opening_id, pack_opening
@@ -36,6 +36,8 @@ _log = structlog.get_logger(__name__)
 
 DIAL_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds between a hop's attempts to reach its successor; the last one repeats."""
+
+NOTHING_LEFT = 2.0
 
 
 class PathLinks(Protocol):
@@ -115,19 +117,22 @@ class PathMember:
         on_hop: Callable[[PathHop], None],
         on_hop_lost: Callable[[PathHop], None],
         on_new_key: Callable[[PublishedPathKey], None],
+        on_demand: Callable[[int], None] = lambda _bits: None,
         clock: Clock,
         rng: Rng,
         limits: ArrayLimits | None = None,
     ) -> None:
         """``on_hop`` is told of each hop that a build leaves here, ``on_hop_lost`` of each that
         ends before it expires because its successor is gone, ``on_new_key`` of the path-building
-        key to publish from now on, whenever ``keys`` rotates."""
+        key to publish from now on, whenever ``keys`` rotates, ``on_demand`` of the bits of work to
+        ask builders for from now on."""
         self._member = member
         self._keys = keys
         self._links = links
         self._on_hop = on_hop
         self._on_hop_lost = on_hop_lost
         self._on_new_key = on_new_key
+        self._on_demand = on_demand
         self._clock = clock
         self._rng = rng
         self._limits = limits = limits or ArrayLimits()
@@ -157,6 +162,8 @@ class PathMember:
             self._member.sweep(now)
             if self._keys.refresh(now):
                 self._on_new_key(self._keys.published)
+            if self._member.adjust(now):
+                self._on_demand(self._member.asked)
 
     def _start(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
         if self._nursery is None:
@@ -169,6 +176,8 @@ class PathMember:
             "builds_pending": self._member.pending,
             "hops_standing": self._member.standing,
             "packages_remembered": self._member.remembered,
+            "work_asked_bits": self._member.asked,
+            "builds_worked_for": self._member.worked,
             **self._counts,
         }
 
@@ -189,22 +198,28 @@ class PathMember:
             self._counts["drop_array_broken"] += 1
             return
         returned = self._returns.pop((peer.node_id, connection), None)
+        used = self._used(peer, self._clock.now())
         if returned is not None:
             returned.take(array)
-        elif not self._allowed(peer):
+        elif used >= NOTHING_LEFT:
             self._counts["drop_array_rate"] += 1
         elif not self._forwarding.take(peer.node_id):
             self._counts["drop_array_forwarding"] += 1
         else:
-            self._take_part(peer, connection, array)
+            self._take_part(peer, connection, array, used)
 
-    def _take_part(self, peer: Peer, connection: ConnectionId, array: bytes) -> None:
+    def _take_part(self, peer: Peer, connection: ConnectionId, array: bytes, used: float) -> None:
+        now = self._clock.now()
         try:
-            accepted = self._member.receive(peer.node_id, connection, array, self._clock.now())
+            accepted = self._member.receive(peer.node_id, connection, array, now, used=used)
         except ArrayRefused as refused:
             self._counts[f"drop_array_{refused.reason.value}"] += 1
             self._forwarding.leave(peer.node_id)
+            # Those who don't work use up nothing that others need who do.
+            if refused.reason is not Reason.WORK:
+                self._use(peer, now)
             return
+        self._use(peer, now)
         self._counts["arrays_accepted"] += 1
         if accepted.hop is not None:
             self._add_hop(accepted.hop, accepted.successor)
@@ -212,11 +227,17 @@ class PathMember:
         # the array could tell by that whether it went on.
         self._start(self._pass_on, accepted, peer.node_id)
 
-    def _allowed(self, peer: Peer) -> bool:
-        now = self._clock.now()
-        return self._by_node.allow(peer.node_id, now) and self._by_prefix.allow(
-            prefix(peer.address), now
-        )
+    def _used(self, peer: Peer, now: float) -> float:
+        """Which share a neighbour has used up of what it and its network may bring: 0 to 1, and
+        above that if not a single array is left."""
+        network = prefix(peer.address)
+        if not (self._by_node.has(peer.node_id, now) and self._by_prefix.has(network, now)):
+            return NOTHING_LEFT
+        return 1 - min(self._by_node.left(peer.node_id, now), self._by_prefix.left(network, now))
+
+    def _use(self, peer: Peer, now: float) -> None:
+        self._by_node.allow(peer.node_id, now)
+        self._by_prefix.allow(prefix(peer.address), now)
 
     async def _read(self, bulk: Bulk) -> bytes | None:
         """One array, acknowledged by FIN; ``None`` if it didn't come whole and in time."""

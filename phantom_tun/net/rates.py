@@ -24,11 +24,23 @@ class RateTable(Generic[Key]):
 
     def allow(self, key: Key, now: float) -> bool:
         """Take one token for ``key`` if there is one."""
-        tokens, refilled = self._buckets.pop(key, (self._burst, now))
-        # The clock may have been set back.
-        tokens = min(self._burst, tokens + max(0.0, now - refilled) * self._rate)
+        tokens = self._tokens(key, now)
+        self._buckets.pop(key, None)
         allowed = tokens >= 1
         self._buckets[key] = (tokens - allowed, now)
         if len(self._buckets) > self._size:
             self._buckets.popitem(last=False)
         return allowed
+
+    def left(self, key: Key, now: float) -> float:
+        """How much of its burst ``key`` has left: 0 to 1."""
+        return self._tokens(key, now) / self._burst
+
+    def has(self, key: Key, now: float) -> bool:
+        """Whether :meth:`allow` would."""
+        return self._tokens(key, now) >= 1
+
+    def _tokens(self, key: Key, now: float) -> float:
+        tokens, refilled = self._buckets.get(key, (self._burst, now))
+        # The clock may have been set back.
+        return min(self._burst, tokens + max(0.0, now - refilled) * self._rate)

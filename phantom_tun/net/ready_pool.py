@@ -62,6 +62,11 @@ class ReadyPool:
         """Tunnels that can be taken at once."""
         return len(self._ready)
 
+    @property
+    def waiting(self) -> int:
+        """Users that wait for a tunnel."""
+        return len(self._waiting)
+
     def refill(self) -> None:
         """Start as many builds as are missing."""
         now = trio.current_time()
@@ -86,11 +91,14 @@ class ReadyPool:
         if not asked_for:
             self._building += 1
 
-    async def take(self, within: float, patience: Callable[[], float]) -> Tunnel:
+    async def take(
+        self, within: float, patience: Callable[[], float], *, hurry: bool = False
+    ) -> Tunnel:
         """The oldest ready tunnel, or the next one that gets ready.
 
         :param within: seconds to wait, if others get tunnels meanwhile.
         :param patience: seconds to wait while nobody gets one.
+        :param hurry: wait before all that don't.
         :raises DeadlineExpired: none in time.
         :raises PathUnavailable: the path is closed.
         """
@@ -106,8 +114,9 @@ class ReadyPool:
             return tunnel
         self._grow()
         self._tell_low()
-        waiter = _Waiter()
-        self._waiting.append(waiter)
+        waiter = _Waiter(hurry)
+        ahead = sum(other.hurry for other in self._waiting) if hurry else len(self._waiting)
+        self._waiting.insert(ahead, waiter)
         self.refill()
         try:
             await self._wait(waiter, within, patience)
@@ -208,8 +217,9 @@ class ReadyPool:
 
 
 class _Waiter:
-    __slots__ = ("event", "tunnel")
+    __slots__ = ("event", "hurry", "tunnel")
 
-    def __init__(self) -> None:
+    def __init__(self, hurry: bool) -> None:
+        self.hurry = hurry
         self.event = trio.Event()
         self.tunnel: Tunnel | None = None

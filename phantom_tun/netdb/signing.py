@@ -51,9 +51,11 @@ def sign_node_record(
     expires: float,
     pow_nonce: int,
     families: Sequence[bytes] = (),
+    work: int = 0,
 ) -> NodeRecord:
     """A node's record; ``path_key`` is the 1,216-byte public key, ``pow_nonce`` from
-    :func:`phantom_tun.netdb.proof.solve`, times in seconds since the epoch."""
+    :func:`phantom_tun.netdb.proof.solve`, ``work`` what builders are asked for, times in seconds
+    since the epoch."""
     return _signed(
         NodeRecord(
             identity=key.public,
@@ -63,6 +65,7 @@ def sign_node_record(
             path_key_until=int(path_key_until),
             capabilities=int(capabilities),
             families=tuple(families),
+            work=work,
             created=int(created),
             expires=int(expires),
             pow=pow_nonce,

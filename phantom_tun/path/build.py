@@ -18,6 +18,7 @@ from phantom_tun.crypto.hashes import equal
 from phantom_tun.crypto.packages import lock
 from phantom_tun.crypto.sealing import seal
 from phantom_tun.crypto.signing import SEED_LEN, SigningKey
+from phantom_tun.crypto.work import NONCE_LEN
 from phantom_tun.errors import CryptoError, PeerError, ProtocolViolation, UsageError
 from phantom_tun.ids import ConnectionId, EntryId, NetworkId, NodeId
 from phantom_tun.path.hop import PathKind
@@ -26,6 +27,7 @@ from phantom_tun.path.layers import ArrayMaker, Cover, hint
 from phantom_tun.path.lifetimes import Ends, draw_y_expiry
 from phantom_tun.path.member import ROUND2_PURPOSE
 from phantom_tun.path.ring import Ring
+from phantom_tun.path.work import task
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import (
     ARRAY_LEN,
@@ -64,6 +66,8 @@ class Invited:
     """How the members beside it reach it."""
     path_key: bytes
     """Its path-building key, 1,216 bytes."""
+    work: int = 0
+    """Bits of work that it asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class _Member:
     construction: SigningKey
     cover: Cover
     round2_key: bytes = field(repr=False)
+    first_nonce: int
+    """Where the search for its work nonce begins."""
 
 
 class Build:
@@ -174,6 +180,12 @@ class Build:
             self._make(number)
         return self._arrays[number]
 
+    @property
+    def work(self) -> int:
+        """Tries that the first array takes, on average: with more than one for each member it
+        should be made in a thread."""
+        return sum(2**member.invited.work for member in self._members)
+
     def check(self, number: int, returned: bytes) -> None:
         """Compare what came back in a round with what has to, bit for bit.
 
@@ -207,10 +219,12 @@ class Build:
             round2_key=member.round2_key,
             array_hash=array_hash,
         )
+        invited = member.invited
         try:
-            return seal(package.pack(), member.invited.path_key, PURPOSE, self._network_id)
+            sealed = seal(package.pack(), invited.path_key, PURPOSE, self._network_id)
         except CryptoError as error:
-            raise UnusableKey(member.invited.ref.node_id) from error
+            raise UnusableKey(invited.ref.node_id) from error
+        return task(invited.ref.node_id, sealed).solve(invited.work, member.first_nonce) + sealed
 
     def _lock_second(self, member: _Member, array_hash: bytes) -> bytes:
         content = Round2Package(array_hash, self._part(member)).pack()
@@ -256,6 +270,7 @@ class Build:
             construction=SigningKey(rng.randbytes(SEED_LEN)),
             cover=Cover(rng.randbytes(SECRET_LEN), rng.randbytes(SECRET_LEN)),
             round2_key=rng.randbytes(SECRET_LEN),
+            first_nonce=rng.getrandbits(8 * NONCE_LEN),
         )
 
     def _draw_connection(self) -> ConnectionId:

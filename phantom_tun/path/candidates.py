@@ -8,6 +8,7 @@ from typing import Protocol
 
 from phantom_tun.clock import MINUTE
 from phantom_tun.ids import NodeId
+from phantom_tun.path.work import HARDEST
 from phantom_tun.wire.nodes import IpAddress
 from phantom_tun.wire.records import NodeRecord
 
@@ -82,6 +83,7 @@ def serves(candidate: Candidate, version: int, now: float) -> bool:
     return (
         record.relays
         and record.dialable
+        and record.work <= HARDEST
         and record.expires > now
         and record.path_key_until >= now + KEY_MARGIN
         and any(address.version == version for address in record.ips)

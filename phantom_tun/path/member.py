@@ -26,6 +26,7 @@ from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.layers import Cover, find_slot, hash_without
 from phantom_tun.path.lifetimes import EXPIRY_STEP, FURTHEST, Y_FURTHEST
 from phantom_tun.path.replay import ReplayCache
+from phantom_tun.path.work import LOADED, Budget, Demand, task
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import (
     ARRAY_LEN,
@@ -38,6 +39,7 @@ from phantom_tun.wire.setup import (
     TerminatingPart,
     slot_range,
     split_signature,
+    split_work,
 )
 
 PENDING_LIFE = 2 * MINUTE
@@ -52,6 +54,7 @@ class Reason(Enum):
 
     LENGTH = "length"
     NO_SLOT = "no_slot"
+    WORK = "work"
     SEAL = "seal"
     MALFORMED = "malformed"
     SENDER = "sender"
@@ -86,6 +89,9 @@ class MemberLimits:
     pending: int = 512
     """Builds between their two rounds."""
     pending_per_neighbour: int = 64
+    builds_rate: float = 100.0
+    builds_burst: float = 400.0
+    """First arrays per second, and at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +141,24 @@ class Member:
         self._replays = ReplayCache()
         self._pending: dict[tuple[NodeId, ConnectionId], _Pending] = {}
         self._standing: list[_Standing] = []
+        self._budget = Budget(limits.builds_rate, limits.builds_burst)
+        self._demand = Demand()
+        self._worked = 0
 
     # --- arrays ---------------------------------------------------------------------------------
 
     def receive(
-        self, sender: NodeId, connection: ConnectionId, array: bytes, now: float
+        self,
+        sender: NodeId,
+        connection: ConnectionId,
+        array: bytes,
+        now: float,
+        *,
+        used: float = 0.0,
     ) -> Accepted:
         """Take an array that the authenticated node ``sender`` brought for ``connection``.
 
+        :param used: the share that ``sender`` has used up of what it may bring.
         :raises ArrayRefused: it isn't as it has to be. A build whose second array is refused is
             over.
         """
@@ -150,14 +166,16 @@ class Member:
             raise ArrayRefused(Reason.LENGTH)
         pending = self._pending.pop((sender, connection), None)
         if pending is None or pending.until <= now:
-            return self._receive_first(sender, connection, array, now)
+            return self._receive_first(sender, connection, array, now, used)
         return self._receive_second(sender, connection, array, pending.package)
 
     def _receive_first(
-        self, sender: NodeId, connection: ConnectionId, array: bytes, now: float
+        self, sender: NodeId, connection: ConnectionId, array: bytes, now: float, used: float
     ) -> Accepted:
         slot = _find(array, connection, 1)
-        plaintext = self._open(array[_sealed_range(slot)], now)
+        nonce, sealed = split_work(array[_content_range(slot)])
+        self._check_work(nonce, sealed, used, now)
+        plaintext = self._open(sealed, now)
         package = _parse_first(plaintext)
         self._check_first(package, sender, connection, now)
         if not equal(hash_without(array, slot), package.array_hash):
@@ -173,7 +191,7 @@ class Member:
         self, sender: NodeId, connection: ConnectionId, array: bytes, first: Round1Package
     ) -> Accepted:
         slot = _find(array, connection, 2)
-        package = self._open_second(array[_sealed_range(slot)], first)
+        package = self._open_second(array[_content_range(slot)], first)
         if not equal(hash_without(array, slot), package.array_hash):
             raise ArrayRefused(Reason.ALTERED)
         onward = _cover(first).apply(array, slot, 2)
@@ -186,6 +204,16 @@ class Member:
         return Accepted(onward, first.next, hop, successor)
 
     # --- checks ---------------------------------------------------------------------------------
+
+    def _check_work(self, nonce: bytes, sealed: bytes, used: float, now: float) -> None:
+        """While half of everything is free everybody is served, then those who worked."""
+        asked = self._demand.least(now)
+        if asked and max(used, self.load(now)) >= LOADED:
+            if task(self._node_id, sealed).proven(nonce) < asked:
+                raise ArrayRefused(Reason.WORK)
+            self._worked += 1
+        if not self._budget.take(now):
+            raise ArrayRefused(Reason.FULL)
 
     def _open(self, sealed: bytes, now: float) -> bytes:
         try:
@@ -271,6 +299,31 @@ class Member:
         """Packages in the replay cache."""
         return len(self._replays)
 
+    @property
+    def asked(self) -> int:
+        """Bits of work that builders are to prove from now on."""
+        return self._demand.bits
+
+    @property
+    def worked(self) -> int:
+        """Builds that were let in because their owners had worked."""
+        return self._worked
+
+    def load(self, now: float) -> float:
+        """Share in use of what is scarcest."""
+        pending = len(self._pending)
+        waiting = sum(found.package.role.stays for found in self._pending.values())
+        return max(
+            self._budget.used(now),
+            pending / max(1, self._limits.pending),
+            (waiting + len(self._standing)) / max(1, self._limits.hops),
+        )
+
+    def adjust(self, now: float) -> bool:
+        """Ask for more work, or for less; to be called every few seconds. Returns whether
+        :attr:`asked` has changed."""
+        return self._demand.adjust(self.load(now), now)
+
     def release(self, hop: PathHop) -> None:
         """A hop ended before its expiry. Idempotent."""
         self._standing = [kept for kept in self._standing if kept.hop is not hop]
@@ -290,7 +343,7 @@ def _find(array: bytes, connection: ConnectionId, number: int) -> int:
         raise ArrayRefused(Reason.NO_SLOT) from error
 
 
-def _sealed_range(slot: int) -> slice:
+def _content_range(slot: int) -> slice:
     place = slot_range(slot)
     return slice(place.start + HINT_LEN, place.stop)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 import random
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -29,6 +29,8 @@ from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.records import Capability, NodeRecord
 
+T = TypeVar("T")
+
 
 class TrioClock:
     """Wall time that follows trio's clock, virtual time included."""
@@ -39,6 +41,13 @@ class TrioClock:
     def now(self) -> float:
         """Seconds since the epoch."""
         return self._offset + trio.current_time()
+
+
+async def at_once(work: Callable[[], T]) -> T:
+    """Work of a :class:`~phantom_tun.net.workshop.Workshop`, not in a thread, for which virtual
+    time would not wait."""
+    await trio.lowlevel.checkpoint()
+    return work()
 
 
 class RunningLinks(PathLinks, Protocol):

@@ -71,6 +71,7 @@ class NodeMaker:
         lifetime: float = DAY,
         families: tuple[bytes, ...] = (),
         path_key: bytes | None = None,
+        work: int = 0,
     ) -> NodeRecord:
         """Its record, created at ``now``."""
         if capabilities is None:
@@ -85,6 +86,7 @@ class NodeMaker:
             path_key_until=now + lifetime,
             capabilities=capabilities,
             families=families,
+            work=work,
             created=now,
             expires=now + lifetime,
             pow_nonce=proof.solve(self.network.network_id, self.key.public, self.network.pow_bits),

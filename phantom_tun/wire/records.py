@@ -32,6 +32,8 @@ MAX_AP_KEY_RECORD_LEN = 2_560
 MAX_AP_ROUTE_LEN = 300
 MAX_OVERRIDE_LEN = 2_816
 
+MAX_WORK = 24
+"""Bits that a record can ask builders for; owners are willing to do less."""
 MAX_ADDRESSES = 4
 MAX_FAMILIES = 4
 FAMILY_LEN = 16
@@ -165,6 +167,8 @@ class NodeRecord(Record, frozen=True, array_like=True, dict=True):
     capabilities: Annotated[int, msgspec.Meta(ge=0, le=int(KNOWN_CAPABILITIES))]
     families: Annotated[tuple[Bytes16, ...], msgspec.Meta(max_length=MAX_FAMILIES)]
     """Groups of nodes under one control; two of one family never share a path."""
+    work: Annotated[int, msgspec.Meta(ge=0, le=MAX_WORK)]
+    """Bits of work that whoever builds a path through it should prove: 0 unless it is loaded."""
     created: Seconds
     expires: Seconds
     pow: Counter

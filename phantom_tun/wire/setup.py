@@ -1,10 +1,11 @@
 """Setup arrays and the packages in them (docs/spec/path.md, "Array" and "Packages").
 
-An array is 24 slots of hint (16) ‖ sealed package (1,536), in both rounds and whatever it builds.
+An array is 24 slots of hint (16) ‖ content (1,536), in both rounds and whatever it builds. In the
+first round the content is work nonce (8) ‖ sealed package (1,528), in the second a locked package.
 Plaintexts have one fixed length per round and one strict layout per role; what a layout leaves
 over is zero, and is checked.
 
-Round 1, 400 bytes, the same for every role::
+Round 1, 392 bytes, the same for every role::
 
     role u8 ‖ expires u64 ‖ previous node (82) ‖ incoming id (16) ‖ next node (82) ‖
     outgoing id (16) ‖ construction key (32) ‖ layer secret (32) ‖ fill secret (32) ‖
@@ -33,18 +34,19 @@ from phantom_tun.crypto.hashes import HASH_LEN
 from phantom_tun.crypto.packages import TAG_LEN
 from phantom_tun.crypto.sealing import SEAL_OVERHEAD
 from phantom_tun.crypto.signing import SIGNATURE_LEN
+from phantom_tun.crypto.work import NONCE_LEN
 from phantom_tun.errors import WireError
 from phantom_tun.ids import ConnectionId, EntryId, PublicKey
 from phantom_tun.wire.nodes import NODE_REF_LEN, NodeRef
 
 SLOTS = 24
 HINT_LEN = 16
-SEALED_LEN = 1536
-SLOT_LEN = HINT_LEN + SEALED_LEN
+SLOT_CONTENT_LEN = 1536
+SLOT_LEN = HINT_LEN + SLOT_CONTENT_LEN
 ARRAY_LEN = SLOTS * SLOT_LEN
 
-ROUND1_LEN = SEALED_LEN - SEAL_OVERHEAD
-ROUND2_LEN = SEALED_LEN - TAG_LEN
+ROUND1_LEN = SLOT_CONTENT_LEN - NONCE_LEN - SEAL_OVERHEAD
+ROUND2_LEN = SLOT_CONTENT_LEN - TAG_LEN
 
 SECRET_LEN = 32
 CONNECTION_ID_LEN = 16
@@ -190,6 +192,11 @@ class Round2Package:
         package = cls(fields.take(HASH_LEN), fields.part(role))
         fields.check_rest()
         return package
+
+
+def split_work(content: bytes) -> tuple[bytes, bytes]:
+    """Work nonce and sealed package of a slot's content in round 1."""
+    return content[:NONCE_LEN], content[NONCE_LEN:]
 
 
 def split_signature(plaintext: bytes) -> tuple[bytes, bytes]:

@@ -24,6 +24,14 @@ from enum import IntEnum
 from phantom_tun.clock import Rng
 from phantom_tun.errors import WireError
 from phantom_tun.ids import ConnectionId, EntryId, NodeId, TunnelBlock
+from phantom_tun.wire.puzzles import (
+    CHALLENGE_LEN,
+    NO_CHALLENGE,
+    NO_SOLUTION,
+    SOLUTION_LEN,
+    Challenge,
+    Solution,
+)
 from phantom_tun.wire.sizes import (
     ANSWER_LEN,
     NETDB_BODY_LEN,
@@ -35,8 +43,12 @@ from phantom_tun.wire.sizes import (
 BODY_LEN = PACKAGE_LEN - 16
 CONTENT_LEN = BODY_LEN - 3
 
+ENTRY_REQUEST_LEN = SEALED_REQUEST_LEN + SOLUTION_LEN
+"""Exit node → entry node: sealed request ‖ solution (zero bytes if there is none)."""
+
 ENTRY_ANSWER_LEN = 1 + ANSWER_LEN
-"""Entry node → exit node: status u8 ‖ answer (zero bytes unless the status is OK)."""
+"""Entry node → exit node: status u8 ‖ answer, if the status is OK; challenge ‖ zero bytes, if it is
+PUZZLE; otherwise zero bytes."""
 
 
 class Opening(IntEnum):
@@ -69,7 +81,8 @@ class Operation(IntEnum):
     UPDATE = 1
     """init of an inbound tunnel: one netdb call for the entry node to carry out."""
     CONNECT = 2
-    """reply of an outbound tunnel: entry node id (32) ‖ entry id (16) ‖ sealed request."""
+    """reply of an outbound tunnel: entry node id (32) ‖ entry id (16) ‖ sealed request ‖
+    solution."""
     NETDB = 3
     """reply of an outbound tunnel: one netdb call; result: its answer."""
     REQUEST = 4
@@ -77,7 +90,7 @@ class Operation(IntEnum):
     ANSWER = 5
     """result: the callee's answer."""
     FAILED = 6
-    """result: :class:`Status` u8."""
+    """result: :class:`Status` u8 ‖ challenge."""
 
 
 class Status(IntEnum):
@@ -96,6 +109,8 @@ class Status(IntEnum):
     """The netdb call is malformed or not one that this role carries out."""
     CALL_FAILED = 6
     """The netdb call got no usable answer."""
+    PUZZLE = 7
+    """The entry node is loaded: who solves its challenge gets in."""
 
 
 def pack_opening(kind: Opening, identifier: bytes, block: bytes, rng: Rng) -> bytes:
@@ -186,19 +201,56 @@ class ConnectRequest:
     entry_node: NodeId
     entry_id: EntryId
     sealed_request: bytes
+    solution: Solution = NO_SOLUTION
+
+    @property
+    def entry_request(self) -> bytes:
+        """What the entry node gets: ``ENTRY_REQUEST_LEN`` bytes."""
+        return self.sealed_request + self.solution.pack()
 
     def body(self) -> Body:
         """As a package body."""
-        return Body(Operation.CONNECT, self.entry_node + self.entry_id + self.sealed_request)
+        return Body(Operation.CONNECT, self.entry_node + self.entry_id + self.entry_request)
 
     @classmethod
     def unpack(cls, content: bytes) -> ConnectRequest:
         """
         :raises WireError: wrong length.
         """
-        if len(content) != 48 + SEALED_REQUEST_LEN:
+        if len(content) != 48 + ENTRY_REQUEST_LEN:
             raise WireError("a CONNECT has a fixed length")
-        return cls(NodeId(content[:32]), EntryId(content[32:48]), content[48:])
+        sealed_request, solution = unpack_entry_request(content[48:])
+        return cls(NodeId(content[:32]), EntryId(content[32:48]), sealed_request, solution)
+
+
+def unpack_entry_request(data: bytes) -> tuple[bytes, Solution]:
+    """Sealed request and solution, as the entry node reads them.
+
+    :raises WireError: wrong length.
+    """
+    return data[:SEALED_REQUEST_LEN], Solution.unpack(data[SEALED_REQUEST_LEN:])
+
+
+def pack_entry_failure(status: Status, challenge: Challenge | None = None) -> bytes:
+    """``ENTRY_ANSWER_LEN`` bytes that say why there is no answer."""
+    said = NO_CHALLENGE if challenge is None else challenge.pack()
+    return (bytes([status]) + said).ljust(ENTRY_ANSWER_LEN, b"\0")
+
+
+def unpack_entry_answer(reply: bytes) -> tuple[Status, bytes]:
+    """What an entry node says: the answer beside OK, a packed challenge beside PUZZLE, otherwise
+    nothing.
+
+    :raises WireError: unknown status, no challenge where there has to be one, or more than that.
+    """
+    status, rest = unpack_status(reply[:1]), reply[1:]
+    if status is Status.OK:
+        return status, rest
+    said, padding = rest[:CHALLENGE_LEN], rest[CHALLENGE_LEN:]
+    if padding.strip(b"\0"):
+        raise WireError("an answer that is none has more to it than a challenge")
+    _challenge_beside(status, said)
+    return status, said
 
 
 def request_body(sealed_request: bytes) -> Body:
@@ -215,9 +267,26 @@ def answer_body(answer: bytes) -> Body:
     return Body(Operation.ANSWER, answer)
 
 
-def failed_body(status: Status) -> Body:
-    """A result that says why there is no answer."""
-    return Body(Operation.FAILED, bytes([status]))
+def failed_body(status: Status, challenge: bytes = NO_CHALLENGE) -> Body:
+    """A result that says why there is no answer; ``challenge`` is packed."""
+    return Body(Operation.FAILED, bytes([status]) + challenge)
+
+
+def unpack_failed(content: bytes) -> tuple[Status, Challenge | None]:
+    """Undo :func:`failed_body`.
+
+    :raises WireError: wrong length, unknown status, or no challenge where there has to be one.
+    """
+    status = unpack_status(content[:1])
+    return status, _challenge_beside(status, content[1:])
+
+
+def _challenge_beside(status: Status, said: bytes) -> Challenge | None:
+    if status is Status.PUZZLE:
+        return Challenge.unpack(said)
+    if said != NO_CHALLENGE:
+        raise WireError("a challenge where there is no puzzle")
+    return None
 
 
 def unpack_status(content: bytes) -> Status:

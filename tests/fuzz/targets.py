@@ -31,6 +31,7 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.packages import lock
 from phantom_tun.crypto.sealing import seal
 from phantom_tun.crypto.signing import SigningKey, node_id_of
+from phantom_tun.crypto.work import NONCE_LEN
 from phantom_tun.errors import (
     ConfigError,
     CryptoError,
@@ -96,6 +97,7 @@ from phantom_tun.wire.netdb import (
     decode_call,
 )
 from phantom_tun.wire.nodes import NODE_REF_LEN, NodeRef
+from phantom_tun.wire.puzzles import CHALLENGE_LEN, NO_SOLUTION, Challenge, Solution
 from phantom_tun.wire.records import (
     APKeyRecord,
     APRoute,
@@ -117,19 +119,27 @@ from phantom_tun.wire.setup import (
     TerminatingPart,
 )
 from phantom_tun.wire.signalling import Assembler, Chunk, SignalUnframer, call_frames
+from phantom_tun.wire.sizes import SEALED_REQUEST_LEN
 from phantom_tun.wire.tunnel import (
     BODY_LEN,
+    ENTRY_ANSWER_LEN,
+    ENTRY_REQUEST_LEN,
     Body,
     ConnectRequest,
     Opening,
     Operation,
+    Status,
+    failed_body,
     opening_block,
     opening_id,
     opening_kind,
     pack_block,
+    pack_entry_failure,
     pack_opening,
     unpack_block,
-    unpack_status,
+    unpack_entry_answer,
+    unpack_entry_request,
+    unpack_failed,
 )
 
 NETWORK_ID = NETWORK.network_id
@@ -536,7 +546,7 @@ def _member() -> Member:
 def setup_round1(data: bytes) -> None:
     """A first array whose package is well sealed."""
     sealed = seal(padded(data, ROUND1_LEN), MEMBER_KEYS.published.public, PURPOSE, NETWORK_ID)
-    _member().receive(OTHER_REF.node_id, INCOMING, _array(1, sealed), NOW)
+    _member().receive(OTHER_REF.node_id, INCOMING, _array(1, bytes(NONCE_LEN) + sealed), NOW)
 
 
 @target(ArrayRefused, seeds=lambda: [_second_package(role) for role in Role], longest=1520)
@@ -545,7 +555,7 @@ def setup_round2(data: bytes) -> None:
     role = Role(data[0] % len(Role) + 1) if data else Role.Y
     member = _member()
     first = seal(_first_package(role), MEMBER_KEYS.published.public, PURPOSE, NETWORK_ID)
-    member.receive(OTHER_REF.node_id, INCOMING, _array(1, first), NOW)
+    member.receive(OTHER_REF.node_id, INCOMING, _array(1, bytes(NONCE_LEN) + first), NOW)
     content = padded(data[1:], ROUND2_LEN - 64)
     signature = CONSTRUCTION.sign(ROUND2_PURPOSE, NETWORK_ID, content)
     locked = lock(ROUND2_KEY, content + signature, NETWORK_ID)
@@ -561,12 +571,16 @@ def node_ref(data: bytes) -> None:
 # --- tunnels and sessions ------------------------------------------------------------------------
 
 
+CHALLENGE = Challenge(b"s" * 16, 12)
+
+
 @target(
     WireError,
     seeds=lambda: [
         b"\0\0\0",
         ConnectRequest(REF.node_id, b"e" * 16, bytes(4096)).body().pack().rstrip(b"\0"),
-        Body(Operation.FAILED, b"\2").pack().rstrip(b"\0"),
+        failed_body(Status.NO_TUNNEL).pack()[: 3 + 1 + CHALLENGE_LEN],
+        failed_body(Status.PUZZLE, CHALLENGE.pack()).pack()[: 3 + 1 + CHALLENGE_LEN],
         Body(Operation.NETDB, _calls()[5]).pack().rstrip(b"\0"),
     ],
 )
@@ -575,9 +589,39 @@ def tunnel_package(data: bytes) -> None:
     if body.operation is Operation.CONNECT:
         ConnectRequest.unpack(body.content)
     elif body.operation is Operation.FAILED:
-        unpack_status(body.content)
+        unpack_failed(body.content)
     elif body.operation in {Operation.NETDB, Operation.UPDATE}:
         decode_call(body.content)
+
+
+@target(
+    WireError,
+    seeds=lambda: [
+        bytes(SEALED_REQUEST_LEN) + NO_SOLUTION.pack(),
+        bytes(SEALED_REQUEST_LEN) + Solution(b"s" * 16, b"n" * 8).pack(),
+    ],
+    longest=ENTRY_REQUEST_LEN + 1,
+)
+def entry_request(data: bytes) -> None:
+    sealed_request, solution = unpack_entry_request(data)
+    assert sealed_request + solution.pack() == data
+
+
+@target(
+    WireError,
+    seeds=lambda: [
+        pack_entry_failure(Status.BUSY)[: 1 + CHALLENGE_LEN],
+        pack_entry_failure(Status.PUZZLE, CHALLENGE)[: 1 + CHALLENGE_LEN],
+        bytes([Status.OK]) + b"answer",
+    ],
+)
+def entry_answer(data: bytes) -> None:
+    reply = padded(data, ENTRY_ANSWER_LEN)
+    status, said = unpack_entry_answer(reply)
+    if status is not Status.OK:
+        challenge = Challenge.unpack(said) if status is Status.PUZZLE else None
+        assert pack_entry_failure(status, challenge) == reply
+        assert unpack_failed(failed_body(status, said).content) == (status, challenge)
 
 
 REQUEST = session.Request(

@@ -45,6 +45,7 @@ from phantom_tun.wire.netdb import (
     UpdateApRoutes,
     decode_call,
 )
+from phantom_tun.wire.puzzles import SOLUTION_LEN
 from phantom_tun.wire.records import APRoute, decode
 from phantom_tun.wire.setup import ARRAY_LEN, SLOT_LEN
 from phantom_tun.wire.sizes import (
@@ -56,6 +57,7 @@ from phantom_tun.wire.sizes import (
 from phantom_tun.wire.tunnel import (
     BLOCK_SIGNAL_LEN,
     ENTRY_ANSWER_LEN,
+    ENTRY_REQUEST_LEN,
     Body,
     ConnectRequest,
     Opening,
@@ -476,7 +478,7 @@ def test_a_request_and_its_answer_have_one_size_between_exit_and_entry(seen):
         for event in seen.events[place:]:
             if event.link == link and event.frame is Frame.DATA:
                 first[event.sender == sender] = first[event.sender == sender] or event.payload
-        assert len(first[True]) == SEALED_REQUEST_LEN
+        assert len(first[True]) == ENTRY_REQUEST_LEN == SEALED_REQUEST_LEN + SOLUTION_LEN
         assert len(first[False]) == ENTRY_ANSWER_LEN == ANSWER_LEN + 1
 
 

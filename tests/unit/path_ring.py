@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.packages import lock, unlock, xor_layer
 from phantom_tun.crypto.sealing import SealingKey, seal
+from phantom_tun.crypto.work import NONCE_LEN
 from phantom_tun.ids import CertHash, NetworkId, NodeId
 from phantom_tun.path.build import Build, Invited, Terms
 from phantom_tun.path.keys import PURPOSE, PathKeys
@@ -59,6 +60,7 @@ class RingOfMembers:
         owner=None,
         lifetime=3600.0,
         among=None,
+        work=0,
     ):
         """``among``: another ring of this length, to be built with the same members."""
         self.rng = random.Random(seed)
@@ -75,7 +77,8 @@ class RingOfMembers:
             }
         )
         invited = [
-            Invited(ref_of(i), self.keys[ref_of(i).node_id].published.public) for i in range(count)
+            Invited(ref_of(i), self.keys[ref_of(i).node_id].published.public, work)
+            for i in range(count)
         ]
         self.ring = Ring(
             near=invited[0],
@@ -144,7 +147,23 @@ class RingOfMembers:
 
     def _sealed(self, passage):
         place = slot_range(find_slot(passage.array, passage.connection, passage.number))
-        return slice(place.start + HINT_LEN, place.stop)
+        before = HINT_LEN + (NONCE_LEN if passage.number == 1 else 0)
+        return slice(place.start + before, place.stop)
+
+    def nonce(self, passage):
+        """What the receiver will find beside its sealed package in round 1."""
+        place = self._sealed(passage).start
+        return passage.array[place - NONCE_LEN : place]
+
+    def with_nonce(self, passage, nonce):
+        """The same passage with another one."""
+        place, array = self._sealed(passage).start, bytearray(passage.array)
+        array[place - NONCE_LEN : place] = nonce
+        return replace(passage, array=bytes(array))
+
+    def sealed(self, passage):
+        """The package for the receiver."""
+        return passage.array[self._sealed(passage)]
 
     def with_sealed(self, passage, sealed):
         """The same passage with other bytes in the receiver's slot."""

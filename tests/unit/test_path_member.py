@@ -51,7 +51,7 @@ def test_a_flipped_bit_in_any_slot_is_noticed(place):
     passage = ring.carry(1, until=place)
     own = find_slot(passage.array, passage.connection, 1)
     for slot in range(24):
-        for offset, in_own in ((0, Reason.NO_SLOT), (15, Reason.NO_SLOT), (16, Reason.SEAL)):
+        for offset, in_own in ((0, Reason.NO_SLOT), (15, Reason.NO_SLOT), (24, Reason.SEAL)):
             at = slot_range(slot).start + offset
             array = bytearray(passage.array)
             array[at] ^= 1

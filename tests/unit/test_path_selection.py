@@ -35,6 +35,7 @@ def record(
     families=(),
     key_until=NOW + HOUR,
     expires=NOW + HOUR,
+    work=0,
 ):
     """Unsigned: whether it is genuine was decided before."""
     addresses = addresses or (f"11.{number}.0.1",)
@@ -46,6 +47,7 @@ def record(
         path_key_until=int(key_until),
         capabilities=int(capabilities),
         families=families,
+        work=work,
         created=int(NOW),
         expires=int(expires),
         pow=0,

@@ -18,7 +18,7 @@ from phantom_tun.wire.setup import (
     MAX_ROUTE_LEN,
     ROUND1_LEN,
     ROUND2_LEN,
-    SEALED_LEN,
+    SLOT_CONTENT_LEN,
     SLOT_LEN,
     SLOTS,
     InteriorPart,
@@ -69,10 +69,10 @@ def second(role):
 
 
 def test_the_sizes_are_those_of_the_network_profile():
-    assert (SLOTS, SEALED_LEN) == (profile.ARRAY_SLOTS, profile.PACKAGE_SIZE)
+    assert (SLOTS, SLOT_CONTENT_LEN) == (profile.ARRAY_SLOTS, profile.PACKAGE_SIZE)
     assert MAX_HOPS == profile.MAX_HOPS
     assert ARRAY_LEN == 24 * (16 + 1536)
-    assert ROUND1_LEN == 400
+    assert ROUND1_LEN == 392
 
 
 def test_the_longest_path_leaves_a_slot_unused():

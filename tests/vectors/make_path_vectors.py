@@ -21,6 +21,8 @@ from phantom_tun.crypto.signing import SigningKey
 PREFIX = b"phantom-tun/1/"
 SLOTS, HINT, SLOT = 24, 16, 16 + 1536
 ARRAY = SLOTS * SLOT
+WORK = 8
+"""Bits of work that are proven."""
 
 
 def h(domain, *parts):
@@ -57,6 +59,16 @@ def array_hash(array, slot):
 
 def secret(label):
     return hashlib.sha256(b"path vector " + label).digest()
+
+
+def work_nonce(node_id, sealed):
+    """The first that proves WORK bits."""
+    for number in range(1 << 40):
+        nonce = number.to_bytes(8, "big")
+        digest = h(b"setup work", nonce, node_id, sealed.ljust(4096, b"\0"))
+        if not int.from_bytes(digest, "big") >> (256 - WORK):
+            return nonce
+    raise AssertionError
 
 
 def node(number):
@@ -99,7 +111,7 @@ def main():
             secret(b"round 2"),
             array_hash(blank[1], slots[1]),
         )
-    ).ljust(400, b"\0")
+    ).ljust(392, b"\0")
     content = b"".join(
         (
             b"\x01",
@@ -114,14 +126,16 @@ def main():
         1: seal(round1, SealingKey(seed).public, "setup package", network_id),
         2: lock(secret(b"round 2"), content + signature, network_id),
     }
+    nonce = work_nonce(secret(b"node 2"), sealed[1])
+    contents = {1: nonce + sealed[1], 2: sealed[2]}
     rounds = {}
     for number, slot in slots.items():
-        array = arriving(b"%d" % number, slot, hints[number] + sealed[number])
+        array = arriving(b"%d" % number, slot, hints[number] + contents[number])
         rounds[str(number)] = {
             "slot": slot,
             "hint": hints[number].hex(),
-            "sealed": sealed[number].hex(),
-            "array": f"SHAKE-256('path vector array {number}') with hint and sealed in the slot",
+            "content": contents[number].hex(),
+            "array": f"SHAKE-256('path vector array {number}') with hint and content in the slot",
             "array_hash": array_hash(array, slot).hex(),
             "leaving_sha256": hashlib.sha256(leaving(array, slot, number)).hexdigest(),
         }
@@ -142,6 +156,7 @@ def main():
             [node(5).hex(), secret(b"path id 2")[:16].hex()],
         ],
         "path_secret": secret(b"path secret").hex(),
+        "work": WORK,
         "rounds": rounds,
     }
     Path(__file__).with_name("path.json").write_text(json.dumps(vector, indent=1) + "\n")

@@ -10,8 +10,9 @@ from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.layers import find_slot, hash_without, hint
 from phantom_tun.path.member import Member, MemberLimits
+from phantom_tun.path.work import task
 from phantom_tun.wire.nodes import NodeRef
-from phantom_tun.wire.setup import ARRAY_LEN, slot_range
+from phantom_tun.wire.setup import ARRAY_LEN, slot_range, split_work
 
 VECTOR = json.loads((Path(__file__).parent / "path.json").read_text())
 
@@ -23,7 +24,7 @@ def raw(name):
 def array_of(number):
     told = VECTOR["rounds"][str(number)]
     array = bytearray(hashlib.shake_256(b"path vector array %d" % number).digest(ARRAY_LEN))
-    array[slot_range(told["slot"])] = bytes.fromhex(told["hint"] + told["sealed"])
+    array[slot_range(told["slot"])] = bytes.fromhex(told["hint"] + told["content"])
     return bytes(array), told
 
 
@@ -33,6 +34,14 @@ def test_hints_slots_and_hashes(number):
     assert hint(raw("incoming"), number).hex() == told["hint"]
     assert find_slot(array, raw("incoming"), number) == told["slot"]
     assert hash_without(array, told["slot"]).hex() == told["array_hash"]
+
+
+def test_the_work_is_what_it_should_be():
+    nonce, sealed = split_work(bytes.fromhex(VECTOR["rounds"]["1"]["content"]))
+    me = NodeRef.unpack(raw("me"))
+    work = task(me.node_id, sealed)
+    assert work.proven(nonce) >= VECTOR["work"]
+    assert work.solve(VECTOR["work"], 0) == nonce
 
 
 def test_a_member_opens_both_arrays_and_passes_on_what_it_should():
