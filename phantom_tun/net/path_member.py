@@ -37,8 +37,6 @@ _log = structlog.get_logger(__name__)
 DIAL_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds between a hop's attempts to reach its successor; the last one repeats."""
 
-NOTHING_LEFT = 2.0
-
 
 class PathLinks(Protocol):
     """What builds need of the links."""
@@ -201,7 +199,7 @@ class PathMember:
         used = self._used(peer, self._clock.now())
         if returned is not None:
             returned.take(array)
-        elif used >= NOTHING_LEFT:
+        elif used is None:
             self._counts["drop_array_rate"] += 1
         elif not self._forwarding.take(peer.node_id):
             self._counts["drop_array_forwarding"] += 1
@@ -227,12 +225,12 @@ class PathMember:
         # the array could tell by that whether it went on.
         self._start(self._pass_on, accepted, peer.node_id)
 
-    def _used(self, peer: Peer, now: float) -> float:
-        """Which share a neighbour has used up of what it and its network may bring: 0 to 1, and
-        above that if not a single array is left."""
+    def _used(self, peer: Peer, now: float) -> float | None:
+        """Which share a neighbour has used up of what it and its network may bring; ``None`` if
+        not a single array is left."""
         network = prefix(peer.address)
         if not (self._by_node.has(peer.node_id, now) and self._by_prefix.has(network, now)):
-            return NOTHING_LEFT
+            return None
         return 1 - min(self._by_node.left(peer.node_id, now), self._by_prefix.left(network, now))
 
     def _use(self, peer: Peer, now: float) -> None:

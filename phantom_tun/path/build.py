@@ -91,8 +91,6 @@ class _Member:
     construction: SigningKey
     cover: Cover
     round2_key: bytes = field(repr=False)
-    first_nonce: int
-    """Where the search for its work nonce begins."""
 
 
 class Build:
@@ -224,7 +222,9 @@ class Build:
             sealed = seal(package.pack(), invited.path_key, PURPOSE, self._network_id)
         except CryptoError as error:
             raise UnusableKey(invited.ref.node_id) from error
-        return task(invited.ref.node_id, sealed).solve(invited.work, member.first_nonce) + sealed
+        # The search begins somewhere else each time: its end says nothing about its length.
+        start = int.from_bytes(sealed[-NONCE_LEN:], "big")
+        return task(invited.ref.node_id, sealed).solve(invited.work, start) + sealed
 
     def _lock_second(self, member: _Member, array_hash: bytes) -> bytes:
         content = Round2Package(array_hash, self._part(member)).pack()
@@ -270,7 +270,6 @@ class Build:
             construction=SigningKey(rng.randbytes(SEED_LEN)),
             cover=Cover(rng.randbytes(SECRET_LEN), rng.randbytes(SECRET_LEN)),
             round2_key=rng.randbytes(SECRET_LEN),
-            first_nonce=rng.getrandbits(8 * NONCE_LEN),
         )
 
     def _draw_connection(self) -> ConnectionId:

@@ -19,6 +19,7 @@ from phantom_tun.net.bulk import Bulk
 from phantom_tun.net.path_builder import PathBuilder, Surroundings
 from phantom_tun.net.path_member import PathLinks, PathMember
 from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.workshop import Workshop
 from phantom_tun.path.candidates import Candidate
 from phantom_tun.path.guards import GuardSet
 from phantom_tun.path.hop import PathHop
@@ -102,6 +103,7 @@ class PathNode:
         self.hops: list[PathHop] = []
         self.lost: list[PathHop] = []
         self.new_keys: list[PublishedPathKey] = []
+        self.demands: list[int] = []
         self.guards = GuardSet(frozenset())
         network_id = NETWORK.network_id
         self.member = Member(
@@ -114,6 +116,7 @@ class PathNode:
             on_hop=self.hops.append,
             on_hop_lost=self.lost.append,
             on_new_key=self.new_keys.append,
+            on_demand=self.demands.append,
             clock=clock,
             rng=rng,
         )
@@ -130,6 +133,7 @@ class PathNode:
             ),
             clock=clock,
             rng=rng,
+            workshop=Workshop(rng, at_once),
         )
 
     @property

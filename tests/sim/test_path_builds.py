@@ -343,10 +343,11 @@ async def test_a_prefix_has_a_rate_of_its_own(autojump_clock):
     async with path_world(3) as world:
         one, other, _ = world.nodes
         limits = ArrayLimits()
-        allowed = sum(
-            other.paths._allowed(Peer(number.to_bytes(32, "big"), one.ref.address))
-            for number in range(2 * int(limits.prefix_burst))
-        )
+        allowed = 0
+        for number in range(2 * int(limits.prefix_burst)):
+            peer = Peer(number.to_bytes(32, "big"), one.ref.address)
+            allowed += other.paths._used(peer, other.clock.now()) is not None
+            other.paths._use(peer, other.clock.now())
         assert allowed == limits.prefix_burst
 
 

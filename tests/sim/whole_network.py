@@ -54,6 +54,7 @@ from phantom_tun.net.ready_pool import PoolLimits
 from phantom_tun.net.session_stream import SessionStream
 from phantom_tun.net.sessions import SessionService, SessionSettings
 from phantom_tun.net.switchboard import Switchboard
+from phantom_tun.net.workshop import Workshop
 from phantom_tun.path import member as path_member
 from phantom_tun.path.build import Build
 from phantom_tun.path.guards import GuardSet
@@ -62,7 +63,7 @@ from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.member import Member, MemberLimits
 from phantom_tun.testing.fake_host import FakeHost
 from phantom_tun.testing.memory_links import MemoryNetwork, Recorded
-from phantom_tun.testing.path_nodes import TrioClock
+from phantom_tun.testing.path_nodes import TrioClock, at_once
 from phantom_tun.testing.record_factory import NETWORK, NodeMaker
 from phantom_tun.tunnel import answer as session_answer
 from phantom_tun.tunnel.channel import Channel
@@ -122,11 +123,12 @@ class WholeNode:
             rng=self.rng,
         )
         self.database = NodeDatabase(self.netdb, 4)
-        self.desk = EntryDesk(clock)
+        self.desk = EntryDesk(clock, self.rng)
         self.board = Switchboard(self._array, self.desk.handle, self.netdb.handle_call)
         limits = PoolLimits(low=3, high=48)
-        self.hub = TunnelHub(self.links, self.board, limits, clock, self.rng)
-        dialer = EntryDialer(self.hub, self.database)
+        workshop = Workshop(self.rng, at_once)
+        self.hub = TunnelHub(self.links, self.board, limits, clock, self.rng, workshop=workshop)
+        dialer = self.dialer = EntryDialer(self.hub, self.database)
         self.relayed: list[PathHop] = []
         """Every hop this node ever was."""
         self.hops = HopHost(
@@ -161,6 +163,7 @@ class WholeNode:
             ),
             clock=clock,
             rng=self.rng,
+            workshop=workshop,
         )
         self.connector = Connector(self.hub, self.desk, self.database, dialer, self)
         self.identities = IdentityStore(state_dir, NETWORK, clock)

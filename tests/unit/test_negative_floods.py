@@ -252,7 +252,7 @@ async def test_arrays_for_members_that_never_answer_hold_few_places(autojump_clo
         victim, hostile, silent = world.nodes
         limits = ArrayLimits()
         to = Neighbour(silent.ref, ConnectionId(b"d" * 16))
-        victim.member.receive = lambda *_: Accepted(bytes(ARRAY_LEN), to)
+        victim.member.receive = lambda *_, **__: Accepted(bytes(ARRAY_LEN), to)
         world.network.freeze(silent.node_id)
         began = trio.current_time()
         for _ in range(limits.forwarding_per_node + 4):
