@@ -30,7 +30,7 @@ SETTLED = 10.0
 RISE_EVERY = MINUTE
 FALL_EVERY = 3 * MINUTE
 """Seconds from one step to the next."""
-HONOURED_FOR = 10 * MINUTE
+HONOURED_FOR = 15 * MINUTE
 """Seconds for which the work is taken that it has asked for: records spread slowly."""
 
 

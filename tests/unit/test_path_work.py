@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from path_ring import NOW, OWNER, RingOfMembers, ref_of
@@ -11,7 +12,11 @@ from phantom_tun.clock import HOUR
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.errors import WireError
 from phantom_tun.ids import NodeId
+from phantom_tun.net.own_record import NodeFacts, OwnRecord
+from phantom_tun.netdb.signing import verify_signature
+from phantom_tun.node_keys import create_node_keys
 from phantom_tun.path.candidates import serves
+from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.member import ArrayRefused, MemberLimits, Reason
 from phantom_tun.path.work import (
     FALL_EVERY,
@@ -26,8 +31,9 @@ from phantom_tun.path.work import (
     task,
 )
 from phantom_tun.testing.path_nodes import KnownNode
+from phantom_tun.testing.record_factory import NETWORK as TEST_NETWORK
 from phantom_tun.testing.record_factory import NodeMaker
-from phantom_tun.wire.records import MAX_WORK, NodeRecord, decode
+from phantom_tun.wire.records import MAX_WORK, Capability, NodeRecord, decode
 
 # --- what is asked -------------------------------------------------------------------------------
 
@@ -252,6 +258,21 @@ def test_a_record_says_what_is_asked_for():
     for bad in (-1, MAX_WORK + 1):
         with pytest.raises(WireError):
             decode(NodeRecord, NodeMaker(1).record(work=bad).encoded)
+
+
+def test_a_node_puts_what_it_asks_for_into_its_own_record(tmp_path):
+    clock = SimpleNamespace(now=lambda: NOW)
+    keys = create_node_keys(tmp_path, TEST_NETWORK)
+    facts = NodeFacts((ref_of(1).address,), 443, Capability.RELAY | Capability.DIALABLE)
+    own = OwnRecord(
+        keys, TEST_NETWORK.network_id, PathKeys(NOW), facts, clock=clock, rng=random.Random(1)
+    )
+    published = []
+    assert own.current.work == 0
+    own.work = STEPS[1]
+    own.renew(lambda record, _key: published.append(record))
+    assert [record.work for record in published] == [STEPS[1]]
+    verify_signature(own.current, TEST_NETWORK.network_id)
 
 
 def test_members_that_ask_for_too_much_are_not_chosen():

@@ -43,8 +43,8 @@ class Owner:
         self.lost = []
         self.pool = ReadyPool(limits, self.build)
 
-    async def take(self, within, patience=1000.0):
-        return await self.pool.take(within, lambda: patience)
+    async def take(self, within, patience=1000.0, **options):
+        return await self.pool.take(within, lambda: patience, **options)
 
     def build(self):
         self.asked += 1
@@ -107,6 +107,22 @@ async def test_whoever_waits_gets_the_next_one_and_builds_are_bounded(owner, aut
         await trio.sleep(0.05)
         assert owner.asked == LIMITS.max_building
     assert len(set(got)) == 10
+
+
+async def test_who_is_in_a_hurry_waits_before_the_others(owner, autojump_clock):
+    got = []
+
+    async def taker(name, hurry):
+        await owner.take(5, hurry=hurry)
+        got.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(taker, number, number in {5, 8})
+            await trio.sleep(0.001)
+        assert owner.pool.waiting == 10
+    assert {5, 8} <= set(got[: LIMITS.max_building])
+    assert owner.pool.waiting == 0
 
 
 async def test_waiting_ends_in_time_or_when_the_path_closes(owner, autojump_clock):
@@ -206,3 +222,16 @@ def test_the_table_is_bounded_and_forgets_the_least_recent():
         assert rates.allow(key, 0.0)
     assert rates.allow("a", 0.0)
     assert not rates.allow("c", 0.0)
+
+
+def test_a_bucket_can_be_looked_at():
+    rates = RateTable(rate=1.0, burst=4.0)
+    assert rates.left("a", 0.0) == 1.0
+    assert rates.has("a", 0.0)
+    for _ in range(4):
+        assert rates.allow("a", 0.0)
+    assert not rates.has("a", 0.5)
+    assert rates.left("a", 0.5) == 0.125
+    assert rates.left("a", 1.0) == 0.25
+    assert rates.allow("a", 1.0)
+    assert rates.left("a", 100.0) == 1.0
