@@ -89,8 +89,8 @@ class MemberLimits:
     pending: int = 512
     """Builds between their two rounds."""
     pending_per_neighbour: int = 64
-    builds_rate: float = 100.0
-    builds_burst: float = 400.0
+    builds_rate: float = 200.0
+    builds_burst: float = 1000.0
     """First arrays per second, and at once."""
 
 

@@ -77,6 +77,13 @@ def test_a_search_ends_and_goes_on_after_the_last_nonce():
     assert zero_bits(b"\0\x10" + bytes(30)) == 11
 
 
+def test_a_puzzle_is_over_salt_entry_id_and_request():
+    nonce = solved(Challenge(b"s" * 16, 4)).nonce
+    digest = h("puzzle", nonce, b"s" * 16, ENTRY, REQUEST)
+    assert task(b"s" * 16, ENTRY, REQUEST).digest(nonce) == digest
+    assert zero_bits(digest) >= 4
+
+
 # --- bytes ---------------------------------------------------------------------------------------
 
 
