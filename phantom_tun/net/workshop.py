@@ -32,18 +32,20 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 class Workshop:
-    """All such work of one node: one piece after the other, first come, first served."""
+    """All such work of one node. Solutions that somebody waits for are searched one piece after the
+    other, first come, first served; beside them one long piece of work is done at a time."""
 
-    __slots__ = ("_places", "_rng", "_run")
+    __slots__ = ("_long", "_places", "_rng", "_run")
 
     def __init__(self, rng: Rng, run: Run = in_thread) -> None:
         self._rng = rng
         self._run = run
         self._places = trio.CapacityLimiter(1)
+        self._long = trio.CapacityLimiter(1)
 
     async def do(self, work: Callable[[], T]) -> T:
-        """One piece of work, in its turn."""
-        async with self._places:
+        """A long piece of work, in its turn."""
+        async with self._long:
             return await self._run(work)
 
     async def solve(self, task: Task, bits: int) -> bytes:
@@ -51,7 +53,8 @@ class Workshop:
         them."""
         start = self._rng.getrandbits(64)
         while True:
-            nonce = await self.do(partial(task.search, bits, start, TRIES))
+            async with self._places:
+                nonce = await self._run(partial(task.search, bits, start, TRIES))
             if nonce is not None:
                 return nonce
             start += TRIES

@@ -12,8 +12,8 @@ from phantom_tun.clock import MINUTE
 from phantom_tun.crypto.work import WORK_LEN, Task
 from phantom_tun.ids import NodeId
 
-STEPS = (0, 6, 8, 10, 12)
-"""Bits that a member asks for, one step after the other."""
+STEPS = (0, 8, 11, 14, 16)
+"""Bits that a member asks for, one step after the other: 256 to 65,536 tries."""
 HARDEST = STEPS[-1]
 """Owners choose no members that ask for more."""
 
