@@ -18,6 +18,9 @@ RISE_EVERY = 2.0
 """Seconds from one bit more to the next."""
 FALL_EVERY = 5.0
 """Seconds from one bit less to the next."""
+CALM = 0.9
+"""Share of what is kept for those who work that has to be there for that: a crowd that doesn't work
+uses up all but this."""
 
 SALT_LIFE = MINUTE
 """Seconds after which another salt is given out; the one before is accepted for as long again."""
@@ -100,23 +103,27 @@ class Spent:
 class Difficulty:
     """How many bits are asked for: more while those who work use up what is kept for them."""
 
-    __slots__ = ("_bits", "_changed")
+    __slots__ = ("_bits", "_risen", "_strained")
 
     def __init__(self, now: float) -> None:
         self._bits = EASIEST
-        self._changed = now
+        self._risen = now
+        self._strained = now
+        """When it was last not calm, or became easier."""
 
     def bits(self, room: float, reserved: float, now: float) -> int:
         """What is asked for now, while ``room`` of the whole budget (1) is left, of which
         ``reserved`` is for those who work."""
-        since = max(0.0, now - self._changed)
-        if room < reserved / 2:
-            if since >= RISE_EVERY:
-                self._bits = min(HARDEST, self._bits + 1)
-                self._changed = now
-        elif room >= reserved:
-            steps = int(since / FALL_EVERY)
+        # The clock may have been set back.
+        self._risen, self._strained = min(self._risen, now), min(self._strained, now)
+        if room >= CALM * reserved:
+            steps = int((now - self._strained) / FALL_EVERY)
             if steps:
                 self._bits = max(EASIEST, self._bits - steps)
-                self._changed = now
+                self._strained = now
+            return self._bits
+        self._strained = now
+        if room < reserved / 2 and now - self._risen >= RISE_EVERY:
+            self._bits = min(HARDEST, self._bits + 1)
+            self._risen = now
         return self._bits

@@ -163,9 +163,15 @@ def test_what_is_asked_for_rises_with_the_load_and_falls_again():
         now += RISE_EVERY
         assert difficulty.bits(0.1, 0.5, now) == min(HARDEST, EASIEST + step)
         assert difficulty.bits(0.1, 0.5, now) == min(HARDEST, EASIEST + step)
-    assert difficulty.bits(0.3, 0.5, now + 100) == HARDEST
-    assert difficulty.bits(0.6, 0.5, now + FALL_EVERY) == HARDEST - 1
-    assert difficulty.bits(0.6, 0.5, now + 3 * FALL_EVERY) == HARDEST - 3
+    now += 100
+    assert difficulty.bits(0.3, 0.5, now) == HARDEST
+    assert difficulty.bits(0.6, 0.5, now + 1) == HARDEST
+    assert difficulty.bits(0.49, 0.5, now + FALL_EVERY) == HARDEST - 1
+    assert difficulty.bits(0.49, 0.5, now + 3 * FALL_EVERY) == HARDEST - 3
+    assert difficulty.bits(0.3, 0.5, now + 100) == HARDEST - 3
+    assert difficulty.bits(0.6, 0.5, now + 101) == HARDEST - 3
+    assert difficulty.bits(0.6, 0.5, now) == HARDEST - 3, "the clock was set back"
+    assert difficulty.bits(0.6, 0.5, now + FALL_EVERY) == HARDEST - 4
     assert difficulty.bits(0.6, 0.5, now + 1000) == EASIEST
 
 
