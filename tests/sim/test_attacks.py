@@ -26,6 +26,7 @@ from phantom_tun.testing.memory_links import Recorded
 from phantom_tun.testing.record_factory import ApMaker
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN
 from phantom_tun.wire.netdb import Resolution, WriteReport
+from phantom_tun.wire.puzzles import NO_SOLUTION
 from phantom_tun.wire.setup import ARRAY_LEN
 from phantom_tun.wire.setup import Neighbour as ArrayNeighbour
 from phantom_tun.wire.sizes import SEALED_REQUEST_LEN
@@ -244,9 +245,9 @@ async def test_a_request_that_an_entry_node_repeats_leads_nowhere(autojump_clock
     brought = []
     serve = EntryHop.serve
 
-    async def remember(hop, sealed_request, bulk):
+    async def remember(hop, sealed_request, bulk, **options):
         brought.append((hop.hop.entry_id, sealed_request))
-        return await serve(hop, sealed_request, bulk)
+        return await serve(hop, sealed_request, bulk, **options)
 
     monkeypatch.setattr(EntryHop, "serve", remember)
     async with whole_network(9, ONE_HOP) as network:
@@ -258,7 +259,7 @@ async def test_a_request_that_an_entry_node_repeats_leads_nowhere(autojump_clock
         for request in (sealed, bytes(len(sealed)), sealed[:-1] + b"?"):
             opening = pack_opening(Opening.ENTRY, entry_id, b"", random.Random(1))
             bulk = await network.nodes[3].links.open_bulk(entry_node.ref, opening)
-            await bulk.send_bytes(request)
+            await bulk.send_bytes(request + NO_SOLUTION.pack())
             with trio.fail_after(30):
                 assert (await bulk.receive_exactly(1))[0] == Status.NO_TUNNEL
             bulk.reset()
