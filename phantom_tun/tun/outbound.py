@@ -138,13 +138,15 @@ class Outbound:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                for listener in listeners:
-                    if listener is not None:
-                        nursery.start_soon(self._shared.guard.forever, self._accept, listener)
-                task_status.started()
-                await trio.sleep_forever()
+                try:
+                    for listener in listeners:
+                        if listener is not None:
+                            nursery.start_soon(self._shared.guard.forever, self._accept, listener)
+                    task_status.started()
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # no more starts once the nursery may close
         finally:
-            self._nursery = None
             for listener in listeners:
                 if listener is not None:
                     listener.close()
