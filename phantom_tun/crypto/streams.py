@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from itertools import chain, repeat
+from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.poly1305 import Poly1305
@@ -23,6 +22,7 @@ SLACK = 16
 
 _BOUNDARIES = (PACKAGE_LEN, 4_096, 16_384, 65_536)
 _LATER_BOUNDARY = 262_144
+_KEY, _POLY = slice(0, 32), slice(32, 64)
 
 WITH, AGAINST = b"with", b"against"
 """Directions of a stream: with or against the way N0 travelled."""
@@ -58,27 +58,44 @@ class ChainedStream:
     in and then applies the keystream (``outer=False``); the owner, who applies or removes a layer
     from the other side, applies the keystream and authenticates the outcome (``outer=True``), so
     both see the same bytes.
+
+    Keys are 2 KB of state, made when the first byte comes that needs them: a tunnel that is ready
+    and waits has none.
     """
 
-    __slots__ = ("_boundaries", "_key", "_left", "_outer", "_poly", "_update")
+    __slots__ = ("_left", "_material", "_outer", "_passed", "_poly", "_update")
+
+    _poly: Poly1305
+    _update: Callable[[memoryview, memoryview], int]
 
     def __init__(self, secret: bytes, *, outer: bool) -> None:
         """``secret``: 64 bytes from :func:`stream_secret`."""
         self._outer = outer
-        self._boundaries: Iterator[int] = chain(_BOUNDARIES, repeat(_LATER_BOUNDARY))
-        self._start(secret)
+        self._material = secret
+        self._passed = 0
+        """Boundaries so far."""
+        self._left = 0
+        """Bytes to the next one; 0: the keys of ``_material`` aren't in use yet."""
 
-    def _start(self, material: bytes) -> None:
-        self._key = material[:32]
-        cipher = Cipher(algorithms.AES(self._key), modes.CTR(bytes(16)))
+    def _start(self) -> None:
+        cipher = Cipher(algorithms.AES(self._material[_KEY]), modes.CTR(bytes(16)))
         self._update = cipher.encryptor().update_into
-        self._poly = Poly1305(material[32:64])
-        self._left = next(self._boundaries)
+        self._poly = Poly1305(self._material[_POLY])
+        later = self._passed >= len(_BOUNDARIES)
+        self._left = _LATER_BOUNDARY if later else _BOUNDARIES[self._passed]
+
+    def _finish(self) -> None:
+        key, tag = self._material[_KEY], self._poly.finalize()
+        self._material = hashlib.blake2b(tag, key=key, digest_size=64).digest()
+        self._passed += 1
+        del self._poly, self._update
 
     def process(self, view: memoryview, start: int, end: int) -> None:
         """Transform ``view[start:end]`` in place. At least :data:`SLACK` bytes must follow ``end``
         in the view; they are left as they are."""
         while start < end:
+            if not self._left:
+                self._start()
             stop = min(end, start + self._left)
             part = view[start:stop]
             if self._outer:
@@ -90,8 +107,7 @@ class ChainedStream:
             self._left -= stop - start
             start = stop
             if not self._left:
-                tag = self._poly.finalize()
-                self._start(hashlib.blake2b(tag, key=self._key, digest_size=64).digest())
+                self._finish()
 
     def __repr__(self) -> str:
         return "ChainedStream(…)"

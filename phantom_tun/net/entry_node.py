@@ -132,7 +132,10 @@ class EntryDesk:
         if verdict.status is not Status.OK:
             return verdict.status, verdict.challenge
         self._counts["entry_requests"] += 1
-        return await target.serve(sealed_request, bulk, hurry=verdict.worked), None
+        # Popped when it goes on, so that this doesn't keep it for as long as the connection stands.
+        request = [sealed_request]
+        del brought, sealed_request
+        return await target.serve(request.pop(), bulk, hurry=verdict.worked), None
 
 
 async def pass_answer(bulk: Bulk, answer: bytes) -> None:
@@ -259,11 +262,13 @@ class EntryHop:
             return Status.NO_TUNNEL
         try:
             await tunnel.send_package(Package.REPLY, request_body(sealed_request))
+            del sealed_request
             result = await self._announcer.receive_result(tunnel, ANSWER_TIMEOUT)
             if result.operation is not Operation.ANSWER:
                 await tunnel.finish()
                 return Status.NO_TUNNEL
             await pass_answer(bulk, result.content)
+            del result  # nothing that was needed to set it up stays while data flows
             await splice(tunnel.bulk, bulk, tunnel.incoming[0], tunnel.outgoing[0])
         except (StreamReset, DeadlineExpired, PeerError, CapacityExceeded):
             tunnel.reset()

@@ -188,10 +188,12 @@ class ExitHop:
                 request = await tunnel.receive_package(Package.REPLY, READY_LIFE)
             finally:
                 self._waiting -= 1
-            if request.operation is Operation.NETDB:
-                await self._carry_out(tunnel, request.content)
+            operation, content = request.operation, [request.content]
+            del request  # it, and `content`, would stay for as long as the connection stands
+            if operation is Operation.NETDB:
+                await self._carry_out(tunnel, content.pop())
             else:
-                await self._connect(tunnel, ConnectRequest.unpack(request.content))
+                await self._connect(tunnel, ConnectRequest.unpack(content.pop()))
         except PeerError as error:
             self._hub.counts[f"drop_exit_{type(error).__name__}"] += 1
             tunnel.reset()
@@ -214,6 +216,7 @@ class ExitHop:
 
     async def _connect(self, tunnel: Tunnel, request: ConnectRequest) -> None:
         status, answer, onward = await self._dialer.ask(request)
+        del request
         if onward is None:
             self._hub.counts["exit_connects_failed"] += 1
             await tunnel.send_package(Package.RESULT, failed_body(status, answer))
@@ -222,6 +225,7 @@ class ExitHop:
         self._hub.counts["exit_connects"] += 1
         try:
             await tunnel.send_package(Package.RESULT, answer_body(answer))
+            del answer
             await splice(tunnel.bulk, onward, tunnel.incoming[0], tunnel.outgoing[0])
         finally:
             await onward.aclose()

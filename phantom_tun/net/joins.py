@@ -60,9 +60,11 @@ class Joins:
     async def _carry(self, bulk: Bulk, join: Join, on_joined: Callable[[], None]) -> None:
         there = ChainedStream(join.there, outer=False)
         back = ChainedStream(join.back, outer=False)
-        # What came with the opening goes on with it.
-        first = process_bytes(there, bulk.receive_now(PACKAGE_LEN))
-        onward = await self._open_bulk(join.onward, join.opening, first)
+        # What came with the opening goes on with it. A name for it would keep it for as long as the
+        # tunnel stands.
+        onward = await self._open_bulk(
+            join.onward, join.opening, process_bytes(there, bulk.receive_now(PACKAGE_LEN))
+        )
         on_joined()
         try:
             await splice(bulk, onward, there, back)
