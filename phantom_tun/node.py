@@ -11,6 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -56,12 +57,14 @@ from phantom_tun.path.hop import OwnedPath, PathHop
 from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.member import Member, MemberLimits
 from phantom_tun.profile import Profile
-from phantom_tun.tun.interface import Interface
 from phantom_tun.view.backend import NodeView
 from phantom_tun.view.health import PathDeaths
 from phantom_tun.wire.netdb import UpdateApRoutes
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.records import Capability
+
+if TYPE_CHECKING:
+    from phantom_tun.tun.interface import Interface
 
 CACHE_FILE = "nodes.cache"
 HOLDINGS_FILE = "records.held"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -12,9 +12,9 @@ from phantom_tun.config import Config
 from phantom_tun.control.backend import ControlBackend
 from phantom_tun.daemon.workers import WorkerSpawner
 from phantom_tun.profile import Profile
-from phantom_tun.tun.device import open_tun
-from phantom_tun.tun.interface import Interface
-from phantom_tun.tun.settings import InterfaceConfig, Timeouts
+
+if TYPE_CHECKING:
+    from phantom_tun.tun.interface import Interface
 
 
 class DaemonNode(Protocol):
@@ -31,8 +31,8 @@ class DaemonNode(Protocol):
         ...
 
 
-NodeFactory = Callable[[Config, Profile, list[socket.socket], Interface | None], DaemonNode]
-InterfaceOpener = Callable[[Config, Profile], Interface]
+NodeFactory = Callable[[Config, Profile, list[socket.socket], "Interface | None"], DaemonNode]
+InterfaceOpener = Callable[[Config, Profile], "Interface"]
 
 
 def open_interface(config: Config, profile: Profile) -> Interface:
@@ -40,6 +40,11 @@ def open_interface(config: Config, profile: Profile) -> Interface:
 
     :raises UsageError: no permission, no TUN support or the name is taken; says what to do.
     """
+    # A node that only relays does without: 1 MB.
+    from phantom_tun.tun.device import open_tun  # noqa: PLC0415
+    from phantom_tun.tun.interface import Interface  # noqa: PLC0415
+    from phantom_tun.tun.settings import InterfaceConfig, Timeouts  # noqa: PLC0415
+
     settings = InterfaceConfig(
         name=config.interface.name,
         mtu=config.interface.mtu,

@@ -60,7 +60,8 @@ def test_the_daemon_imports_nothing_it_does_not_need(tmp_path: Path) -> None:
         "    main()\n"
         "finally:\n"
         "    import phantom_tun.daemon.start, phantom_tun.node\n"
-        "    heavy = {'typer', 'pydantic', 'rich.console', 'pygments', 'scapy'}\n"
+        "    heavy = {'typer', 'pydantic', 'rich.console', 'pygments', 'scapy', 'asyncio'}\n"
+        "    heavy |= {'phantom_tun.tun.interface', 'pytun'}\n"
         "    print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
