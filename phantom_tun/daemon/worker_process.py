@@ -53,7 +53,3 @@ def main() -> int:
     spare_what_stays()
     trio.run(serve, socket.socket(fileno=os.dup(sys.stdin.fileno())))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ import trio
 import phantom_tun
 from phantom_tun.config import LogConfig
 
-MODULE = "phantom_tun.daemon.worker_process"
+MODULE = "phantom_tun.daemon.worker_start"
 
 
 class WorkerSpawner:

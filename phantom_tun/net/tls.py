@@ -36,6 +36,9 @@ LOOK_AGAIN = 8
 LINGER = 2.0
 """Seconds for a refused stranger to read why before the socket is closed."""
 
+_ONE_BYTE = memoryview(bytearray(1))
+"""What was read is taken out before anybody else gets a turn."""
+
 _BROKEN = (OSError, trio.ClosedResourceError)
 """What a socket raises when the connection is no more; ssl.SSLError is an OSError."""
 
@@ -44,15 +47,14 @@ class TlsConnection:
     """A :class:`~phantom_tun.net.connection.Connection` over an ``SSLSocket`` that has shaken
     hands."""
 
-    __slots__ = ("_ahead", "_closed", "_first", "_lone", "_socket", "_torn")
+    __slots__ = ("_ahead", "_closed", "_lone", "_socket", "_torn")
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self._socket = tls
         self._closed = False
         self._torn = False
-        self._first = memoryview(bytearray(1))
-        self._ahead = False
-        """Whether the next byte lies in ``_first`` already."""
+        self._ahead = b""
+        """The next byte, if it was read already."""
         self._lone = 0
         """Reads since we last looked behind a short record in vain."""
 
@@ -67,14 +69,14 @@ class TlsConnection:
         and who waits for the rest of that shouldn't need a buffer."""
         waited = False
         while not self._ahead:
-            count = self._read_now(self._first)
+            count = self._read_now(_ONE_BYTE)
             if count == 0:
                 break
             if count is None:
                 await self._wait()
                 waited = True
             else:
-                self._ahead = True
+                self._ahead = bytes(_ONE_BYTE)
         if not waited:
             await checkpoint()
 
@@ -94,8 +96,7 @@ class TlsConnection:
         one; so behind that it is tried only now and then, or if it helped the last time.
         """
         if self._ahead:
-            self._ahead = False
-            view[:1] = self._first
+            view[:1], self._ahead = self._ahead, b""
             with suppress(LinkBroken):  # the next read will say so again
                 return 1 + (self._read_now(view[1:]) or 0)
             return 1
