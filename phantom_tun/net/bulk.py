@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum, auto
+from typing import Any
 
 import trio
 
@@ -123,13 +124,12 @@ class BulkLink:
                 return
             self._check_reset()
 
-    async def wait_arrival(self) -> None:
+    def wait_arrival(self) -> Coroutine[Any, Any, None]:
         """Return when there may be something to receive; after at least one turn of the
         scheduler."""
         if self.unframer.has_more or self.unframer.finished:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self.connection.wait_arrival()
+            return trio.lowlevel.checkpoint()  # noqa: ASYNC105
+        return self.connection.wait_arrival()
 
     async def receive_pooled(self) -> Buffer:
         """See :meth:`Bulk.receive_pooled`."""

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import trio
 
@@ -96,9 +97,11 @@ class Neighbours:
             self._spawn(neighbour.keep_signalling, ref)
         return bulk
 
-    async def relay(self, bulk: Bulk, join: Join, on_joined: Callable[[], None]) -> None:
+    def relay(
+        self, bulk: Bulk, join: Join, on_joined: Callable[[], None]
+    ) -> Coroutine[Any, Any, None]:
         """See :meth:`phantom_tun.net.joins.Joins.relay`."""
-        await self._joins.relay(bulk, join, on_joined)
+        return self._joins.relay(bulk, join, on_joined)
 
     async def ensure(self, ref: NodeRef) -> None:
         """Have a signalling link to ``ref``, and keep it from being ended for idleness.

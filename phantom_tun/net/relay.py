@@ -6,7 +6,8 @@ other way. It can't tell outbound from inbound, nor which neighbour is nearer th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from phantom_tun.crypto.streams import AGAINST, WITH, stream_secret
 from phantom_tun.errors import CapacityExceeded, WorldError
@@ -120,5 +121,5 @@ class _Side:
     def block_arrived(self, block: TunnelBlock) -> None:
         self._hop.block_arrived(block, self._side)
 
-    async def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> None:
-        await self._hop.tunnel_opened(block, bulk, self._side)
+    def tunnel_opened(self, block: TunnelBlock, bulk: Bulk) -> Coroutine[Any, Any, None]:
+        return self._hop.tunnel_opened(block, bulk, self._side)
