@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 
@@ -18,6 +19,8 @@ def import_logs_alone() -> None:
     if sys.modules.setdefault("asyncio", stand_in) is not stand_in:
         return
     try:
-        import_module(LIBRARY)
+        # A version that needs more than the name is imported by whoever needs it, as usual.
+        with suppress(AttributeError, ImportError):
+            import_module(LIBRARY)
     finally:
         del sys.modules["asyncio"]

@@ -383,3 +383,34 @@ def test_a_program_that_its_user_cannot_read_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "access", lambda path, _mode: "phantom_tun" not in str(path))
     with pytest.raises(ConfigError, match=r"phantom_tun/__init__.py.*where every user can read"):
         start.check_program()
+
+
+# --- what a daemon imports ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("library", "loaded"),
+    [
+        ("import asyncio\n", "['fake_logs']"),
+        # It needs more than the name, and gets it.
+        ("import asyncio\nasyncio.Queue\n", "['asyncio', 'fake_logs']"),
+        ("from asyncio import Queue\n", "['asyncio', 'fake_logs']"),
+    ],
+)
+def test_the_log_library_is_imported_alone_if_that_works(
+    tmp_path: Path, library: str, loaded: str
+) -> None:
+    (tmp_path / "fake_logs.py").write_text(library)
+    code = (
+        "import sys\n"
+        "from phantom_tun.daemon import lean\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "lean.LIBRARY = 'fake_logs'\n"
+        "lean.import_logs_alone()\n"
+        "import fake_logs\n"
+        "print(sorted({'asyncio', 'fake_logs'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == loaded, done.stderr
