@@ -68,9 +68,11 @@ class Neighbours:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await self._guard.forever(self._tidy_regularly)
+                try:
+                    await self._guard.forever(self._tidy_regularly)
+                finally:
+                    self._nursery = None  # no more tasks once it may close
         finally:
-            self._nursery = None
             for neighbour in self._neighbours.values():
                 neighbour.close()
             self._neighbours.clear()
