@@ -210,6 +210,7 @@ class SignalLink:
 
     def close(self) -> None:
         """End the link now."""
+        self._over = True
         self._connection.close()
 
     async def run(self) -> None:
