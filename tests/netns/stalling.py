@@ -1,4 +1,5 @@
-"""A reader that stops, and what the network between it and the sender then holds."""
+"""Transfers that come to a stop: a reader that stops, and what the network between it and the
+sender then holds; a transfer that is watched while something happens to it."""
 
 from __future__ import annotations
 
@@ -6,8 +7,11 @@ import hashlib
 import random
 import select
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 
 from labs import Lab
 
@@ -72,3 +76,67 @@ def stall(lab: Lab, sender: socket.socket, reader: socket.socket, seconds: float
     assert rest == b"and on it goes"
     assert received.digest() == sent.digest()
     return Stall(accepted, accepted - accepted_early, growth)
+
+
+class Transfer:
+    """Sends as much as goes through, in a ``with`` block, and reads it at the other end."""
+
+    def __init__(self, sender: socket.socket, reader: socket.socket) -> None:
+        self._sender = sender
+        self._reader = reader
+        self._enough = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._until_over, args=("sender", self._send)),
+            threading.Thread(target=self._until_over, args=("reader", self._read)),
+        ]
+        self.sent = hashlib.sha256()
+        self.got = hashlib.sha256()
+        self.received = 0
+        self.errors: dict[str, OSError] = {}
+        self.over: dict[str, float] = {}
+        """When each end had nothing more to do, in ``time.monotonic``."""
+
+    def __enter__(self) -> Transfer:
+        for thread in self._threads:
+            thread.start()
+        while self.received < 1 << 20 and not self.over:
+            time.sleep(0.05)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Send no more; returns when all has been read or both ends have failed."""
+        self._enough.set()
+        self.wait_over(None)
+
+    def wait_over(self, seconds: float | None) -> None:
+        """Wait until both ends have nothing more to do."""
+        for thread in self._threads:
+            thread.join(seconds)
+
+    def _until_over(self, who: str, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except OSError as error:
+            self.errors[who] = error
+        self.over[who] = time.monotonic()
+
+    def _send(self) -> None:
+        rng = random.Random(1)
+        while not self._enough.is_set():
+            piece = rng.randbytes(_PIECE)
+            self._sender.sendall(piece)
+            self.sent.update(piece)
+        self._sender.shutdown(socket.SHUT_WR)
+
+    def _read(self) -> None:
+        while piece := self._reader.recv(1 << 20):
+            self.got.update(piece)
+            self.received += len(piece)

@@ -13,9 +13,10 @@ import pytest
 from labs import Lab, Node, lab_of, wait_until
 from probing import Prober, connects
 from services import Echo, serving
+from stalling import Transfer
 from watching import Watch
 
-from phantom_tun.control.model import PathInfo
+from phantom_tun.control.model import PathInfo, TunnelInfo
 from phantom_tun.control.schema import GetStatus, ListPaths, ListTunnels, RebuildPaths
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
@@ -25,6 +26,8 @@ RECOVERY = 180.0
 """Seconds that a busy machine may need; the figures say how long it took."""
 PROBED = 10.0
 """Seconds after a fault for which new connections are watched."""
+FROZEN_IS_DEAD = 30.0
+"""Seconds of silence after which neighbours take a node for dead (docs/spec/links.md)."""
 BUILDS = 10
 PATHS = 2
 """Of each kind; the default."""
@@ -85,6 +88,31 @@ def are_rid_of(owner: Node, kind: str, lost: set[str]) -> bool:
 def seconds_until(condition: Callable[[], bool], since: float) -> float:
     wait_until(condition, RECOVERY, 0.2)
     return time.monotonic() - since
+
+
+@contextlib.contextmanager
+def joined_through(
+    lab: Lab, client: Node, server: Node, kind: str
+) -> Iterator[tuple[socket.socket, socket.socket, Node]]:
+    """Both ends of a connection, and the middle node of the exit or entry path that carries it."""
+    owner = client if kind == "exit" else server
+    while True:
+        with client.joined(server, OTHER) as (caller, called):
+            ports = (f":{OTHER}", f":{caller.getsockname()[1]}")
+
+            def carrying(ports: tuple[str, str] = ports) -> list[TunnelInfo]:
+                return [t for t in owner.ask(ListTunnels()) if t.remote.endswith(ports)]
+
+            wait_until(carrying)
+            lasting = {path.id: path for path in paths(owner, kind)}
+            # A path that is being replaced isn't listed any more.
+            if (path := lasting.get(carrying()[0].path_id)) is not None:
+                node = lab.by_id()[path.nodes[1]]
+                if node.name in ("n15", "n16"):
+                    pytest.skip("client and server lead through each other")
+                yield caller, called, node
+                return
+        time.sleep(1.0)
 
 
 @contextlib.contextmanager
@@ -208,6 +236,52 @@ def test_both_ends_hear_of_it_when_a_member_dies(
                     sock.recv(1)
             took = time.monotonic() - since
     figures(f"both ends of a lost connection know after {took:.1f} s")
+
+
+@slow
+@pytest.mark.parametrize("kind", ["exit", "entry"])
+@pytest.mark.usefixtures("settled")
+def test_a_transfer_through_a_member_that_stays_frozen_is_reset_at_both_ends(
+    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+) -> None:
+    with (
+        joined_through(lab, client, server, kind) as (caller, called, victim),
+        Transfer(caller, called) as transfer,
+        frozen(lab, victim),
+    ):
+        since = time.monotonic()
+        transfer.wait_over(FROZEN_IS_DEAD + 30.0)
+    assert [type(error) for error in transfer.errors.values()] == [ConnectionResetError] * 2
+    took = {who: when - since for who, when in transfer.over.items()}
+    figures(
+        f"middle of an {kind} path stays frozen: the sender of a transfer is reset after "
+        f"{took['sender']:.1f} s, the reader after {took['reader']:.1f} s"
+    )
+    assert max(took.values()) < FROZEN_IS_DEAD + 10.0
+
+
+@slow
+@pytest.mark.parametrize("kind", ["exit", "entry"])
+@pytest.mark.usefixtures("settled")
+def test_a_transfer_goes_on_when_a_frozen_member_comes_back(
+    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+) -> None:
+    with (
+        joined_through(lab, client, server, kind) as (caller, called, victim),
+        Transfer(called, caller) as transfer,
+    ):
+        with frozen(lab, victim):
+            time.sleep(FROZEN_IS_DEAD / 2)
+        before, resumed = transfer.received, time.monotonic()
+        wait_until(lambda: transfer.received > before)
+        took = time.monotonic() - resumed
+        transfer.finish()
+    assert not transfer.errors
+    assert transfer.got.digest() == transfer.sent.digest()
+    figures(
+        f"middle of an {kind} path frozen for {FROZEN_IS_DEAD / 2:.0f} s: a transfer went on "
+        f"{took:.1f} s after it was resumed, nothing lost"
+    )
 
 
 # --- the owner itself -----------------------------------------------------------------------------
