@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.resources
 import ipaddress
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ from phantom_tun.profile import Profile
 from phantom_tun.view.backend import NodeView
 from phantom_tun.view.health import PathDeaths
 from phantom_tun.wire.netdb import UpdateApRoutes
-from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.nodes import IpAddress, NodeRef
 from phantom_tun.wire.records import Capability
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class Node:
         if node.dialable:
             capabilities = Capability.DIALABLE | Capability.RELAY
         return NodeFacts(
-            node.advertised_addresses or (ipaddress.IPv4Address(0),),
+            _or_none(node.advertised_addresses),
             node.port if node.dialable else 0,
             capabilities,
         )
@@ -387,6 +388,24 @@ class Node:
                 ]
             )
 
+    # --- what happens to the machine --------------------------------------------------------------
+
+    def moved(self, addresses: Sequence[IpAddress]) -> None:
+        """The machine has other addresses than before; at these it is to be dialed now. Members of
+        our paths know the old ones, so all paths are replaced."""
+        self._own_record.move(_or_none(addresses), self.netdb.set_own_record)
+        self.links.start_over()
+        for user in self.connector.users():
+            self.hub.start(self._replace, user.path)
+
+    async def _replace(self, path: OwnedPath) -> None:
+        with suppress(WorldError):
+            await self.paths.replace(path)
+
+    def woke(self) -> None:
+        """The machine slept for so long that others have closed its links."""
+        self.links.start_over()
+
     # --- what the parts ask of each other ---------------------------------------------------------
 
     async def handle_request(self, identity: str, sealed_request: bytes, accept: Accept) -> None:
@@ -477,6 +496,11 @@ class Node:
             return False
         return self.links.statistics().get("links_accepted", 0) > 0 or None
 
+    @property
+    def addresses(self) -> Sequence[IpAddress]:
+        """Where others dial us, if they can."""
+        return self._own_record.addresses
+
     def uptime(self) -> float:
         """Seconds since the start."""
         return self.clock.now() - self._started
@@ -504,6 +528,11 @@ class Node:
         if self._interface is not None:
             parts["interface"] = self._interface.statistics
         return {"tunnels": dict(self.hub.counts), **{name: part() for name, part in parts.items()}}
+
+
+def _or_none(addresses: Sequence[IpAddress]) -> Sequence[IpAddress]:
+    """What stands in a record: something has to."""
+    return addresses or (ipaddress.IPv4Address(0),)
 
 
 def _web_page(path: str) -> bytes:

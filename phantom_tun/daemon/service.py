@@ -12,6 +12,7 @@ from phantom_tun.control.listener import Access
 from phantom_tun.control.server import ControlServer
 from phantom_tun.daemon.collector import spare_what_stays
 from phantom_tun.daemon.notify import READY, STOPPING, notify, status
+from phantom_tun.daemon.whereabouts import Whereabouts
 from phantom_tun.daemon.wiring import DaemonNode
 
 STOP_DEADLINE_S = 15
@@ -46,7 +47,9 @@ class _Stopping:
         self.begin()
 
 
-async def serve(node: DaemonNode, control: socket.socket, access: Access) -> None:
+async def serve(
+    node: DaemonNode, control: socket.socket, access: Access, whereabouts: Whereabouts
+) -> None:
     """Run ``node`` and answer ``control`` until a signal or a command says stop.
 
     The control socket works from before the node starts until after it has stopped.
@@ -62,15 +65,16 @@ async def serve(node: DaemonNode, control: socket.socket, access: Access) -> Non
             await nursery.start(server.serve, control)
             notify(status("starting"))
             with node_scope:
-                await _run_node(node)
+                await _run_node(node, whereabouts)
             nursery.cancel_scope.cancel()
     finally:
         signal.alarm(0)
 
 
-async def _run_node(node: DaemonNode) -> None:
+async def _run_node(node: DaemonNode, whereabouts: Whereabouts) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        nursery.start_soon(whereabouts.watch, node)
         spare_what_stays()
         notify(READY, status("ready"))
         _log.info("ready")

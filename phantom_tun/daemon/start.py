@@ -26,6 +26,7 @@ from phantom_tun.daemon.privileges import (
 )
 from phantom_tun.daemon.service import serve
 from phantom_tun.daemon.underlay import advertised_addresses
+from phantom_tun.daemon.whereabouts import Whereabouts
 from phantom_tun.daemon.wiring import InterfaceOpener, NodeFactory, load_node, open_interface
 from phantom_tun.errors import ConfigError, PhantomError
 from phantom_tun.files import ensure_private_directory
@@ -50,6 +51,7 @@ def run_daemon(
     """
     logs.configure(config.log)
     new_node = load_node() if node_factory is None else node_factory
+    whereabouts = Whereabouts(config.node)
     config = _with_addresses(config)
     control_gid = resolve_group(config.control.group)
     account = resolve_account(config.node.user, control_gid)
@@ -80,7 +82,7 @@ def run_daemon(
         )
         node = new_node(config, profile, listeners, interface)
         try:
-            trio.run(serve, node, control, access)
+            trio.run(serve, node, control, access, whereabouts)
         except ExceptionGroup as group:
             known, unknown = group.split(PhantomError)
             if known is None or unknown is not None:

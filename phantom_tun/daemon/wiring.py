@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from phantom_tun.config import Config
+from phantom_tun.config import Address, Config
 from phantom_tun.control.backend import ControlBackend
 from phantom_tun.daemon.workers import WorkerSpawner
 from phantom_tun.profile import Profile
@@ -28,6 +28,14 @@ class DaemonNode(Protocol):
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Be a node until cancelled, then stop in order; started means READY: the address is up
         and the network database joined."""
+        ...
+
+    def moved(self, addresses: Sequence[Address]) -> None:
+        """The machine has other addresses than before; at these it is to be dialed now."""
+        ...
+
+    def woke(self) -> None:
+        """The machine slept for so long that others have given it up."""
         ...
 
 

@@ -166,6 +166,11 @@ class Neighbours:
                 del self._neighbours[node_id]
                 neighbour.close()
 
+    def start_over(self) -> None:
+        """Close all links, since they lead nowhere any more: whatever uses them makes others."""
+        for neighbour in list(self._neighbours.values()):
+            neighbour.close()
+
     def neighbours(self) -> list[NeighbourInfo]:
         """Everyone there is a link with."""
         return [neighbour.info() for neighbour in self._neighbours.values() if not neighbour.empty]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -57,9 +57,22 @@ class OwnRecord:
         self.current = self._make()
 
     @property
+    def addresses(self) -> Sequence[IpAddress]:
+        """Where others dial us."""
+        return self._facts.addresses
+
+    @property
     def path_key(self) -> bytes:
         """The path-building key that the current record names."""
         return self._path_keys.published.public
+
+    def move(
+        self, addresses: Sequence[IpAddress], publish: Callable[[NodeRecord, bytes], None]
+    ) -> None:
+        """Others dial us at these addresses now."""
+        if tuple(addresses) != tuple(self._facts.addresses):
+            self._facts = replace(self._facts, addresses=addresses)
+            self.renew(publish)
 
     async def keep_fresh(self, publish: Callable[[NodeRecord, bytes], None]) -> None:
         """Renew in good time until cancelled; ``publish`` gets each new record with its path

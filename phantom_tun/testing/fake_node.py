@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
+from phantom_tun.config import Address
 from phantom_tun.control.model import NodeState
 from phantom_tun.errors import PhantomError
 from phantom_tun.testing.fake_backend import FakeBackend
@@ -28,6 +29,9 @@ class FakeNode:
     stop_s: float = 0.0
     """How long an ordered stop takes."""
     history: list[NodeState] = field(default_factory=list)
+    moved_to: tuple[Address, ...] | None = None
+    """The addresses it was last told."""
+    wakings: int = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ready at once, unless told otherwise; then idle until cancelled."""
@@ -44,6 +48,14 @@ class FakeNode:
             self._is("stopping")
             with trio.CancelScope(shield=True):
                 await trio.sleep(self.stop_s)
+
+    def moved(self, addresses: Sequence[Address]) -> None:
+        """Nothing to do."""
+        self.moved_to = tuple(addresses)
+
+    def woke(self) -> None:
+        """Nothing to do."""
+        self.wakings += 1
 
     def _is(self, state: NodeState) -> None:
         self.backend.state = state

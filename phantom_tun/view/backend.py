@@ -105,7 +105,7 @@ class NodeView:
 
     def _bootstrap(self) -> tuple[str, ...]:
         keys, settings = self._node.keys, self._node.config.node
-        addresses = settings.advertised_addresses if settings.dialable else ()
+        addresses = self._node.addresses if settings.dialable else ()
         return tuple(
             str(Bootstrap(keys.node_id, address, settings.port, keys.cert_hash))
             for address in addresses

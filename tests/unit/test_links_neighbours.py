@@ -185,6 +185,18 @@ async def test_a_frozen_neighbour_is_noticed_and_all_its_links_break(autojump_cl
         assert await a.links.call(b.ref, b"ab") == b"ba"
 
 
+async def test_links_that_start_over_break_and_are_made_anew(autojump_clock):
+    async with world(2) as (_, ours, theirs):
+        await ours.links.signal(theirs.ref, b"before")
+        bulk = await ours.links.open_bulk(theirs.ref, OPENING)
+        ours.links.start_over()
+        with pytest.raises(LinkBroken):
+            await bulk.receive_exactly(1)
+        assert await ours.links.call(theirs.ref, b"olleh") == b"hello"
+        await wait_all_tasks_blocked()
+        assert ours.count("signalling_links") == theirs.count("signalling_links") == 1
+
+
 async def test_what_callers_get_wrong_is_their_mistake(autojump_clock):
     async with world(2) as (_, a, b):
         for attempt in (
