@@ -17,7 +17,7 @@ from stalling import Transfer
 from watching import Watch
 
 from phantom_tun.control.model import PathInfo, TunnelInfo
-from phantom_tun.control.schema import GetStatus, ListPaths, ListTunnels, RebuildPaths
+from phantom_tun.control.schema import GetStatus, ListPaths, ListTunnels, RebuildPaths, Unexpose
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
@@ -331,6 +331,7 @@ def test_a_node_that_comes_back_has_its_addresses_and_is_reachable(
         took = time.monotonic() - started
         lab.refresh()
         after = lab["n13"]
+    after.ask(Unexpose(ECHO, "tcp"))
     figures(f"after {end} and start: connected {took:.1f} s after the node was ready")
     assert (after.ap(4), after.ap(6), after.node_id) == (before.ap(4), before.ap(6), node_id)
     assert after.pid != pid
