@@ -2,7 +2,8 @@
 
 A caller whose route is slow tries another one beside it, and an application repeats its SYN. To the
 local service all these requests are one caller with one port. They share one connection to it, and
-the first attempt that completes TLS has it.
+the first attempt that completes TLS has it. A later call of the same two ends replaces it: the
+caller knows that the earlier one is dead, and we may not have noticed yet.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from phantom_tun.errors import Filtered
+
+ONE_CALL = 30
+"""Seconds by which the times of a call's requests differ at most: they are made within 20 s
+(``session_opening.OPEN_WITHIN``) and rounded down to multiples of 15. Somebody who holds one back
+for longer can't pass it off as another call's."""
 
 
 class Abortable(Protocol):
@@ -33,6 +39,8 @@ class Offer(Generic[ServiceT]):
     """A local service that waits for one of the attempts of a call."""
 
     service: ServiceT
+    made: int
+    """When the request was made for which it was asked."""
     is_taken: bool = False
 
     def take(self) -> None:
@@ -62,26 +70,41 @@ class Offers(Generic[ServiceT]):
 
     @asynccontextmanager
     async def joined(
-        self, ends: Hashable, connect: Callable[[], Awaitable[ServiceT]]
+        self, ends: Hashable, made: int, connect: Callable[[], Awaitable[ServiceT]]
     ) -> AsyncIterator[Offer[ServiceT]]:
         """The offer for ``ends``, while this is open. The first attempt makes it with ``connect``;
         when the last one has left and none took it, the service is given up.
 
+        :param made: the time in the request.
+
         :raises Filtered: an earlier attempt has the service already.
         :raises ConnectFailed: as ``connect``.
         """
+        call = self._calls.get(ends)
+        if (old := self._calls.get(ends)) is not None and (given_up := _given_up(old, made)):
+            given_up.service.abort()
+            del self._calls[ends]
         call = self._calls.setdefault(ends, _Call())
         call.attempts += 1
         try:
             async with call.connecting:
                 if call.offer is None:
-                    call.offer = Offer(await connect())
+                    call.offer = Offer(await connect(), made)
             if call.offer.is_taken:
                 raise Filtered("this call is connected already")
             yield call.offer
         finally:
             call.attempts -= 1
             if not call.attempts:
-                del self._calls[ends]
+                if self._calls.get(ends) is call:
+                    del self._calls[ends]
                 if call.offer is not None and not call.offer.is_taken:
                     call.offer.service.abort()
+
+
+def _given_up(call: _Call[ServiceT], made: int) -> Offer[ServiceT] | None:
+    """What the call has, if a request is of a later one."""
+    offer = call.offer
+    if offer is not None and offer.is_taken and made - offer.made > ONE_CALL:
+        return offer
+    return None

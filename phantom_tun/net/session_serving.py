@@ -236,7 +236,9 @@ class SessionServer:
         target = Endpoint(request.destination, rule.target_port if rule is not None else 0)
         # Pings of one caller have no ports to tell them apart by, and need none.
         ends = request.nonce if is_echo else (request.protocol, remote, target)
-        offer = self._offers.joined(ends, lambda: self._reach(request.protocol, remote, target))
+        offer = self._offers.joined(
+            ends, request.time, lambda: self._reach(request.protocol, remote, target)
+        )
         try:
             opened = _Opened(await stack.enter_async_context(offer), handshake, remote)
         except Refused:

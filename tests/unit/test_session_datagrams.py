@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from phantom_tun.endpoints import DatagramStream
 from phantom_tun.errors import Filtered, Refused, StreamReset, UsageError
 from phantom_tun.net.session_datagrams import MAX_QUEUED, MAX_QUEUED_BYTES, SessionDatagrams
+from phantom_tun.net.session_offers import ONE_CALL
 from phantom_tun.net.session_serving import ECHO_IDLE
 from phantom_tun.net.session_tunnel import FRAMES_AT_ONCE
 from phantom_tun.testing.fake_tunnel import FakeTunnel
@@ -101,6 +102,27 @@ async def test_a_slow_tunnel_loses_the_oldest_messages(
         if length > 4:
             assert flow._queue[-1][:4] == (count - 1).to_bytes(4, "big"), "the newest is kept"
         assert trio.current_time() - started < 1, "sending never waits"
+
+
+async def test_a_later_call_replaces_a_flow_that_only_its_caller_knows_to_be_dead(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        await world.connect_udp()
+        await trio.sleep(ONE_CALL)
+        with pytest.raises(Filtered):  # might be another attempt of the same call
+            await world.connect_udp()
+        await trio.sleep(ONE_CALL)
+        again = await world.connect_udp()
+        await again.send(b"still here")
+        assert await received(again) == b"still here"
+        old, new = world.bob.host.connections
+        assert (old.is_aborted, new.is_aborted) == (True, False)
+        # When the old one has been cleared away, the new one still has its place.
+        world.alice.service.close(world.alice.service.sessions()[0].number)
+        await trio.sleep(10)
+        with pytest.raises(Filtered):
+            await world.connect_udp()
 
 
 async def test_the_other_end_sees_the_close(autojump_clock: MockClock) -> None:
