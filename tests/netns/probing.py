@@ -1,7 +1,10 @@
-"""Connections made all the time, to see what an application notices of a fault."""
+"""Connections or datagrams made all the time, to see what an application notices of a fault."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import socket
 import statistics
 import threading
 import time
@@ -91,3 +94,48 @@ def connects(client: Node, server: Node, port: int, timeout: float) -> bool:
             return sock.recv(100).endswith(b"\n")
     except OSError:
         return False
+
+
+class DatagramProber:
+    """Sends datagrams to an echo service from one socket, in a ``with`` block."""
+
+    def __init__(self, client: Node, server: Node, port: int) -> None:
+        self.socket = client.socket(4, socket.SOCK_DGRAM)
+        self.socket.settimeout(EVERY)
+        self.socket.connect((server.ap(4), port))
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
+        self.came: list[float] = []
+        """When answers came, in ``time.monotonic``."""
+
+    def __enter__(self) -> DatagramProber:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self.socket.close()
+
+    def _send(self) -> None:
+        while not self._over.wait(EVERY):
+            with contextlib.suppress(OSError):
+                self.socket.send(b"anybody there?")
+
+    def _receive(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(OSError):
+                self.socket.recv(100)
+                self.came.append(time.monotonic())
+
+    def longest_silence(self, since: float) -> float:
+        """Seconds, up to now."""
+        times = [since, *(when for when in self.came if when > since), time.monotonic()]
+        return max(after - before for before, after in itertools.pairwise(times))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import statistics
 import time
@@ -11,13 +13,14 @@ from ipaddress import ip_address
 
 import pytest
 from labs import Lab, Node, lab_of, wait_until
-from probing import Prober, connects
-from services import Echo, serving
+from probing import DatagramProber, Prober, connects
+from services import DatagramEcho, Echo, serving
 from stalling import Transfer
 from watching import Watch
 
 from phantom_tun.control.model import PathInfo, TunnelInfo
 from phantom_tun.control.schema import GetStatus, ListPaths, ListTunnels, RebuildPaths, Unexpose
+from phantom_tun.net.session_offers import ONE_CALL
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
@@ -28,6 +31,9 @@ PROBED = 10.0
 """Seconds after a fault for which new connections are watched."""
 FROZEN_IS_DEAD = 30.0
 """Seconds of silence after which neighbours take a node for dead (docs/spec/links.md)."""
+LONG_FROZEN = 60.0
+ATTEMPTS = 12
+"""Connections that are made until one leads over a path that serves the test."""
 BUILDS = 10
 PATHS = 2
 """Of each kind; the default."""
@@ -50,7 +56,7 @@ def client(lab: Lab) -> Node:
 @pytest.fixture(scope="module")
 def server(lab: Lab) -> Iterator[Node]:
     node = lab["n16"]
-    node.expose(ECHO)
+    node.expose(ECHO, "tcp", "udp")
     node.expose(OTHER)
     with serving(node, ECHO, Echo):
         yield node
@@ -90,29 +96,37 @@ def seconds_until(condition: Callable[[], bool], since: float) -> float:
     return time.monotonic() - since
 
 
+def member_that_carries(
+    lab: Lab, client: Node, server: Node, kind: str, ports: tuple[int, int]
+) -> Node | None:
+    """The middle node of the exit or entry path that carries a connection between two ports; none
+    if that path is being replaced, or the node is one of both ends."""
+    owner = client if kind == "exit" else server
+    ends = tuple(f":{port}" for port in ports)
+
+    def carrying() -> list[TunnelInfo]:
+        return [t for t in owner.ask(ListTunnels()) if t.remote.endswith(ends)]
+
+    wait_until(carrying)
+    path = {path.id: path for path in paths(owner, kind)}.get(carrying()[0].path_id)
+    node = None if path is None else lab.by_id()[path.nodes[1]]
+    return None if node is None or node.name in ("n15", "n16") else node
+
+
 @contextlib.contextmanager
 def joined_through(
     lab: Lab, client: Node, server: Node, kind: str
 ) -> Iterator[tuple[socket.socket, socket.socket, Node]]:
     """Both ends of a connection, and the middle node of the exit or entry path that carries it."""
-    owner = client if kind == "exit" else server
-    while True:
+    for _ in range(ATTEMPTS):
         with client.joined(server, OTHER) as (caller, called):
-            ports = (f":{OTHER}", f":{caller.getsockname()[1]}")
-
-            def carrying(ports: tuple[str, str] = ports) -> list[TunnelInfo]:
-                return [t for t in owner.ask(ListTunnels()) if t.remote.endswith(ports)]
-
-            wait_until(carrying)
-            lasting = {path.id: path for path in paths(owner, kind)}
-            # A path that is being replaced isn't listed any more.
-            if (path := lasting.get(carrying()[0].path_id)) is not None:
-                node = lab.by_id()[path.nodes[1]]
-                if node.name in ("n15", "n16"):
-                    pytest.skip("client and server lead through each other")
-                yield caller, called, node
+            ports = (OTHER, caller.getsockname()[1])
+            member = member_that_carries(lab, client, server, kind, ports)
+            if member is not None:
+                yield caller, called, member
                 return
         time.sleep(1.0)
+    pytest.skip("client and server lead through each other")
 
 
 @contextlib.contextmanager
@@ -282,6 +296,57 @@ def test_a_transfer_goes_on_when_a_frozen_member_comes_back(
         f"middle of an {kind} path frozen for {FROZEN_IS_DEAD / 2:.0f} s: a transfer went on "
         f"{took:.1f} s after it was resumed, nothing lost"
     )
+
+
+@slow
+@pytest.mark.parametrize("kind", ["exit", "entry"])
+@pytest.mark.usefixtures("settled")
+def test_datagrams_find_another_way_past_a_member_that_stays_frozen(
+    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(serving(server, ECHO, DatagramEcho))
+        for _ in range(ATTEMPTS):
+            with contextlib.ExitStack() as probing:
+                prober = probing.enter_context(DatagramProber(client, server, ECHO))
+                wait_until(lambda prober=prober: prober.came)
+                ports = (ECHO, prober.socket.getsockname()[1])
+                if member_that_carries(lab, client, server, kind, ports) is not None:
+                    stack.push(probing.pop_all())
+                    break
+        else:
+            pytest.skip("client and server lead through each other")
+        time.sleep(ONE_CALL + 15.0)  # so that the flow that comes next is known for another one
+        victim = member_that_carries(lab, client, server, kind, ports)
+        if victim is None:
+            pytest.skip("client and server lead through each other, or the path has just ended")
+        with frozen(lab, victim):
+            since = time.monotonic()
+            time.sleep(FROZEN_IS_DEAD + 2 * PROBED)
+            silence = prober.longest_silence(since)
+    figures(f"middle of an {kind} path stays frozen: datagrams find another way in {silence:.1f} s")
+    assert silence < FROZEN_IS_DEAD + PROBED
+
+
+@slow
+@pytest.mark.parametrize("frozen_ones", ["all", "client", "server"])
+@pytest.mark.usefixtures("settled")
+def test_who_was_frozen_goes_on_at_once(
+    lab: Lab, client: Node, server: Node, frozen_ones: str, figures: Figures
+) -> None:
+    """As after a pause of virtual machines, or of one of them."""
+    nodes = {"all": list(lab.nodes.values()), "client": [client], "server": [server]}[frozen_ones]
+    for node in nodes:
+        os.kill(lab[node.name].pid, signal.SIGSTOP)
+    time.sleep(LONG_FROZEN)
+    for node in nodes:
+        os.kill(lab[node.name].pid, signal.SIGCONT)
+    since = time.monotonic()
+    with Prober(client, server, ECHO) as prober:
+        time.sleep(2 * PROBED)
+    figures(f"{frozen_ones} frozen for {LONG_FROZEN:.0f} s and resumed: {prober.story(since)}")
+    assert not prober.failed(since)
+    assert all(attempt.took < 10.0 for attempt in prober.attempts)
 
 
 # --- the owner itself -----------------------------------------------------------------------------
