@@ -70,7 +70,7 @@ class Whereabouts:
         """Look once."""
         before, self._slept = self._slept, self._asleep()
         found = frozenset(self._find())
-        if found and self._is_one_gone():
+        if found and (self._is_one_gone() or self._has_new_family(found)):
             self._move(node, found)
         elif self._slept - before >= LONG_SLEEP:
             _log.info("this machine slept", seconds=round(self._slept - before))
@@ -82,6 +82,11 @@ class Whereabouts:
 
     def _is_one_gone(self) -> bool:
         return not all(self._has(address) for address in self._addresses)
+
+    def _has_new_family(self, found: frozenset[Address]) -> bool:
+        """Whether others can dial us over IPv4 or IPv6 again, which they couldn't lately."""
+        known = {address.version for address in self._addresses}
+        return any(address.version not in known for address in found)
 
     def _move(self, node: DaemonNode, found: frozenset[Address]) -> None:
         try:

@@ -95,6 +95,16 @@ def test_an_address_that_is_only_not_the_first_choice_any_more_is_no_move() -> N
     assert machine.look() == ((OFFICE,), 0)
 
 
+def test_a_family_that_was_gone_for_a_while_is_told_when_it_is_back() -> None:
+    machine = Machine(HOME, TEMPORARY)
+    machine.routed = (TEMPORARY,)
+    assert machine.look() == ((OFFICE,), 0)
+    assert machine.look() == QUIET
+    machine.routed = (HOME, TEMPORARY)
+    assert machine.look() == ((OFFICE,), 0)
+    assert machine.look() == QUIET
+
+
 def test_an_address_at_which_others_can_not_dial_us_is_not_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
