@@ -18,7 +18,7 @@ from phantom_tun.profile import Bootstrap
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(600)]
 
 ECHO = 7001
-LONG = 15.0
+LONG = 25.0
 """Seconds that a move may take on a busy machine; a node that doesn't look at its addresses needs
 39, and stays published at the old one."""
 
