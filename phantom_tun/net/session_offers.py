@@ -80,8 +80,8 @@ class Offers(Generic[ServiceT]):
         :raises Filtered: an earlier attempt has the service already.
         :raises ConnectFailed: as ``connect``.
         """
-        call = self._calls.get(ends)
-        if (old := self._calls.get(ends)) is not None and (given_up := _given_up(old, made)):
+        old = self._calls.get(ends)
+        if old is not None and (given_up := _given_up(old, made)):
             given_up.service.abort()
             del self._calls[ends]
         call = self._calls.setdefault(ends, _Call())
