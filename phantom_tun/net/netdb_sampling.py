@@ -79,7 +79,7 @@ class Sampler:
             return
         node_id = self._rng.choice(lacking).node_id
         beside = node_id[:_REGION] + self._rng.randbytes(32 - _REGION)
-        nodes = (await self._searcher.search(beside)).closest()
+        nodes = (await self._searcher.find(beside)).closest()
         others = [record for record in nodes if record.node_id != node_id]
         await self._fetch(node_id, self._rng.sample(others, len(others)), drawn=False)
 
@@ -127,7 +127,7 @@ class Sampler:
         return None
 
     async def _draw(self) -> Drawn | None:
-        lookup = await self._searcher.search(self._rng.randbytes(32))
+        lookup = await self._searcher.find(self._rng.randbytes(32))
         nodes = lookup.closest()
         now = self._calls.clock.now()
         for record in nodes:

@@ -9,6 +9,7 @@ import trio
 from phantom_tun.errors import PeerError, WorldError
 from phantom_tun.ids import NodeId
 from phantom_tun.net.netdb_calls import NodeCalls
+from phantom_tun.netdb.density import Density
 from phantom_tun.netdb.lookup import Lookup
 from phantom_tun.netdb.table import K
 from phantom_tun.wire.records import NodeRecord
@@ -18,6 +19,8 @@ SLOW_AFTER = 1.0
 LOOKUP_DEADLINE = 20.0
 """Seconds that a whole lookup may take; what it found by then counts."""
 SEEDS = 2 * K
+FRESH_SEEDS = K
+"""Nodes near ourselves at which a lookup begins that has to be repeated."""
 MAX_LOOKUPS = 16
 """Lookups under way at once; more have to wait."""
 
@@ -29,28 +32,54 @@ class Searcher:
         self._calls = calls
         self._on_heard = on_heard
         self._running = trio.CapacityLimiter(MAX_LOOKUPS)
+        self._density = Density()
         self._lookups = 0
         self._hops = 0
+        self._sparse = 0
+        self._widened = 0
 
     async def search(
-        self, target: bytes, stop: Callable[[Lookup], bool] = lambda _: False
+        self,
+        target: bytes,
+        stop: Callable[[Lookup], bool] = lambda _: False,
+        *,
+        count: int = K,
     ) -> Lookup:
-        """Look up the nodes closest to ``target``; ends early when ``stop`` says so.
+        """Look up the ``count`` nodes closest to ``target``; ends early when ``stop`` says so.
 
         Never raises for want of answers: what answered is in the result.
         """
-        async with self._running:
-            seeds = self._calls.book.closest(target, SEEDS, self._calls.clock.now())
-            run = _Run(self, Lookup(target, seeds, own_id=self._calls.own_id), stop)
-            with trio.move_on_after(LOOKUP_DEADLINE):
-                await run.run()
-            self._lookups += 1
-            self._hops += run.lookup.hops
-            return run.lookup
+        seeds = self._calls.book.closest(target, SEEDS, self._calls.clock.now())
+        lookup = Lookup(target, seeds, own_id=self._calls.own_id, count=count)
+        await self._run(lookup, stop)
+        self._lookups += 1
+        self._hops += lookup.hops
+        return lookup
+
+    async def find(self, target: bytes, count: int = K) -> Lookup:
+        """As :meth:`search`, and over other ways too if what that found lies suspiciously thin."""
+        lookup = await self.search(target, count=count)
+        if self._density.sparse(target, lookup.closest()):
+            self._sparse += 1
+            await self.widen(lookup, count)
+        self._density.saw(target, lookup.closest())
+        return lookup
+
+    async def widen(self, lookup: Lookup, count: int) -> None:
+        """Continue a lookup over other ways, for the ``count`` closest nodes."""
+        self._widened += 1
+        now = self._calls.clock.now()
+        lookup.reopen(self._calls.book.neighbourhood(FRESH_SEEDS, now), count=count)
+        await self._run(lookup)
 
     def statistics(self) -> dict[str, int]:
         """Counts for people."""
-        return {"lookups": self._lookups, "lookup_hops": self._hops}
+        return {
+            "lookups": self._lookups,
+            "lookup_hops": self._hops,
+            "lookups_sparse": self._sparse,
+            "lookups_widened": self._widened,
+        }
 
     async def ask(self, lookup: Lookup, record: NodeRecord, target: bytes) -> None:
         """One query of a lookup."""
@@ -62,6 +91,11 @@ class Searcher:
         lookup.answered(record, nodes)
         for node in nodes:
             self._on_heard(node)
+
+    async def _run(self, lookup: Lookup, stop: Callable[[Lookup], bool] = lambda _: False) -> None:
+        async with self._running:
+            with trio.move_on_after(LOOKUP_DEADLINE):
+                await _Run(self, lookup, stop).run()
 
 
 class _Run:

@@ -93,14 +93,14 @@ class Upkeep:
                 await trio.sleep(GOSSIP_SLOW)
                 continue
             if not filled:
-                await self._searcher.search(self._calls.own_id)
+                await self._searcher.find(self._calls.own_id)
                 for index in table.thin_classes():
-                    await self._searcher.search(self._within(index))
+                    await self._searcher.find(self._within(index))
                 filled = True
             await trio.sleep(REFRESH_EVERY * self._rng.uniform(0.5, 1.5))
             classes = table.used_classes()
             if classes:
-                await self._searcher.search(self._within(self._rng.choice(classes)))
+                await self._searcher.find(self._within(self._rng.choice(classes)))
 
     async def _meet_again(self, contact: Contact) -> None:
         # An introduction, not just a question: while it was gone it may have forgotten us.

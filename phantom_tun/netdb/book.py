@@ -33,8 +33,10 @@ ENOUGH_DRAWN = 128
 TRUSTED_RETRY = 30.0
 """Seconds after which a trusted node that failed is tried again at the latest."""
 STORER_SLACK = K // 2
-"""We hold a record even if this many more than k nodes seem closer: no two nodes know quite the
-same ones."""
+"""We hold a record even if this many more nodes seem closer than store it: no two nodes know quite
+the same ones."""
+NEIGHBOURHOOD = 2 * K
+"""Nodes nearest to us that a lookup may begin at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +175,22 @@ class NodeBook:
         """The usable nodes of the routing table that are closest to ``target``, closest first."""
         return [contact.record for contact in self.table.closest(position(target), count, now)]
 
+    def neighbourhood(self, count: int, now: float) -> list[NodeRecord]:
+        """``count`` usable nodes drawn from those nearest to us, where a lookup can begin afresh.
+        Near us there is a place for everybody, so whoever sends all his nodes to us has no more
+        than his share there; of the farther ones he has more, as long as we have not heard of
+        everybody else."""
+        near = self.table.closest(self._own_position, NEIGHBOURHOOD, now)
+        return [contact.record for contact in self._rng.sample(near, min(count, len(near)))]
+
     def trusted_contacts(self) -> list[Contact]:
         """The trusted nodes that we have met."""
         found = (self._contacts.get(node_id) for node_id in self._trusted)
         return [contact for contact in found if contact is not None]
 
-    def is_storer(self, key: bytes, now: float) -> bool:
-        """Whether this node should hold what is stored under ``key``."""
-        enough = K + STORER_SLACK
+    def is_storer(self, key: bytes, now: float, count: int = K) -> bool:
+        """Whether this node should hold what the ``count`` nodes closest to ``key`` store."""
+        enough = count + STORER_SLACK
         if len(self.table) < enough:
             return True
         closer = self.table.closer_than_us(position(key), now)

@@ -57,15 +57,15 @@ class Lookup:
         self._own_id = own_id
         self._limits = limits
         self._count = count
-        self._ways = [_Way() for _ in range(ways)]
+        self._width = ways
+        self._ways: list[_Way] = []
         self._way_of: dict[NodeId, int] = {}
         """Which way asked a node."""
         self._pending: set[NodeId] = set()
         self._failed: set[NodeId] = set()
         self._answered: list[tuple[int, NodeRecord]] = []
         self._depth: dict[NodeId, int] = {}
-        for index, seed in enumerate(seeds):
-            self._hear(self._ways[index % ways], seed, 0)
+        self._begin(seeds)
 
     @property
     def finished(self) -> bool:
@@ -120,6 +120,16 @@ class Lookup:
         """``asked`` keeps us waiting: somebody else may be asked meanwhile."""
         self._ways[self._way_of[asked]].asking.discard(asked)
 
+    def reopen(self, seeds: Sequence[NodeRecord], *, count: int) -> None:
+        """Go on over as many other ways, which begin at ``seeds``, and find ``count`` nodes, if
+        that is more than before. Nobody is asked again; who has not answered yet has failed."""
+        for node_id in list(self._pending):
+            self.failed(node_id)
+        self._count = max(self._count, count)
+        for way in self._ways:
+            way.frontier = None
+        self._begin(seeds)
+
     def closest(self) -> list[NodeRecord]:
         """Those that answered, closest first, at most ``count`` and a few per prefix."""
         ranked = (record for _, record in self._answered)
@@ -131,6 +141,12 @@ class Lookup:
             record for way in self._ways for _, record in way.heard if record.node_id == node_id
         ]
         return max(found, key=lambda record: record.created, default=None)
+
+    def _begin(self, seeds: Sequence[NodeRecord]) -> None:
+        ways = [_Way() for _ in range(self._width)]
+        self._ways += ways
+        for index, seed in enumerate(seeds):
+            self._hear(ways[index % self._width], seed, 0)
 
     def _hear(self, way: _Way, record: NodeRecord, depth: int) -> None:
         node_id = record.node_id

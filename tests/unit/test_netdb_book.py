@@ -18,11 +18,13 @@ from phantom_tun.netdb.book import (
     CANDIDATE_FOR,
     ENOUGH_DRAWN,
     GIVE_UP_AFTER,
+    NEIGHBOURHOOD,
     TRUSTED_RETRY,
     NodeBook,
 )
 from phantom_tun.netdb.contact import position
 from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
+from phantom_tun.netdb.storers import LEASE_STORERS
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
@@ -334,6 +336,28 @@ class TestQuestions:
             meet(book, number)
         assert not book.is_storer(far, NOW)
         assert book.is_storer(OWN.node_id, NOW)
+
+    def test_what_more_nodes_store_is_held_at_a_greater_distance(self, book: NodeBook) -> None:
+        for number in range(1, 300):
+            meet(book, number)
+        held = [
+            [book.is_storer(h("key", bytes([n])), NOW, count) for n in range(200)]
+            for count in (K, LEASE_STORERS)
+        ]
+        assert sum(held[0]) < sum(held[1]) < 200
+        assert all(more >= fewer for fewer, more in zip(*held, strict=True))
+
+    def test_a_lookup_can_begin_near_us(self, book: NodeBook) -> None:
+        assert book.neighbourhood(K, NOW) == []
+        for number in range(1, 300):
+            meet(book, number)
+        near = book.closest(OWN.node_id, NEIGHBOURHOOD, NOW)
+        drawn = [book.neighbourhood(12, NOW) for _ in range(20)]
+        assert all(len(set(records)) == 12 and set(records) <= set(near) for records in drawn)
+        assert {record for records in drawn for record in records} == set(near)
+        gone = near[0].node_id
+        book.failed(gone, NOW)
+        assert all(r.node_id != gone for _ in range(9) for r in book.neighbourhood(30, NOW))
 
     def test_whom_to_try_again(self, book: NodeBook) -> None:
         first, second = meet(book, 1), meet(book, 2)

@@ -19,6 +19,7 @@ from phantom_tun.wire.records import Capability, NodeRecord
 OWN = NodeId(b"\xff" * 32)
 TARGET = bytes(32)
 POPULATION = [NodeMaker(number).record() for number in range(200)]
+LIARS = [NodeMaker(number).record() for number in range(5_000, 5_040)]
 
 Answering = Callable[[NodeRecord], list[NodeRecord] | None]
 
@@ -109,18 +110,17 @@ def test_only_who_answered_is_found() -> None:
 
 
 def test_one_lying_seed_spoils_only_its_own_way() -> None:
-    liars = [NodeMaker(number).record() for number in range(5_000, 5_040)]
     seeds = closest(POPULATION[:30], TARGET, K)
 
     def answer(record: NodeRecord) -> list[NodeRecord]:
-        if record == seeds[0] or record in liars:
-            return closest(liars, TARGET, K)
+        if record == seeds[0] or record in LIARS:
+            return closest(LIARS, TARGET, K)
         return neighbours_of(record)
 
     lookup = fresh(seeds)
     drive(lookup, answer)
     found = lookup.closest()
-    honest = closest([*POPULATION, *liars], TARGET, K)
+    honest = closest([*POPULATION, *LIARS], TARGET, K)
     assert found == honest
 
 
@@ -194,3 +194,63 @@ def test_find_gives_the_newest_record_that_was_named() -> None:
     lookup.answered(second, [new])
     assert lookup.find(old.node_id) == new
     assert lookup.find(NodeId(bytes(32))) is None
+
+
+class TestReopening:
+    """A lookup that goes on over other ways."""
+
+    def answer(self, record: NodeRecord) -> list[NodeRecord]:
+        """Liars know liars only."""
+        return closest(LIARS, TARGET, K) if record in LIARS else neighbours_of(record)
+
+    def captured(self) -> Lookup:
+        lookup = fresh(LIARS[:12])
+        drive(lookup, self.answer)
+        assert lookup.closest() == closest(LIARS, TARGET, K)
+        return lookup
+
+    def test_other_beginnings_lead_out_of_a_trap(self) -> None:
+        lookup = self.captured()
+        lookup.reopen(closest(POPULATION, OWN, 12), count=K)
+        assert not lookup.finished
+        drive(lookup, self.answer)
+        assert lookup.closest() == closest([*POPULATION, *LIARS], TARGET, K)
+
+    def test_one_honest_beginning_is_enough(self) -> None:
+        lookup = self.captured()
+        lookup.reopen([*LIARS[12:20], POPULATION[7]], count=K)
+        drive(lookup, self.answer)
+        assert lookup.closest() == closest([*POPULATION, *LIARS], TARGET, K)
+
+    def test_more_can_be_found(self) -> None:
+        lookup = fresh()
+        drive(lookup)
+        before = lookup.asked
+        lookup.reopen([], count=K + 10)
+        drive(lookup)
+        assert lookup.closest() == closest(POPULATION, TARGET, K + 10)
+        assert lookup.asked <= before + 20
+        lookup.reopen([], count=1)
+        assert lookup.finished
+        assert len(lookup.closest()) == K + 10
+
+    def test_nobody_is_asked_again(self) -> None:
+        lookup = fresh()
+        asked: list[NodeId] = []
+
+        def answer(record: NodeRecord) -> list[NodeRecord]:
+            asked.append(record.node_id)
+            return neighbours_of(record)
+
+        drive(lookup, answer)
+        lookup.reopen(closest(POPULATION, OWN, 12), count=K)
+        drive(lookup, answer)
+        assert len(asked) == len(set(asked)) == lookup.asked
+
+    def test_who_has_not_answered_by_then_has_failed(self) -> None:
+        lookup = fresh()
+        waiting = lookup.next_queries()
+        lookup.reopen(closest(POPULATION, OWN, 12), count=K)
+        drive(lookup)
+        assert lookup.finished
+        assert not set(waiting) & set(lookup.closest())
