@@ -1,6 +1,6 @@
 """Reading and writing AP records across the network (docs/spec/netdb.md, "Reading" and "Writing").
 
-All storers of an address are asked or told: the k nodes closest to each of its storage keys,
+All storers of an address are asked or told: the nodes closest to each of its storage keys,
 ourselves among them if we belong there.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
@@ -17,16 +18,17 @@ from phantom_tun.clock import MINUTE
 from phantom_tun.errors import PeerError, ProtocolViolation, RecordRefused, WireError, WorldError
 from phantom_tun.ids import ApAddress, NodeId, StorageKey
 from phantom_tun.net.netdb_calls import NodeCalls
-from phantom_tun.net.netdb_search import Searcher
+from phantom_tun.net.netdb_search import SEEDS, Searcher
 from phantom_tun.netdb.addresses import ap6_address, keys_to_read, keys_to_write
 from phantom_tun.netdb.limits import SourceLimits
+from phantom_tun.netdb.lookup import Lookup
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import Server, expect
 from phantom_tun.netdb.store import ApStore
-from phantom_tun.netdb.storers import merged, storers_of
+from phantom_tun.netdb.storers import LEASE_STORERS, merged, storer_count, storers_of
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
-from phantom_tun.netdb.votes import Tally
+from phantom_tun.netdb.votes import Standing, Tally
 from phantom_tun.wire.netdb import (
     ExtendApLease,
     Held,
@@ -58,6 +60,25 @@ KeyWrite = ReserveAp | ExtendApLease
 Write = KeyWrite | UpdateApRoutes
 
 
+@dataclass(slots=True)
+class _Place:
+    """A storage key, and who holds what is stored there."""
+
+    key: StorageKey
+    lookup: Lookup | None
+    """None if we know everybody."""
+    storers: list[NodeRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """What the storers of an address say."""
+
+    tally: Tally
+    asked: int
+    decided: bool
+
+
 class StorageClient:
     """One node's access to what the network stores."""
 
@@ -82,27 +103,32 @@ class StorageClient:
 
     async def resolve(self, address: ApAddress) -> Resolution:
         """What the network holds for ``address``. An AP4 address leads to a key, and the routes
-        come from where the AP6 address of that key is stored."""
+        come from where the AP6 address of that key is stored. Votes but no record: the storers
+        are divided."""
         self._counts["resolutions"] += 1
         now = self._calls.clock.now()
-        tally, asked = await self._vote(address)
-        resolution = tally.resolution(asked)
-        winner = tally.winner()
+        vote = await self._vote(address)
+        resolution = vote.tally.resolution(vote.asked, decided=vote.decided)
+        winner = vote.tally.winner()
+        if not vote.decided:
+            self._counts["undecided"] += 1
+            return resolution
         if isinstance(address, ipaddress.IPv6Address) or winner is None:
             return resolution
         if resolution.routes and self._knows_everybody():
             return resolution
         ap6 = ap6_address(self._verifier.network, winner.public_key)
-        by_key, _ = await self._vote(ap6)
+        by_key = (await self._vote(ap6)).tally
         newest = by_key.winner()
         if newest is not None and newest.sequence > winner.sequence and newest.expires > now:
             winner = newest
+        moved = self._server.claimed(winner) != address
         return Resolution(
-            key_record=winner.encoded if self._server.claimed(winner) == address else b"",
+            key_record=b"" if moved else winner.encoded,
             routes=by_key.resolution(0).routes,
             asked=resolution.asked,
             answered=resolution.answered,
-            votes=resolution.votes,
+            votes=() if moved else resolution.votes,
         )
 
     async def write(self, call: Write) -> WriteReport:
@@ -114,8 +140,12 @@ class StorageClient:
             return WriteReport(0, 0, int(Refusal.MALFORMED), b"")
         now = self._calls.clock.now()
         network_id = self._verifier.network.network_id
-        keys = [key for address in addresses for key in keys_to_write(network_id, address, now)]
-        storers = await self._storers(keys)
+        counts = {
+            key: storer_count(address)
+            for address in addresses
+            for key in keys_to_write(network_id, address, now)
+        }
+        storers = merged([place.storers for place in await self._places(counts)])
         answers: list[Stored] = []
 
         async def tell(record: NodeRecord) -> None:
@@ -182,39 +212,69 @@ class StorageClient:
         ap6 = ap6_address(self._verifier.network, record.public_key)
         return [ap6] if claimed is None else [ap6, claimed]
 
-    async def _vote(self, address: ApAddress) -> tuple[Tally, int]:
-        """All votes on an address, and how many storers were asked."""
+    async def _vote(self, address: ApAddress) -> _Vote:
+        """All votes on an address. If no key has a clear majority, a second look makes sure that
+        the right storers were asked, and more of them."""
         now = self._calls.clock.now()
-        storers = await self._storers(
-            list(keys_to_read(self._verifier.network.network_id, address, now))
-        )
-        by_id = {record.node_id: record for record in storers}
+        keys = keys_to_read(self._verifier.network.network_id, address, now)
+        places = await self._places(dict.fromkeys(keys, K))
+        storers = merged([place.storers for place in places])
         full = {record.node_id for record in storers[:FULL_ANSWERS]}
         tally = self._tally(address, now)
+        asked: dict[NodeId, NodeRecord] = {}
+        asked_again: set[NodeId] = set()
 
         async def ask(record: NodeRecord) -> None:
             whole = record.node_id in full
             await self._ask(tally, record, ResolveAp.of(address, full=whole))
 
-        await self._poll(storers, ask)
-        asked_again: set[NodeId] = set()
-        with trio.move_on_after(POLL_DEADLINE):
-            while wanted := tally.wanted():
-                full.update(wanted)
-                for node_id in wanted:
-                    tally.retract(node_id)  # counts again if it can show what it named
-                # Once: a liar could name something else every time.
-                again = [node_id for node_id in wanted if node_id not in asked_again]
-                asked_again.update(again)
-                await self._poll([by_id[node_id] for node_id in again], ask)
-        return tally, len(storers)
+        async def count(storers: list[NodeRecord], *, every_key: bool) -> Standing:
+            new = [record for record in storers if record.node_id not in asked]
+            asked.update((record.node_id, record) for record in new)
+            await self._poll(new, ask)
+            tally.keep({record.node_id for record in storers})
+            with trio.move_on_after(POLL_DEADLINE):
+                while wanted := tally.wanted(every_key=every_key):
+                    full.update(wanted)
+                    for node_id in wanted:
+                        tally.retract(node_id)  # counts again if it can show what it named
+                    # Once: a liar could name something else every time.
+                    again = [node_id for node_id in wanted if node_id not in asked_again]
+                    asked_again.update(again)
+                    await self._poll([asked[node_id] for node_id in again], ask)
+            return tally.standing(
+                [{record.node_id for record in place.storers} for place in places]
+            )
+
+        standing = await count(storers, every_key=False)
+        if standing is not Standing.CLEAR and storer_count(address) > K:
+            self._counts["second_looks"] += 1
+            await self._look_again(places)
+            storers = merged([place.storers for place in places])
+            standing = await count(storers, every_key=True)
+        return _Vote(tally, len(asked), decided=standing is not Standing.NONE)
+
+    async def _look_again(self, places: list[_Place]) -> None:
+        """Find more storers of a lease, over other ways."""
+
+        async def widen(place: _Place) -> None:
+            if place.lookup is None:
+                nodes = self._nearest(place.key)
+            else:
+                await self._searcher.widen(place.lookup, LEASE_STORERS)
+                nodes = place.lookup.closest()
+            place.storers = storers_of(place.key, nodes, self._server.own.record, LEASE_STORERS)
+
+        async with trio.open_nursery() as nursery:
+            for place in places:
+                nursery.start_soon(widen, place)
 
     def _tally(self, address: ApAddress, now: float) -> Tally:
         return Tally(self._verifier, address, now, self._server.view)
 
     async def _survey(self, address: ApAddress) -> Tally:
         now = self._calls.clock.now()
-        keys = list(keys_to_read(self._verifier.network.network_id, address, now))
+        keys = keys_to_read(self._verifier.network.network_id, address, now)
         tally = self._tally(address, now)
         held = self._store.holding(address, now).record
         if held is not None:
@@ -223,7 +283,8 @@ class StorageClient:
         async def ask(record: NodeRecord) -> None:
             await self._ask(tally, record, ResolveAp.of(address, full=False))
 
-        await self._poll(await self._storers(keys), ask)
+        places = await self._places(dict.fromkeys(keys, storer_count(address)))
+        await self._poll(merged([place.storers for place in places]), ask)
         return tally
 
     async def _ask(self, tally: Tally, record: NodeRecord, call: ResolveAp) -> None:
@@ -238,21 +299,27 @@ class StorageClient:
             self._counts["false_answers"] += 1
             self._calls.distrust(self._calls.ref(record))
 
-    async def _storers(self, keys: list[StorageKey]) -> list[NodeRecord]:
-        """Everybody who should hold something under one of ``keys``, the closest of each first."""
-        found: dict[StorageKey, list[NodeRecord]] = {}
+    async def _places(self, counts: dict[StorageKey, int]) -> list[_Place]:
+        """Who holds what is stored under some keys, so many nodes each."""
+        found: dict[StorageKey, _Place] = {}
 
-        async def find(key: StorageKey) -> None:
+        async def find(key: StorageKey, count: int) -> None:
+            lookup = None
             if self._knows_everybody():
-                nodes = self._calls.book.closest(key, 2 * K, self._calls.clock.now())
+                nodes = self._nearest(key)
             else:
-                nodes = (await self._searcher.search(key)).closest()
-            found[key] = storers_of(key, nodes, self._server.own.record)
+                lookup = await self._searcher.find(key, count)
+                nodes = lookup.closest()
+            storers = storers_of(key, nodes, self._server.own.record, count)
+            found[key] = _Place(key, lookup, storers)
 
         async with trio.open_nursery() as nursery:
-            for key in keys:
-                nursery.start_soon(find, key)
-        return merged([found[key] for key in keys])
+            for key, count in counts.items():
+                nursery.start_soon(find, key, count)
+        return [found[key] for key in counts]
+
+    def _nearest(self, key: StorageKey) -> list[NodeRecord]:
+        return self._calls.book.closest(key, SEEDS, self._calls.clock.now())
 
     async def _poll(
         self, storers: list[NodeRecord], ask: Callable[[NodeRecord], Awaitable[None]]

@@ -24,6 +24,7 @@ from phantom_tun.netdb.rules import (
     RuleBroken,
 )
 from phantom_tun.netdb.store import ApStore, Duty
+from phantom_tun.netdb.storers import storer_count
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
 from phantom_tun.wire.netdb import (
@@ -151,7 +152,7 @@ class Server:
             *keys_to_write(network_id, address, now + MAX_SKEW),
             *keys_to_read(network_id, address, now - MAX_SKEW),
         }
-        return any(self._book.is_storer(key, now) for key in keys)
+        return any(self._book.is_storer(key, now, storer_count(address)) for key in keys)
 
     def claimed(self, record: APKeyRecord) -> ipaddress.IPv4Address | None:
         """The AP4 address that a key record claims."""

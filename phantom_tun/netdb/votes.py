@@ -2,13 +2,16 @@
 
 Records are signed by the AP key, so nobody can forge one; what liars can do is withhold, show old
 editions, or claim an AP4 address that somebody else leased first. Hence: the key that most storers
-hold, of its editions the newest that a quorum holds, and every dissenting vote stays visible.
+hold, if their majority is plain; of its editions the newest that a quorum holds; and every
+dissenting vote stays visible.
 """
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections import Counter
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
 from phantom_tun.crypto.hashes import h
@@ -23,9 +26,23 @@ from phantom_tun.wire.records import APKeyRecord, APRoute
 
 QUORUM = 3
 """Storers that must hold an edition before it counts, or all that hold any if they are fewer."""
+CLEAR_LEAD = 2.0
+"""With so many times more storers than all others together name, a key is found at once."""
+LEAST_LEAD = 1.2
+"""With less than this the network is undecided."""
 
 
 _NOTHING_HELD = Held(b"", 0, b"", b"", ())
+
+
+class Standing(enum.Enum):
+    """How plain the majority of the storers is."""
+
+    CLEAR = enum.auto()
+    """Or nobody holds anything."""
+    NARROW = enum.auto()
+    """It should be made sure that the right ones were asked; then it counts."""
+    NONE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +69,21 @@ class Tally:
         self._pinned = view.pinned_keys.get(address)
         self._deleted = view.deleted_keys
         self._verifier = verifier
-        self._address = address
+        self.address = address
+        """What is asked for."""
         self._now = now
         self._votes: dict[NodeId, _Edition] = {}
         self._bodies: dict[bytes, APKeyRecord] = {}
         self._routes: dict[bytes, APRoute] = {}
-        self.answered = 0
+
+    @property
+    def answered(self) -> int:
         """Storers that answered, whatever they hold."""
+        return len(self._votes)
+
+    def has(self, storer: NodeId) -> bool:
+        """Whether a storer has answered."""
+        return storer in self._votes
 
     def add(self, storer: NodeId, held: Held) -> None:
         """Count a storer's answer; a later one of the same storer replaces its vote.
@@ -87,7 +112,6 @@ class Tally:
                 edition = _Edition(b"", 0, b"")
             else:
                 self._bodies[record.digest] = record
-        self.answered += storer not in self._votes
         self._votes[storer] = edition
         for route in routes:
             known = self._routes.get(route.entry_id)
@@ -98,15 +122,21 @@ class Tally:
         """A storer couldn't show what it says it holds."""
         self._votes[storer] = _Edition(b"", 0, b"")
 
-    def wanted(self) -> list[NodeId]:
+    def keep(self, storers: Container[NodeId]) -> None:
+        """Only these are storers, as is known by now; what others said doesn't count."""
+        self._votes = {who: what for who, what in self._votes.items() if who in storers}
+
+    def wanted(self, *, every_key: bool = False) -> list[NodeId]:
         """Storers to be asked for the whole record, because what they name would win unseen, or
-        because a tie can't be broken without it."""
+        because a tie can't be broken without it; or (``every_key``) because nobody has shown a
+        record of the key they name: naming one that can't have the address must not be enough for
+        denying it to its owner."""
         ranking = self._ranking()
         if not ranking:
             return []
         holders = self._holders()
         most = holders[ranking[0].public_key]
-        tied = {e.public_key for e in ranking if holders[e.public_key] == most}
+        tied = {e.public_key for e in ranking if every_key or holders[e.public_key] == most}
         shown = {body.public_key for body in self._bodies.values()}
         unseen = {e for e in ranking if e.public_key in tied - shown}
         if ranking[0].digest not in self._bodies:
@@ -132,9 +162,24 @@ class Tally:
         seen = [edition for edition in self._ranking() if edition.digest in self._bodies]
         return self._bodies[seen[0].digest] if seen else None
 
-    def resolution(self, asked: int) -> Resolution:
-        """The result, with every vote; ``asked``: how many storers were asked."""
-        winner = self.winner()
+    def standing(self, storers: Sequence[Collection[NodeId]]) -> Standing:
+        """How plain the majority for the winner's key is; ``storers``: those of every storage key.
+        They are also counted key by key: ids placed near one key, or a lookup of one key that liars
+        led astray, don't decide alone."""
+        leader = self.leading_key()
+        if leader is None or leader == self._pinned:
+            return Standing.CLEAR
+        lead = self._lead(leader, self._votes)
+        leads = [self._lead(leader, group) for group in storers]
+        led = sum(each > 1 for each in leads)
+        if lead >= CLEAR_LEAD and led == len(leads):
+            return Standing.CLEAR
+        return Standing.NARROW if lead >= LEAST_LEAD and 2 * led > len(leads) else Standing.NONE
+
+    def resolution(self, asked: int, *, decided: bool = True) -> Resolution:
+        """The result, with every vote; ``asked``: how many storers were asked. If they have not
+        ``decided`` there is no winner."""
+        winner = self.winner() if decided else None
         routes = sorted(
             (
                 route
@@ -157,21 +202,29 @@ class Tally:
         )
 
     def _may_own(self, public_key: bytes) -> bool:
-        if isinstance(self._address, ipaddress.IPv4Address):
+        if isinstance(self.address, ipaddress.IPv4Address):
             return True  # which candidate of the key it is, only the record tells
-        return ap6_address(self._verifier.network, public_key) == self._address
+        return ap6_address(self._verifier.network, public_key) == self.address
 
     def _is_about_address(self, record: APKeyRecord) -> bool:
-        if isinstance(self._address, ipaddress.IPv6Address):
+        if isinstance(self.address, ipaddress.IPv6Address):
             return True
         network = self._verifier.network
         return (
             record.ap4_n is not None
-            and ap4_candidate(network, record.public_key, record.ap4_n) == self._address
+            and ap4_candidate(network, record.public_key, record.ap4_n) == self.address
         )
 
     def _is_current(self, record: APKeyRecord) -> bool:
         return record.expires > self._now and record.created <= self._now + MAX_SKEW
+
+    def _lead(self, public_key: bytes, storers: Collection[NodeId]) -> float:
+        """How many times more of ``storers`` name a key than name others; infinite if none of them
+        names another."""
+        named = [self._votes[who].public_key for who in storers if who in self._votes]
+        own = sum(key == public_key for key in named)
+        others = sum(bool(key) for key in named) - own
+        return own / others if others else float("inf")
 
     def _counts(self) -> Counter[_Edition]:
         return Counter(edition for edition in self._votes.values() if edition.digest)

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -17,10 +18,21 @@ from phantom_tun.net.identities import DEFAULT_NAME, DIRECTORY, IdentityStore, L
 from phantom_tun.net.netdb_service import NetdbService
 from phantom_tun.net.node_database import ENTRY_CALLS, EXIT_CALLS
 from phantom_tun.net.publisher import ARRIVAL, REFRESH, Publisher
+from phantom_tun.netdb.rules import Caller
 from phantom_tun.testing.fake_owner import SMALL_NETWORK, FakeOwner
-from phantom_tun.testing.netdb_network import MemoryNetwork
+from phantom_tun.testing.netdb_network import Handler, MemoryNetwork
 from phantom_tun.testing.record_factory import NodeMaker
-from phantom_tun.wire.netdb import Resolution
+from phantom_tun.wire.netdb import (
+    Held,
+    RegisterNode,
+    ReserveAp,
+    Resolution,
+    ResolveAp,
+    WriteReport,
+    decode_answer,
+    decode_call,
+)
+from phantom_tun.wire.records import APKeyRecord, decode
 
 SETTLED_WITHIN = REFRESH + ARRIVAL + 60.0
 """Of a merge: both owners have published once more, and looked whether it arrived."""
@@ -163,3 +175,117 @@ async def settled(halves: Halves, address: ApAddress, winner: PublicKey) -> bool
         and sum(vote.storers for vote in found.votes) == len(halves.services)
         for found in await halves.ask_all(address)
     )
+
+
+class Usurpers:
+    """Nodes that store an AP4 address for somebody who has no right to it."""
+
+    def __init__(self, network: MemoryNetwork, count: int) -> None:
+        self.claim: Held | None = None
+        """What they say they hold; nothing special if None."""
+        self.shown = b""
+        """The record they show when they are asked for it."""
+        self.asked = 0
+        self._network = network
+        self._makers = [NodeMaker(500 + number, SMALL_NETWORK) for number in range(count)]
+        for maker in self._makers:
+            network.add_impostor(maker, self._handler(maker))
+
+    def _handler(self, maker: NodeMaker) -> Handler:
+        honest = self._network.service_for(maker)
+
+        async def handle(caller: Caller, payload: bytes) -> bytes:
+            call = decode_call(payload)
+            if not isinstance(call, ResolveAp) or call.ip.version == 6 or self.claim is None:
+                return await honest.handle_call(caller, payload)
+            self.asked += 1
+            if call.full and self.shown:
+                return msgspec.structs.replace(self.claim, key_record=self.shown).encode()
+            return self.claim.encode()
+
+        return handle
+
+    async def join(self, services: list[NetdbService]) -> None:
+        for maker in self._makers:
+            record = maker.record(self._network.clock.now())
+            call = RegisterNode(record.encoded, maker.path_key).encode()
+            for service in services:
+                await self._network.carry(record.node_id, maker, service.own_record.ref(), call)
+
+    def leave(self, count: int) -> None:
+        for maker in self._makers[:count]:
+            self._network.stop(maker.record().node_id)
+
+
+@dataclass
+class Usurped:
+    network: MemoryNetwork
+    services: list[NetdbService]
+    usurpers: Usurpers
+    owner: FakeOwner
+    rival: FakeOwner
+
+
+@pytest.fixture
+async def usurped(nursery: trio.Nursery, autojump_clock: MockClock) -> Usurped:
+    """Nine nodes that hold an address for its owner, and eight that can say what they like."""
+    network = MemoryNetwork(1)
+    await nursery.start(network.run)
+    makers = [NodeMaker(number, SMALL_NETWORK) for number in range(9)]
+    bootstrap = [makers[0].record(network.clock.now()).ref()]
+    services = [network.start(maker, bootstrap) for maker in makers]
+    usurpers = Usurpers(network, 8)
+    await trio.sleep(10)
+    await usurpers.join(services)
+    await trio.sleep(40)
+    owner = FakeOwner()
+    rival = owner.rival()
+    record = owner.record(network.clock.now())
+    report = decode_answer(
+        await services[0].perform(ReserveAp(record.encoded).encode(), EXIT_CALLS)
+    )
+    assert isinstance(report, WriteReport)
+    assert report.stored == 17
+    return Usurped(network, services, usurpers, owner, rival)
+
+
+def names(record: APKeyRecord) -> Held:
+    return Held(record.public_key, record.sequence, record.digest, b"", ())
+
+
+async def test_divided_storers_decide_nothing_and_a_plain_majority_does(
+    autojump_clock: MockClock, usurped: Usurped
+) -> None:
+    services, usurpers, owner = usurped.services, usurped.usurpers, usurped.owner
+    claim = usurped.rival.record(usurped.network.clock.now())
+    usurpers.claim, usurpers.shown = names(claim), claim.encoded
+    found = await services[3].resolve(owner.ap4)
+    assert found.key_record == b""
+    assert {vote.public_key: vote.storers for vote in found.votes} == {
+        owner.key.public: 9,
+        usurped.rival.key.public: 8,
+    }
+    statistics = services[3].statistics()
+    assert (statistics["second_looks"], statistics["undecided"]) == (1, 1)
+    usurpers.leave(2)
+    await trio.sleep(90)
+    found = await services[4].resolve(owner.ap4)
+    assert decode(APKeyRecord, found.key_record).public_key == owner.key.public
+    assert [vote.storers for vote in found.votes] == [9, 6]
+    assert services[4].statistics()["second_looks"] == 1
+    usurpers.leave(8)
+    await trio.sleep(90)
+    found = await services[5].resolve(owner.ap4)
+    assert [vote.storers for vote in found.votes] == [9]
+    assert "second_looks" not in services[5].statistics()
+
+
+async def test_a_key_that_nobody_shows_a_record_of_divides_nobody(
+    autojump_clock: MockClock, usurped: Usurped
+) -> None:
+    services, usurpers, owner = usurped.services, usurped.usurpers, usurped.owner
+    usurpers.claim = Held(b"f" * 32, 1, b"g" * 32, b"", ())
+    found = await services[3].resolve(owner.ap4)
+    assert decode(APKeyRecord, found.key_record).public_key == owner.key.public
+    assert [vote.storers for vote in found.votes] == [9]
+    assert usurpers.asked == 16  # once each for the name, once for the record

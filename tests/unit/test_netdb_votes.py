@@ -15,7 +15,7 @@ from phantom_tun.ids import NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.overrides import InForce
 from phantom_tun.netdb.verifier import Verifier
-from phantom_tun.netdb.votes import QUORUM, Tally
+from phantom_tun.netdb.votes import QUORUM, Standing, Tally
 from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker
 from phantom_tun.wire.netdb import MAX_ROUTES, MAX_VOTES, Held
 from phantom_tun.wire.records import APKeyRecord, APRoute, decode
@@ -259,3 +259,88 @@ class TestRoutes:
 def test_a_resolution_reports_a_bounded_number_of_votes() -> None:
     made = tally(*[full(AP.record(sequence=n)) for n in range(MAX_VOTES + 3)])
     assert len(made.resolution(20).votes) == MAX_VOTES
+
+
+@pytest.mark.usefixtures("collision")
+class TestStanding:
+    """Whether the storers of an AP4 address have decided."""
+
+    @staticmethod
+    def standing(*groups: tuple[int, int]) -> Standing:
+        """So many storers of each storage key name the owner, so many the rival."""
+        made = tally(address=AP4)
+        by_key = []
+        number = 0
+        for own, others in groups:
+            answers = [full(AP.record())] * own + [full(RIVAL.record())] * others + [NOTHING]
+            by_key.append({storer(number + index) for index in range(len(answers))})
+            for held in answers:
+                made.add(storer(number), held)
+                number += 1
+        return made.standing(by_key)
+
+    def test_nobody_holds_anything(self) -> None:
+        assert self.standing((0, 0), (0, 0), (0, 0)) is Standing.CLEAR
+
+    def test_two_thirds_and_every_key_are_clear(self) -> None:
+        assert self.standing((20, 0), (20, 0), (20, 0)) is Standing.CLEAR
+        assert self.standing((14, 6), (14, 6), (12, 8)) is Standing.CLEAR
+        assert self.standing((13, 7), (13, 7), (13, 7)) is Standing.NARROW
+
+    def test_a_key_that_was_lost_makes_it_narrow(self) -> None:
+        assert self.standing((20, 0), (18, 2), (9, 11)) is Standing.NARROW
+        assert self.standing((20, 0), (18, 2), (10, 10)) is Standing.NARROW
+
+    def test_a_key_where_nobody_holds_anything_is_not_lost(self) -> None:
+        assert self.standing((20, 0), (18, 2), (0, 0)) is Standing.CLEAR
+
+    def test_half_is_no_decision(self) -> None:
+        assert self.standing((10, 10), (10, 10), (10, 10)) is Standing.NONE
+        assert self.standing((11, 9), (11, 9), (10, 10)) is Standing.NONE
+        assert self.standing((12, 10), (12, 10), (12, 10)) is Standing.NARROW
+
+    def test_one_key_alone_decides_nothing(self) -> None:
+        """A lookup that liars led astray gives them all storers of one key."""
+        assert self.standing((12, 8), (12, 8), (0, 20)) is Standing.NONE
+        assert self.standing((9, 11), (9, 11), (20, 0)) is Standing.NONE
+
+    def test_rivals_count_together(self) -> None:
+        made = tally(
+            *[full(AP.record())] * 5,
+            *[full(ApMaker(number).record()) for number in range(10, 15)],
+            address=AP4,
+        )
+        assert made.leading_key() == AP.key.public
+        assert made.standing([{storer(number) for number in range(10)}]) is Standing.NONE
+
+    def test_what_is_pinned_is_decided(self) -> None:
+        made = Tally(VERIFIER, AP4, NOW, InForce(pinned_keys={AP4: AP.key.public}))
+        for number in range(9):
+            made.add(storer(number), full((AP if number == 4 else RIVAL).record()))
+        assert made.standing([{storer(number) for number in range(9)}]) is Standing.CLEAR
+
+    def test_undecided_shows_votes_and_no_record(self) -> None:
+        made = tally(full(AP.record()), full(RIVAL.record()), address=AP4)
+        result = made.resolution(2, decided=False)
+        assert (result.key_record, result.routes) == (b"", ())
+        assert {vote.public_key for vote in result.votes} == {AP.key.public, RIVAL.key.public}
+
+    def test_who_is_no_storer_has_no_vote(self) -> None:
+        made = tally(*[full(RIVAL.record())] * 4, *[full(AP.record())] * 2, address=AP4)
+        made.keep({storer(0), storer(4), storer(5)})
+        assert made.winner() == AP.record()
+        assert made.answered == 3
+        assert not made.has(storer(1))
+        assert made.has(storer(5))
+
+    def test_keys_without_a_record_are_wanted(self) -> None:
+        """Naming a key that can't have the address must not deny it to its owner."""
+        invented = Held(b"f" * 32, 1, b"g" * 32, b"", ())
+        made = tally(*[full(AP.record())] * 3, *[invented] * 2, digest(RIVAL.record()), address=AP4)
+        assert made.wanted() == []
+        assert made.wanted(every_key=True) == [storer(3), storer(4), storer(5)]
+        for number in (3, 4, 5):
+            made.retract(storer(number))
+        made.add(storer(5), full(RIVAL.record()))
+        assert made.wanted(every_key=True) == []
+        assert made.standing([{storer(number) for number in range(6)}]) is Standing.CLEAR
