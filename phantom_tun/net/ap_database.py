@@ -9,17 +9,30 @@ directly. Whoever answers is a stranger, so every answer is checked against the 
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from phantom_tun.crypto.certificates import check_certificate
-from phantom_tun.errors import ProtocolViolation, RecordRefused, WireError
+from phantom_tun.errors import ProtocolViolation, RecordRefused, Unreachable, WireError
 from phantom_tun.ids import ApAddress, EntryId, NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.rules import KEY_RECORD_TABLE, MAX_SKEW, ROUTE_TABLE
 from phantom_tun.wire.netdb import Resolution, Vote, WriteReport, decode_answer
 from phantom_tun.wire.records import APKeyRecord, APRoute, decode
+
+
+class Undecided(Unreachable):
+    """The nodes that store an AP4 address don't agree on who owns it."""
+
+    def __init__(self, votes: tuple[Vote, ...]) -> None:
+        storers: Counter[bytes] = Counter()
+        for vote in votes:
+            storers[vote.public_key] += vote.storers
+        most, *others = (count for _, count in storers.most_common())
+        said = f"{most} name one key, {sum(others)} others"
+        super().__init__(f"the nodes that store it don't agree on who owns it: {said}")
 
 
 class ApDatabase(Protocol):
@@ -75,6 +88,7 @@ def check_resolution(
 ) -> Found | None:
     """Check an answer to ``ResolveAp(address)``; ``None`` if it says that there's nothing.
 
+    :raises Undecided: it says that there is no telling.
     :raises WireError: it doesn't parse.
     :raises ProtocolViolation: it answers something else.
     :raises CryptoError: its certificate is none.
@@ -85,6 +99,8 @@ def check_resolution(
     if not isinstance(resolution, Resolution):
         raise ProtocolViolation("the answer to a resolution is of another kind")
     if not resolution.key_record:
+        if resolution.votes:
+            raise Undecided(resolution.votes)
         return None
     record = decode(APKeyRecord, resolution.key_record)
     KEY_RECORD_TABLE.check_lasting(record, network)

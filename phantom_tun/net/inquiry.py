@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -17,8 +18,15 @@ import trio
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import ConfigError, PeerError, Unreachable, WorldError
 from phantom_tun.ids import ApAddress, PublicKey
-from phantom_tun.net.ap_database import ApDatabase, Found, check_resolution
+from phantom_tun.net.ap_database import (
+    ApDatabase,
+    Found,
+    Undecided,
+    check_resolution,
+    claimed_ap4,
+)
 from phantom_tun.net.pins import Pins
+from phantom_tun.netdb.addresses import ap6_address
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.wire.netdb import ResolveAp
 
@@ -65,6 +73,8 @@ class _Poll:
     found: list[Found] = field(default_factory=list)
     empty: int = 0
     """How many said that there's nothing."""
+    undecided: list[Undecided] = field(default_factory=list)
+    """Those that said that there is no telling."""
 
     def leaders(self) -> list[Found]:
         """The answers for the key that most paths named."""
@@ -77,13 +87,14 @@ class _Poll:
     @property
     def unanimous(self) -> bool:
         """Whether nobody disagreed."""
-        return len(self.leaders()) == len(self.found)
+        return len(self.leaders()) == len(self.found) + len(self.undecided)
 
     @property
     def decided(self) -> bool:
         """Whether more than half of the answers, and at least two, agree."""
         count = len(self.leaders())
-        return count >= ENOUGH_CONFIRMATIONS and 2 * count > len(self.found)
+        answers = len(self.found) + len(self.undecided)
+        return count >= ENOUGH_CONFIRMATIONS and 2 * count > answers
 
 
 class Inquiry:
@@ -131,7 +142,7 @@ class Inquiry:
             return await self._find_any(question), None
         pin = self._pins.get(address)
         if pin is not None and pin.confirmations >= ENOUGH_CONFIRMATIONS:
-            found = await self._find_any(question)
+            found = await self._find_pinned(question, pin.public_key)
             if found.record.public_key == pin.public_key:
                 return found, pin.confirmations
             # One liar among the exit nodes shall neither get through nor raise the alarm.
@@ -155,6 +166,8 @@ class Inquiry:
             nonlocal failure
             try:
                 found = await self._ask(question, None if attempt == 0 else first + attempt)
+            except Undecided as error:
+                failure = error
             except WorldError as error:
                 failure = Unreachable(f"the network database could not be asked: {error}")
             except PeerError:
@@ -177,6 +190,19 @@ class Inquiry:
             return answers[0]
         raise failure
 
+    async def _find_pinned(self, question: Question, public_key: PublicKey) -> Found:
+        """As :meth:`_find_any`; where there is no telling whose the AP4 address is, what the pinned
+        key itself says, which its AP6 address leads to."""
+        try:
+            return await self._find_any(question)
+        except Undecided:
+            ap6 = ap6_address(self._network, public_key)
+            with suppress(Unreachable):
+                found = await self._find_any(replace(question, address=ap6))
+                if claimed_ap4(found.record, self._network) == question.address:
+                    return found
+            raise
+
     async def _find_agreed(self, question: Question) -> tuple[Found, int]:
         """The owner that the paths agree on, and how many of them named it."""
         poll = _Poll()
@@ -187,6 +213,8 @@ class Inquiry:
             self._counts["conflicting_answers"] += 1
             _log.warning("exit paths name different owners of one AP4 address")
             await self._poll(question, range(wave.stop, min(paths, CONFLICT_PATHS)), poll)
+            if poll.undecided and not poll.found:
+                raise poll.undecided[0]
             if not poll.decided:
                 raise Unreachable(
                     f"the exit paths don't agree on who owns {question.address}; one of them may "
@@ -208,6 +236,9 @@ class Inquiry:
             async def ask(path: int) -> None:
                 try:
                     found = await self._ask(question, path)
+                except Undecided as error:
+                    poll.undecided.append(error)
+                    return
                 except (WorldError, PeerError):
                     return
                 if found is None:

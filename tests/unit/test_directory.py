@@ -22,8 +22,9 @@ from phantom_tun.errors import (
     Unreachable,
     WorldError,
 )
-from phantom_tun.ids import NetworkId
+from phantom_tun.ids import NetworkId, PublicKey
 from phantom_tun.net import directory as module
+from phantom_tun.net.ap_database import Undecided
 from phantom_tun.net.directory import (
     FETCH_WITHIN,
     MARGIN,
@@ -39,7 +40,14 @@ from phantom_tun.netdb.signing import sign_ap_key_record
 from phantom_tun.testing.fake_netdb import Bend, FakeNetdb, FakePaths
 from phantom_tun.testing.fake_owner import SMALL_NETWORK as NETWORK
 from phantom_tun.testing.fake_owner import FakeOwner
-from phantom_tun.wire.netdb import Call, Resolution, ResolveAp, UpdateApRoutes, WriteReport
+from phantom_tun.wire.netdb import (
+    Call,
+    Resolution,
+    ResolveAp,
+    UpdateApRoutes,
+    Vote,
+    WriteReport,
+)
 from phantom_tun.wire.records import APKeyRecord
 
 START = 1_800_000_000.0
@@ -382,6 +390,66 @@ async def test_a_conflict_is_decided_by_more_paths(
         exits - len(liars),
     )
     assert all(route[0] == owner.entry_node for route in resolved.routes)
+
+
+def divided(call: Call, answer: bytes) -> bytes:
+    """An exit node whose storers don't agree about AP4 addresses."""
+    if not isinstance(call, ResolveAp) or call.ip.version == 6:
+        return answer
+    votes = (Vote(b"a" * 32, 1, b"a" * 32, 33), Vote(b"b" * 32, 1, b"b" * 32, 27))
+    return Resolution(b"", (), 60, 60, votes).encode()
+
+
+async def test_an_address_whose_storers_are_divided_is_nobody_s(
+    autojump_clock: MockClock, world: World
+) -> None:
+    owner = world.published()
+    world.paths.exits = 5
+    world.paths.liars = dict.fromkeys(range(5), divided)
+    with pytest.raises(Unreachable, match="don't agree on who owns it: 33 name one key, 27 others"):
+        await world.directory.resolve(ME, owner.ap4)
+    assert {asked.path for asked in world.paths.log} == {0, 1, 2, 3, 4}
+    assert world.pins.get(owner.ap4) is None
+    with pytest.raises(Undecided):
+        await world.directory.ask(ME, owner.ap4)
+
+
+async def test_a_path_over_which_there_is_no_telling_counts_as_dissent(
+    autojump_clock: MockClock, world: World
+) -> None:
+    owner = world.published()
+    world.paths.exits = 5
+    world.paths.liars = {0: divided, 1: divided}
+    resolved = await world.directory.resolve(ME, owner.ap4)
+    assert (resolved.public_key, resolved.confirmations) == (owner.key.public, 3)
+    world.directory.forget(ME, owner.ap4)
+    world.pins.remove(owner.ap4)
+    world.paths.liars = dict.fromkeys(range(3), divided)
+    with pytest.raises(Unreachable, match="don't agree"):
+        await world.directory.resolve(ME, owner.ap4)
+
+
+async def test_a_pinned_owner_is_found_though_the_storers_are_divided(
+    autojump_clock: MockClock, world: World
+) -> None:
+    owner = world.published()
+    await world.directory.resolve(ME, owner.ap4)
+    world.directory.forget(ME, owner.ap4)
+    world.paths.liars = dict.fromkeys(range(3), divided)
+    resolved = await world.directory.resolve(ME, owner.ap4)
+    assert resolved.public_key == owner.key.public
+    assert resolved.routes
+
+
+async def test_a_pinned_key_that_claims_another_address_does_not_get_this_one(
+    autojump_clock: MockClock, world: World
+) -> None:
+    owner = world.published()
+    pinned = next(owner.ap4 + number for number in (1, -1))
+    world.pins.confirm(pinned, PublicKey(owner.key.public), 3)
+    world.paths.liars = dict.fromkeys(range(3), divided)
+    with pytest.raises(Unreachable, match="don't agree on who owns it"):
+        await world.directory.resolve(ME, pinned)
 
 
 async def pinned_then_changed(world: World) -> tuple[FakeOwner, FakeOwner]:
