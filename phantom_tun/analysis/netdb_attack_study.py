@@ -18,7 +18,7 @@ from phantom_tun.analysis.netdb_study import (
     either_of,
     settle,
 )
-from phantom_tun.analysis.netdb_world import Defences, SimNode, World
+from phantom_tun.analysis.netdb_world import Cost, Defences, SimNode, World
 from phantom_tun.clock import MINUTE
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.addresses import keys_to_write
@@ -39,14 +39,21 @@ class Attack:
 
     nodes: int
     liars: int
+    seed: int
     resolutions: int
     right: int
     wrong: int
-    """Records of somebody else, or outdated ones."""
+    """Records of somebody else, or outdated ones. What is neither right nor wrong was not found, or
+    undecided."""
     attacked: int
     """Resolutions of the addresses that the liars attack in particular; part of the above."""
     attacked_right: int
     attacked_wrong: int
+    calls: float
+    """Of a resolution of an ordinary address."""
+    attacked_calls: float
+    sparse: float
+    """Part of the resolutions' lookups that were continued because what they found lay too thin."""
     drawn: int
     drawn_liars: int
     known: float
@@ -111,15 +118,20 @@ def attack(
         cabal.rivals[address] = claim
         world.write(world.rng.choice(cabal.members), claim, [address])
     counts = {True: [0, 0, 0], False: [0, 0, 0]}
+    calls = {True: 0, False: 0}
+    world.cost = Cost()
     for index in range(resolutions):
         special = index % 4 == 0
         maker = world.rng.choice(attacked if special else makers)
         asked_for = ap4_of(maker) if special else either_of(world, maker)
+        sent = world.cost.messages
         found = world.resolve(world.rng.choice(honest), asked_for)
+        calls[special] += world.cost.messages - sent
         right = found is not None and (found.public_key, found.sequence) == (maker.key.public, 2)
         verdict = 0 if right else 1 if found is not None else 2
         counts[special][verdict] += 1
     report(f"right, wrong, nothing: {counts[False]}, of attacked addresses {counts[True]}")
+    cost = world.cost
     false = {member.node_id for member in cabal.members}
     some = world.rng.sample(honest, min(drawers, len(honest)))
     drawn = _draws(world, some, draws)
@@ -128,12 +140,16 @@ def attack(
     return Attack(
         nodes=nodes,
         liars=len(liars),
+        seed=seed,
         resolutions=resolutions,
         right=counts[True][0] + counts[False][0],
         wrong=counts[True][1] + counts[False][1],
         attacked=sum(counts[True]),
         attacked_right=counts[True][0],
         attacked_wrong=counts[True][1],
+        calls=calls[False] / sum(counts[False]),
+        attacked_calls=calls[True] / sum(counts[True]),
+        sparse=cost.sparse / cost.lookups,
         drawn=len(drawn),
         drawn_liars=sum(node_id in false for node_id in drawn),
         known=known,

@@ -18,6 +18,7 @@ from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, keys_to_read, keys_to_write
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.contact import Contact, position
+from phantom_tun.netdb.density import Density
 from phantom_tun.netdb.lookup import WAYS, Lookup
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.prefixes import BUCKET_LIMITS, LOOKUP_LIMITS, PrefixLimits
@@ -25,15 +26,16 @@ from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.sampling import draw
 from phantom_tun.netdb.server import OwnNode, Server, expect
 from phantom_tun.netdb.store import ApStore
-from phantom_tun.netdb.storers import merged, storers_of
+from phantom_tun.netdb.storers import LEASE_STORERS, merged, storer_count, storers_of
 from phantom_tun.netdb.table import DISPLACEABLE_AFTER, K, RoutingTable
 from phantom_tun.netdb.verifier import Verifier
-from phantom_tun.netdb.votes import Tally
+from phantom_tun.netdb.votes import Standing, Tally
 from phantom_tun.testing.record_factory import NOW, NodeMaker
 from phantom_tun.wire.netdb import Held, ReserveAp, ResolveAp, Stored
 from phantom_tun.wire.records import APKeyRecord, NodeRecord
 
 INTRODUCTIONS = 64
+FRESH_SEEDS = K
 _UNLIMITED = PrefixLimits(narrow=10**9, wide=10**9)
 
 
@@ -51,6 +53,8 @@ class Defences:
     """False: whoever is asked for a random node chooses it."""
     fair_buckets: bool = True
     """False: who came first keeps its place as long as it lives."""
+    second_looks: bool = True
+    """False: whatever a lookup finds counts, and leases have no more storers than other records."""
 
 
 DEFENDED = Defences()
@@ -62,6 +66,7 @@ PLAIN = Defences(
     votes=False,
     askers_draw=False,
     fair_buckets=False,
+    second_looks=False,
 )
 
 
@@ -79,7 +84,7 @@ class FirstComeTable(RoutingTable):
 class SimNode:
     """An honest node."""
 
-    __slots__ = ("alive", "book", "path_key", "record", "server", "store")
+    __slots__ = ("alive", "book", "density", "path_key", "record", "server", "store")
     liar = False
 
     def __init__(self, world: World, maker: NodeMaker) -> None:
@@ -89,6 +94,7 @@ class SimNode:
         self.book = NodeBook(self.record.node_id, world.rng, limits=world.defences.bucket_limits)
         if not world.defences.fair_buckets:
             self.book.table = FirstComeTable(self.node_id, b"", world.defences.bucket_limits)
+        self.density = Density()
         self.store = ApStore(world.network)
         own = OwnNode(self.record, self.path_key)
         self.server = Server(world.network, own, self.book, self.store, world.verifier)
@@ -129,6 +135,10 @@ class Cost:
     failures: int = 0
     lookups: int = 0
     hops: list[int] = field(default_factory=list)
+    sparse: int = 0
+    """Lookups that were continued because what they found lay too thin."""
+    second_looks: int = 0
+    """Addresses for which storers were asked again."""
 
 
 class World:
@@ -197,7 +207,7 @@ class World:
         node.book.met(peer.record, self.now, peer.path_key)
         peer.book.met(node.record, self.now, node.path_key)
 
-    def lookup(self, node: SimNode, target: bytes) -> Lookup:
+    def lookup(self, node: SimNode, target: bytes, count: int = K) -> Lookup:
         """The nodes closest to ``target``, as ``node`` finds them."""
         defences = self.defences
         lookup = Lookup(
@@ -205,8 +215,25 @@ class World:
             node.book.closest(target, 2 * K, self.now),
             own_id=node.node_id,
             limits=defences.lookup_limits,
+            count=count,
             ways=defences.ways,
         )
+        self._run(node, lookup)
+        self.cost.lookups += 1
+        self.cost.hops.append(lookup.hops)
+        if defences.second_looks:
+            if node.density.sparse(target, lookup.closest()):
+                self.cost.sparse += 1
+                self.widen(node, lookup, count)
+            node.density.saw(target, lookup.closest())
+        return lookup
+
+    def widen(self, node: SimNode, lookup: Lookup, count: int) -> None:
+        """Continue a lookup over other ways."""
+        lookup.reopen(node.book.neighbourhood(FRESH_SEEDS, self.now), count=count)
+        self._run(node, lookup)
+
+    def _run(self, node: SimNode, lookup: Lookup) -> None:
         while not lookup.finished:
             for record in lookup.next_queries():
                 self.cost.messages += 1
@@ -218,12 +245,9 @@ class World:
                     continue
                 node.book.met(record, self.now)
                 peer.book.succeeded(node.node_id, self.now)
-                named = peer.closest(target, self.now)
+                named = peer.closest(lookup.target, self.now)
                 lookup.answered(record, named)
                 self.hear(node, named)
-        self.cost.lookups += 1
-        self.cost.hops.append(lookup.hops)
-        return lookup
 
     def hear(self, node: SimNode, records: Iterable[NodeRecord]) -> None:
         """``node`` introduces itself to those among ``records`` that its table has a place for."""
@@ -233,25 +257,19 @@ class World:
                 if peer is not None and peer.alive:
                     self.meet(node, peer)
 
-    def storers(self, node: SimNode, keys: Iterable[bytes]) -> list[NodeRecord]:
-        """Who should hold what lies under ``keys``, as ``node`` finds them."""
-        return merged(
-            [storers_of(key, self.lookup(node, key).closest(), node.record) for key in keys]
-        )
-
     def write(self, node: SimNode, record: APKeyRecord, addresses: Iterable[ApAddress]) -> int:
         """reserve_ap through ``node``; returns how many storers took the record."""
-        keys = [
-            key
-            for address in addresses
-            for key in keys_to_write(self.network.network_id, address, self.now)[
-                : self.defences.storage_keys
-            ]
-        ]
+        by_key = []
+        for address in addresses:
+            count = storer_count(address) if self.defences.second_looks else K
+            keys = keys_to_write(self.network.network_id, address, self.now)
+            for key in keys[: self.defences.storage_keys]:
+                found = self.lookup(node, key, count).closest()
+                by_key.append(storers_of(key, found, node.record, count))
         caller = Caller(node.node_id, node.record.ips[0])
         call = ReserveAp(record.encoded)
         taken = 0
-        for storer in self.storers(node, keys):
+        for storer in merged(by_key):
             self.cost.messages += 1
             peer = self.nodes.get(storer.node_id)
             if peer is not None and peer.alive:
@@ -261,12 +279,28 @@ class World:
     def resolve(self, node: SimNode, address: ApAddress) -> APKeyRecord | None:
         """What ``node`` believes is stored for ``address``."""
         keys = keys_to_read(self.network.network_id, address, self.now)
-        storers = self.storers(node, keys[: self.defences.storage_keys])
+        lookups = [self.lookup(node, key) for key in keys[: self.defences.storage_keys]]
         tally = Tally(self.verifier, address, self.now)
-        call = ResolveAp.of(address)
-        for storer in storers:
-            self.cost.messages += 1
+        standing = self._vote(node, lookups, tally, K)
+        if not self.defences.second_looks:
+            return tally.winner()
+        if standing is not Standing.CLEAR and storer_count(address) > K:
+            self.cost.second_looks += 1
+            for lookup in lookups:
+                self.widen(node, lookup, LEASE_STORERS)
+            standing = self._vote(node, lookups, tally, LEASE_STORERS)
+        return None if standing is Standing.NONE else tally.winner()
+
+    def _vote(self, node: SimNode, lookups: Sequence[Lookup], tally: Tally, count: int) -> Standing:
+        by_key = [
+            storers_of(lookup.target, lookup.closest(), node.record, count) for lookup in lookups
+        ]
+        call = ResolveAp.of(tally.address)
+        for storer in merged(by_key):
             peer = self.nodes.get(storer.node_id)
+            if tally.has(storer.node_id):
+                continue
+            self.cost.messages += 1
             if peer is None or not peer.alive:
                 continue
             try:
@@ -275,7 +309,9 @@ class World:
                 continue
             if not self.defences.votes and tally.winner() is not None:
                 break
-        return tally.winner()
+        groups = [{record.node_id for record in storers} for storers in by_key]
+        tally.keep(set[NodeId]().union(*groups))
+        return tally.standing(groups)
 
     def sample(self, node: SimNode, asked: set[NodeId]) -> NodeRecord | None:
         """random_nodes(1), as ``node`` believes."""
