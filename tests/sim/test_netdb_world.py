@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections import Counter
 
 import pytest
 
 from phantom_tun.analysis.netdb_attack import Cabal, ground_maker, rival_claim
 from phantom_tun.analysis.netdb_attack_study import SMALL_AP4, attack, eclipse
-from phantom_tun.analysis.netdb_study import churn, grow, settle
-from phantom_tun.analysis.netdb_world import DEFENDED, PLAIN, SimNode, World
+from phantom_tun.analysis.netdb_study import ap4_of, churn, grow, settle
+from phantom_tun.analysis.netdb_world import DEFENDED, PLAIN, Cost, SimNode, World
 from phantom_tun.netdb.addresses import ap4_candidate
 from phantom_tun.netdb.contact import position
+from phantom_tun.netdb.density import Density
 from phantom_tun.netdb.signing import verify_signature
 from phantom_tun.testing.record_factory import NETWORK, ApMaker, NodeMaker
 
@@ -59,6 +62,54 @@ def test_ids_near_the_storage_keys_win_only_when_they_are_many() -> None:
     assert many.wrong == 1.0
     (plain,) = eclipse(150, PLAIN, (1,), quiet, victims=1)
     assert plain.wrong > 0.5
+
+
+def test_an_asker_who_knows_hardly_anybody_but_liars_far_away_is_not_deceived() -> None:
+    world = World(random.Random(4), SMALL_AP4)
+    cabal = Cabal(world)
+    honest: list[SimNode] = []
+    for number in range(150):
+        node = world.add(number)
+        world.join(node, honest[:3])
+        honest.append(node)
+    for number in range(40):
+        cabal.spread(cabal.add(NodeMaker(10_000 + number, SMALL_AP4, world.address())))
+    settle(world, 2)
+    owners = [ApMaker(number, SMALL_AP4) for number in range(6)]
+    for maker in owners:
+        record = maker.record(world.now)
+        world.write(honest[9], record, world.addresses_of(record))
+        cabal.rivals[ap4_of(maker)] = rival_claim(SMALL_AP4, ap4_of(maker), world.now)
+
+    def answers(*, careful: bool, experienced: bool = True) -> Counter[str]:
+        world.defences = dataclasses.replace(DEFENDED, second_looks=careful)
+        world.cost = Cost()
+        found = Counter[str]()
+        for maker in owners:
+            for asker in honest[50:60]:
+                if not experienced:
+                    asker.density = Density()
+                for contact in list(asker.book.table):
+                    far = asker.book.table.bucket_of(contact.position) >= 253
+                    if far and not world.nodes[contact.node_id].liar:
+                        asker.book.table.remove(contact)
+                record = world.resolve(asker, ap4_of(maker))
+                right = record is not None and record.public_key == maker.key.public
+                found["right" if right else "wrong" if record else "undecided"] += 1
+        return found
+
+    deceived = answers(careful=False)["wrong"]
+    assert deceived >= 10
+    # What is found lies too thin.
+    found = answers(careful=True)
+    assert not found["wrong"]
+    assert found["right"] >= 57
+    assert world.cost.sparse > 20
+    # Who has no idea yet how thin is too thin sees the storers divided, unless liars have led it
+    # astray for two of the three keys.
+    found = answers(careful=True, experienced=False)
+    assert found["wrong"] < deceived / 2
+    assert world.cost.second_looks > 10
 
 
 def test_one_honest_contact_among_hostile_ones_is_enough() -> None:
