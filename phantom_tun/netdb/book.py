@@ -300,23 +300,24 @@ class NodeBook:
     def _room_for_key(self, drawn: bool) -> bool:
         if self._keyed < self._max_keyed:
             return True
-        spare = [
-            contact
-            for contact in self
-            if contact.path_key is not None
-            and contact not in self.table
-            and contact.node_id not in self._kept
-            and contact.node_id not in self._trusted
-        ]
-        if not drawn:
-            # Whoever introduces itself takes no place from those we drew.
-            spare = [contact for contact in spare if not contact.drawn]
-        if not spare:
-            return False
-        worst = max(map(_worth_least, spare))
-        # A random one: which nodes are remembered must not depend on who speaks last.
-        self._forget(self._rng.choice([c for c in spare if _worth_least(c) == worst]))
-        return True
+        # Whoever introduces itself takes no place from those we drew. (Any introduction can come
+        # here, so the loop over everybody does as little as possible.)
+        spare: dict[tuple[bool, bool], list[Contact]] = {}
+        for contact in self._contacts.values():
+            if contact.path_key is None or contact.rank or (contact.drawn and not drawn):
+                continue
+            spare.setdefault((not contact.drawn, contact.failures > 0), []).append(contact)
+        for worth in sorted(spare, reverse=True):
+            found = spare[worth]
+            while found:
+                # A random one: which nodes are remembered must not depend on who speaks last.
+                index = self._rng.randrange(len(found))
+                contact, found[index] = found[index], found[-1]
+                if contact.node_id not in self._kept and contact.node_id not in self._trusted:
+                    self._forget(contact)
+                    return True
+                found.pop()
+        return False
 
     def _forget(self, contact: Contact) -> None:
         if self._contacts.pop(contact.node_id, None) is not None:
@@ -332,8 +333,3 @@ def _is_candidate(contact: Contact, now: float) -> bool:
         and contact.path_key_until > now + KEY_MARGIN
         and contact.last_ok > now - CANDIDATE_FOR
     )
-
-
-def _worth_least(contact: Contact) -> tuple[bool, bool]:
-    """The higher, the sooner it makes room for another."""
-    return not contact.drawn, contact.failures > 0

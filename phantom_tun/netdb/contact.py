@@ -43,7 +43,8 @@ class Contact:
     drawn: bool = False
     """Whether we drew it at random: it had no part in our knowing it."""
     rank: bytes = b""
-    """Given by the routing table when it takes the contact in: the lowest keep their places."""
+    """Given by the routing table when it takes the contact in: the lowest keep their places. Empty
+    for one that is not in the table."""
 
     @property
     def node_id(self) -> NodeId:

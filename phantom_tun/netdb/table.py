@@ -121,6 +121,7 @@ class RoutingTable:
         if contact in bucket:
             bucket.remove(contact)
             self._size -= 1
+            contact.rank = b""
 
     def closest(self, target: int, count: int, now: float) -> list[Contact]:
         """The ``count`` usable contacts closest to a position, closest first."""
