@@ -171,10 +171,10 @@ class Tally:
             return Standing.CLEAR
         lead = self._lead(leader, self._votes)
         leads = [self._lead(leader, group) for group in storers]
-        led = sum(each > 1 for each in leads)
+        led, lost = sum(each > 1 for each in leads), sum(each < 1 for each in leads)
         if lead >= CLEAR_LEAD and led == len(leads):
             return Standing.CLEAR
-        return Standing.NARROW if lead >= LEAST_LEAD and 2 * led > len(leads) else Standing.NONE
+        return Standing.NARROW if lead >= LEAST_LEAD and led >= lost else Standing.NONE
 
     def resolution(self, asked: int, *, decided: bool = True) -> Resolution:
         """The result, with every vote; ``asked``: how many storers were asked. If they have not

@@ -304,6 +304,10 @@ class TestStanding:
         assert self.standing((12, 8), (12, 8), (0, 20)) is Standing.NONE
         assert self.standing((9, 11), (9, 11), (20, 0)) is Standing.NONE
 
+    def test_a_draw_at_one_key_is_no_loss(self) -> None:
+        assert self.standing((24, 6), (15, 15), (14, 16)) is Standing.NARROW
+        assert self.standing((24, 6), (14, 16), (14, 16)) is Standing.NONE
+
     def test_rivals_count_together(self) -> None:
         made = tally(
             *[full(AP.record())] * 5,
