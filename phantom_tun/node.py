@@ -22,35 +22,35 @@ from phantom_tun.config import Config
 from phantom_tun.control.model import NodeState
 from phantom_tun.errors import ConfigError, PeerError, WorldError
 from phantom_tun.ids import CertHash, NodeId
-from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.connector import Connector
-from phantom_tun.net.directory import Directory
-from phantom_tun.net.entry_node import EntryDesk
-from phantom_tun.net.exit_node import EntryDialer
-from phantom_tun.net.expose import ExposeRules
-from phantom_tun.net.guard_file import GuardFile
-from phantom_tun.net.hops import HopHost
-from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.identities import ApIdentity, IdentityStore, LeaseState
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.links import Links
-from phantom_tun.net.netdb_files import NetdbFiles
-from phantom_tun.net.netdb_service import NetdbService
-from phantom_tun.net.node_database import NodeDatabase
-from phantom_tun.net.own_record import NodeFacts, OwnRecord
-from phantom_tun.net.owned_entry import Accept
-from phantom_tun.net.path_builder import PathBuilder, Surroundings
-from phantom_tun.net.path_member import PathMember
-from phantom_tun.net.path_pool import Change, PathEvent
-from phantom_tun.net.path_pools import PathPools, PathWishes
-from phantom_tun.net.peers import Peer
-from phantom_tun.net.pins import Pins
-from phantom_tun.net.publishers import Publishers
-from phantom_tun.net.ready_pool import PoolLimits
-from phantom_tun.net.sessions import SessionService, SessionSettings
-from phantom_tun.net.switchboard import Switchboard
-from phantom_tun.net.workers import Spawn, WorkerPlan
-from phantom_tun.net.workshop import Workshop
+from phantom_tun.net.addresses.directory import Directory
+from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore, LeaseState
+from phantom_tun.net.addresses.pins import Pins
+from phantom_tun.net.addresses.publishers import Publishers
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.links import Links
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.workers import Spawn, WorkerPlan
+from phantom_tun.net.netdb.files import NetdbFiles
+from phantom_tun.net.netdb.node_database import NodeDatabase
+from phantom_tun.net.netdb.own_record import NodeFacts, OwnRecord
+from phantom_tun.net.netdb.service import NetdbService
+from phantom_tun.net.paths.builder import PathBuilder, Surroundings
+from phantom_tun.net.paths.guard_file import GuardFile
+from phantom_tun.net.paths.member import PathMember
+from phantom_tun.net.paths.pool import Change, PathEvent
+from phantom_tun.net.paths.pools import PathPools, PathWishes
+from phantom_tun.net.sessions.expose import ExposeRules
+from phantom_tun.net.sessions.service import SessionService, SessionSettings
+from phantom_tun.net.tunnels.connector import Connector
+from phantom_tun.net.tunnels.entry_node import EntryDesk
+from phantom_tun.net.tunnels.exit_node import EntryDialer
+from phantom_tun.net.tunnels.hops import HopHost
+from phantom_tun.net.tunnels.hub import TunnelHub
+from phantom_tun.net.tunnels.owned_entry import Accept
+from phantom_tun.net.tunnels.ready_pool import PoolLimits
+from phantom_tun.net.tunnels.switchboard import Switchboard
+from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.overrides import InForce, Overrides
 from phantom_tun.node_keys import create_node_keys
@@ -413,7 +413,7 @@ class Node:
         await self.sessions.handle_request(identity, sealed_request, accept)
 
     async def throwaway_exit(self, identity: str) -> OwnedPath:
-        """See :class:`~phantom_tun.net.connector.OwnerEvents`."""
+        """See :class:`~phantom_tun.net.tunnels.connector.OwnerEvents`."""
         return await self.paths.throwaway_exit(identity)
 
     def path_died(self, path: OwnedPath) -> None:
@@ -537,7 +537,7 @@ def _or_none(addresses: Sequence[IpAddress]) -> Sequence[IpAddress]:
 
 def _web_page(path: str) -> bytes:
     if not path:
-        return importlib.resources.files("phantom_tun.net").joinpath("page.html").read_bytes()
+        return importlib.resources.files("phantom_tun.net.links").joinpath("page.html").read_bytes()
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -16,7 +16,7 @@ from functools import partial
 from phantom_tun.analysis.netdb_world import Cost, SimNode, World
 from phantom_tun.clock import HOUR, MINUTE
 from phantom_tun.ids import ApAddress
-from phantom_tun.net.publisher import REFRESH
+from phantom_tun.net.addresses.publisher import REFRESH
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.verifier import Verifier

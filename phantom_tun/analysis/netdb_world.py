@@ -1,7 +1,7 @@
 """A network database of thousands of nodes in one process, in virtual time.
 
 The machines are the real ones (``phantom_tun.netdb``); what is simulated is the transport, which is
-a method call, and the driver, which does what ``phantom_tun.net.netdb_*`` does with trio. There is
+a method call, and the driver, which does what ``phantom_tun.net.netdb`` does with trio. There is
 no latency: what is counted are messages, hops and failures.
 """
 

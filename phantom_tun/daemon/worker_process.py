@@ -22,8 +22,8 @@ from phantom_tun.daemon.account import current_account
 from phantom_tun.daemon.collector import spare_what_stays
 from phantom_tun.daemon.privileges import drop_privileges, raise_open_files
 from phantom_tun.errors import LinkBroken
-from phantom_tun.net.worker import RelayWorker
-from phantom_tun.net.worker_channel import WorkerChannel
+from phantom_tun.net.links.worker import RelayWorker
+from phantom_tun.net.links.worker_channel import WorkerChannel
 from phantom_tun.wire.worker import Setup, unpack_to_worker
 
 

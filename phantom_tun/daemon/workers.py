@@ -17,8 +17,8 @@ MODULE = "phantom_tun.daemon.worker_start"
 
 
 class WorkerSpawner:
-    """Starts them as :class:`~phantom_tun.net.workers.Spawn` says: the same program and account as
-    this process, with the channel as standard input."""
+    """Starts them as :class:`~phantom_tun.net.links.workers.Spawn` says: the same program and
+    account as this process, with the channel as standard input."""
 
     def __init__(self, log: LogConfig) -> None:
         self._log = log

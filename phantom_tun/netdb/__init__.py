@@ -5,5 +5,5 @@ randomness of its own. Read ``network`` and ``addresses`` (what is derived from 
 ``signing`` (what makes a record genuine), ``rules`` and ``verifier`` (every storage rule, in one
 table), ``store`` (what we hold), ``contact``, ``prefixes``, ``table`` and ``book`` (whom we know),
 ``server`` (what we answer), ``lookup`` and ``votes`` (what we make of the answers of others),
-``cachefile`` and ``holdings`` (what survives a restart). ``net.netdb_service`` puts it together.
+``cachefile`` and ``holdings`` (what survives a restart). ``net.netdb.service`` puts it together.
 """

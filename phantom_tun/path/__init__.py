@@ -6,6 +6,5 @@ its slot, covers the array with its layer and passes it on (``member``, with ``k
 ``replay``). What is left of it is in ``hop``. ``lifetimes`` and ``timing`` hold the numbers.
 
 Nothing here does I/O or has a clock or randomness of its own, except that HPKE sealing and fresh
-path-building keys draw theirs inside ``crypto``. ``net`` has the sides that do: ``path_member``,
-``path_builder``, ``path_pool``.
+path-building keys draw theirs inside ``crypto``. ``net.paths`` has the sides that do.
 """

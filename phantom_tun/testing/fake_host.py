@@ -24,7 +24,7 @@ DatagramService = Callable[[DatagramStream], Awaitable[None]]
 
 @dataclass(slots=True)
 class FakeIdentity:
-    """An AP identity without files; see :class:`phantom_tun.net.session_ports.Identity`."""
+    """An AP identity without files; see :class:`phantom_tun.net.sessions.ports.Identity`."""
 
     name: str
     signing: SigningKey
@@ -48,7 +48,7 @@ class FakeIdentity:
 
 
 class FakeIdentities:
-    """See :class:`phantom_tun.net.session_ports.Identities`."""
+    """See :class:`phantom_tun.net.sessions.ports.Identities`."""
 
     def __init__(self, *identities: FakeIdentity) -> None:
         self.all = {identity.name: identity for identity in identities}
@@ -69,7 +69,7 @@ class FakeIdentities:
 
 @dataclass(slots=True)
 class FakeRecord:
-    """See :class:`phantom_tun.net.session_ports.ResolvedAp`."""
+    """See :class:`phantom_tun.net.sessions.ports.ResolvedAp`."""
 
     public_key: PublicKey
     certificate: bytes
@@ -89,7 +89,7 @@ class FakeRecord:
 
 @dataclass(slots=True)
 class FakeDirectory:
-    """See :class:`phantom_tun.net.session_ports.Directory`."""
+    """See :class:`phantom_tun.net.sessions.ports.Directory`."""
 
     records: dict[ApAddress, FakeRecord] = field(default_factory=dict)
     fresh_records: dict[ApAddress, FakeRecord] = field(default_factory=dict)

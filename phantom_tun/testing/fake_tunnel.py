@@ -1,6 +1,6 @@
 """Routing tunnels in memory: pairs of tunnels, and the network that makes them.
 
-:class:`FakeNetwork` is the :class:`~phantom_tun.net.session_ports.Connector` of any number of
+:class:`FakeNetwork` is the :class:`~phantom_tun.net.sessions.ports.Connector` of any number of
 session services. Its tunnels cut what they carry into pieces at random places, hold a bounded
 number of bytes, and can be told to alter, cut off or end what passes at a given byte.
 """
@@ -15,7 +15,7 @@ import trio
 from phantom_tun.clock import Rng
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
+from phantom_tun.net.links.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 
 CAPACITY = 262_144
@@ -82,7 +82,7 @@ class Lane:
 
 
 class FakeTunnel:
-    """One end of a tunnel; implements :class:`~phantom_tun.net.session_ports.Tunnel`."""
+    """One end of a tunnel; implements :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
 
     def __init__(self, incoming: Lane, outgoing: Lane, rng: Rng, path_number: int = 0) -> None:
         self.path_number = path_number
@@ -121,14 +121,14 @@ class FakeTunnel:
         return True
 
     async def receive_pooled(self) -> Buffer:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         await self.wait_readable()
         buffer = POOL.take()
         await self.receive(buffer)
         return buffer
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         await self._send(buffer)
         if fin:
             await self.send_fin()
@@ -149,7 +149,7 @@ class FakeTunnel:
                     await lane.changed.park()
 
     async def send_fin(self) -> None:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         await trio.lowlevel.checkpoint()
         if self.outgoing.broken:
             raise StreamReset("the tunnel ended")
@@ -157,7 +157,7 @@ class FakeTunnel:
         self.outgoing.changed.unpark_all()
 
     def reset(self) -> None:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         if self.is_released or self.is_reset:
             return
         self.is_reset = True
@@ -167,7 +167,7 @@ class FakeTunnel:
         self.incoming.waiting.clear()
 
     async def aclose(self) -> None:
-        """See :class:`~phantom_tun.net.session_ports.Tunnel`."""
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         await trio.lowlevel.checkpoint()
         if self.incoming.fin and self.outgoing.fin and not self.incoming.waiting:
             self.is_released = True
@@ -213,7 +213,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class FakeWayOut:
-    """One exit path; implements :class:`~phantom_tun.net.session_ports.WayOut`."""
+    """One exit path; implements :class:`~phantom_tun.net.sessions.ports.WayOut`."""
 
     network: FakeNetwork
     number: int
@@ -221,13 +221,13 @@ class FakeWayOut:
     """What goes in is lost, and it brings nothing."""
 
     def heard_since(self, moment: float) -> bool:
-        """See :class:`~phantom_tun.net.session_ports.WayOut`."""
+        """See :class:`~phantom_tun.net.sessions.ports.WayOut`."""
         return not self.is_dead and moment <= trio.current_time()
 
     async def connect(
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
     ) -> tuple[bytes, FakeTunnel]:
-        """See :class:`~phantom_tun.net.session_ports.WayOut`."""
+        """See :class:`~phantom_tun.net.sessions.ports.WayOut`."""
         if self.is_dead:
             await trio.sleep(SILENT_WAY)
             raise DeadlineExpired("no answer in time")
@@ -248,7 +248,7 @@ class FakeNetwork:
         self._rng = rng
 
     async def way_out(self, identity: str, apart: Collection[int] = ()) -> FakeWayOut:
-        """See :class:`~phantom_tun.net.session_ports.Connector`."""
+        """See :class:`~phantom_tun.net.sessions.ports.Connector`."""
         await trio.lowlevel.checkpoint()
         if not self.exits:
             raise PathUnavailable(f"no exit path of {identity} stands")

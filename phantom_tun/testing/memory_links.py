@@ -1,8 +1,8 @@
 """Links in memory: several nodes in one process, with every plaintext on record.
 
 :class:`MemoryNetwork` connects :class:`MemoryLinks`, which have the interface of
-:class:`phantom_tun.net.links.Links` and share all its code but TLS and the door. A test can kill,
-revive and freeze nodes, delay, alter or drop what passes, and read all of it afterwards. With
+:class:`phantom_tun.net.links.links.Links` and share all its code but TLS and the door. A test can
+kill, revive and freeze nodes, delay, alter or drop what passes, and read all of it afterwards. With
 ``trio.testing.MockClock(autojump_threshold=0)`` (pytest-trio's ``autojump_clock``) all of it takes
 no time.
 """
@@ -17,11 +17,11 @@ import trio
 
 from phantom_tun.errors import DeadlineExpired, LinkBroken
 from phantom_tun.ids import NodeId
-from phantom_tun.net.connection import Connection
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.loopback import LoopbackConnection, Pipe
-from phantom_tun.net.neighbours import Neighbours
-from phantom_tun.net.peers import LinkHandlers, Peer
+from phantom_tun.net.links.connection import Connection
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.loopback import LoopbackConnection, Pipe
+from phantom_tun.net.links.neighbours import Neighbours
+from phantom_tun.net.links.peers import LinkHandlers, Peer
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.nodes import NodeRef
 
@@ -196,7 +196,7 @@ class _MemoryPipe(Pipe):
 
 
 class MemoryLinks(Neighbours):
-    """The interface of :class:`phantom_tun.net.links.Links`, over a :class:`MemoryNetwork`."""
+    """The interface of :class:`phantom_tun.net.links.links.Links` over a :class:`MemoryNetwork`."""
 
     def __init__(
         self, network: MemoryNetwork, ref: NodeRef, limits: LinkLimits, *, dialable: bool

@@ -12,8 +12,8 @@ import trio
 
 from phantom_tun.errors import LinkBroken, PeerError
 from phantom_tun.ids import NodeId, PublicKey
-from phantom_tun.net.netdb_files import NetdbFiles
-from phantom_tun.net.netdb_service import NetdbService
+from phantom_tun.net.netdb.files import NetdbFiles
+from phantom_tun.net.netdb.service import NetdbService
 from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker

@@ -15,11 +15,11 @@ import trio
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import ProtocolViolation
 from phantom_tun.ids import NodeId
-from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.path_builder import PathBuilder, Surroundings
-from phantom_tun.net.path_member import PathLinks, PathMember
-from phantom_tun.net.peers import LinkHandlers, NeighbourInfo, Peer
-from phantom_tun.net.workshop import Workshop
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.paths.builder import PathBuilder, Surroundings
+from phantom_tun.net.paths.member import PathLinks, PathMember
+from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.path.candidates import Candidate
 from phantom_tun.path.guards import GuardSet
 from phantom_tun.path.hop import PathHop
@@ -45,8 +45,8 @@ class TrioClock:
 
 
 async def at_once(work: Callable[[], T]) -> T:
-    """Work of a :class:`~phantom_tun.net.workshop.Workshop`, not in a thread, for which virtual
-    time would not wait."""
+    """Work of a :class:`~phantom_tun.net.tunnels.workshop.Workshop`, not in a thread, for which
+    virtual time would not wait."""
     await trio.lowlevel.checkpoint()
     return work()
 

@@ -36,7 +36,7 @@ from phantom_tun.control.model import (
 from phantom_tun.control.schema import ControlError
 from phantom_tun.errors import UsageError
 from phantom_tun.ids import ApAddress, NodeId
-from phantom_tun.net.identities import ApIdentity
+from phantom_tun.net.addresses.identities import ApIdentity
 from phantom_tun.profile import Bootstrap
 from phantom_tun.view import identities, netdb, overrides, pins, probing, shapes
 from phantom_tun.view.drops import drops

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from phantom_tun.clock import MINUTE
-from phantom_tun.net.pins import PinChanged
+from phantom_tun.net.addresses.pins import PinChanged
 from phantom_tun.netdb.banned import PrefixSet, parse_prefix
 from phantom_tun.netdb.overrides import Standing
 from phantom_tun.path.hop import PathKind

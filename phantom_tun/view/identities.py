@@ -9,7 +9,7 @@ import trio
 
 from phantom_tun.control.model import AddressInfo, NodeState, Progress
 from phantom_tun.control.schema import ControlError
-from phantom_tun.net.identities import ApIdentity, LeaseState
+from phantom_tun.net.addresses.identities import ApIdentity, LeaseState
 from phantom_tun.path.hop import PathKind
 from phantom_tun.view import shapes
 

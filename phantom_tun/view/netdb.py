@@ -11,10 +11,10 @@ from phantom_tun.control.model import NetdbAnswer, NetdbPoll, NetdbRecord, Netdb
 from phantom_tun.control.schema import ControlError
 from phantom_tun.errors import PeerError, Unreachable, WorldError
 from phantom_tun.ids import ApAddress, NodeId
-from phantom_tun.net.ap_database import Found
-from phantom_tun.net.identities import ApIdentity
-from phantom_tun.net.netdb_witnesses import Witness
-from phantom_tun.net.pins import PinChanged
+from phantom_tun.net.addresses.ap_database import Found
+from phantom_tun.net.addresses.identities import ApIdentity
+from phantom_tun.net.addresses.pins import PinChanged
+from phantom_tun.net.netdb.witnesses import Witness
 from phantom_tun.netdb import override_text
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, is_ap_address
 from phantom_tun.netdb.network import NetworkParams

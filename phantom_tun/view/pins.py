@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from phantom_tun.control.model import PinChangeInfo, PinInfo
 from phantom_tun.control.schema import ControlError
 from phantom_tun.errors import ConfigError, UsageError
-from phantom_tun.net.pins import Pin, PinChange, PinChanged, Pins, fingerprint
+from phantom_tun.net.addresses.pins import Pin, PinChange, PinChanged, Pins, fingerprint
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node

@@ -24,8 +24,8 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import ApAddress
-from phantom_tun.net.inquiry import NotPublished
-from phantom_tun.net.pins import PinChanged
+from phantom_tun.net.addresses.inquiry import NotPublished
+from phantom_tun.net.addresses.pins import PinChanged
 from phantom_tun.netdb.addresses import is_ap_address
 from phantom_tun.view.identities import check_running, no_path, one
 

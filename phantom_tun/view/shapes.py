@@ -12,8 +12,9 @@ from phantom_tun.control.model import (
 )
 from phantom_tun.endpoints import Endpoint
 from phantom_tun.ids import ApAddress
-from phantom_tun.net import expose, identities
-from phantom_tun.net.session_table import SessionInfo
+from phantom_tun.net.addresses import identities
+from phantom_tun.net.sessions import expose
+from phantom_tun.net.sessions.table import SessionInfo
 from phantom_tun.path.hop import OwnedPath
 
 LEASES: dict[identities.LeaseState, LeaseState] = {

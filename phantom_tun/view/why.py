@@ -23,9 +23,9 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import ApAddress
-from phantom_tun.net.identities import ApIdentity
-from phantom_tun.net.inquiry import NotPublished
-from phantom_tun.net.pins import PinChanged
+from phantom_tun.net.addresses.identities import ApIdentity
+from phantom_tun.net.addresses.inquiry import NotPublished
+from phantom_tun.net.addresses.pins import PinChanged
 from phantom_tun.netdb.addresses import is_ap_address
 from phantom_tun.view import identities, probing
 

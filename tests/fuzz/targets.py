@@ -42,13 +42,13 @@ from phantom_tun.errors import (
     WireError,
 )
 from phantom_tun.ids import CertHash, ConnectionId
-from phantom_tun.net.ap_database import check_resolution, check_write
-from phantom_tun.net.buffers import POOL, Segment
-from phantom_tun.net.bulk import Bulk, BulkLink
-from phantom_tun.net.dialer import _read_welcome
-from phantom_tun.net.peers import Peer
-from phantom_tun.net.session_frames import FrameReader
-from phantom_tun.net.web import Site, Visitor
+from phantom_tun.net.addresses.ap_database import check_resolution, check_write
+from phantom_tun.net.links.buffers import POOL, Segment
+from phantom_tun.net.links.bulk import Bulk, BulkLink
+from phantom_tun.net.links.dialer import _read_welcome
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.web import Site, Visitor
+from phantom_tun.net.sessions.frames import FrameReader
 from phantom_tun.netdb import cachefile, holdings
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.book import NodeBook

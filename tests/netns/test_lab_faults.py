@@ -20,7 +20,7 @@ from watching import Watch
 
 from phantom_tun.control.model import PathInfo, TunnelInfo
 from phantom_tun.control.schema import GetStatus, ListPaths, ListTunnels, RebuildPaths, Unexpose
-from phantom_tun.net.session_offers import ONE_CALL
+from phantom_tun.net.sessions.offers import ONE_CALL
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 

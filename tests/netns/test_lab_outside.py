@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from labs import Lab, Node, run_phantom_tun
 
-import phantom_tun.net
+import phantom_tun.net.links
 from phantom_tun import profile
 from phantom_tun.cli.exits import ExitCode
 from phantom_tun.node_keys import KEY_FILE, create_node_keys
@@ -68,7 +68,7 @@ def upgrade(path: str, token: str) -> bytes:
 @versions
 def test_a_prober_sees_a_web_site(prober: Node, target: Node, version: int) -> None:
     host = target.underlay if version == 4 else f"[{target.underlay6}]"
-    page = Path(phantom_tun.net.__file__).with_name("page.html").read_text()
+    page = Path(phantom_tun.net.links.__file__).with_name("page.html").read_text()
     curl = ("curl", "-sS", "-k", "--noproxy", "*", "-w", "%{http_code} %{ssl_verify_result}")
     assert prober.check(*curl, f"https://{host}/").removeprefix(page).startswith("200 ")
     assert "404 Not Found" in prober.check(*curl, f"https://{host}/admin")

@@ -17,10 +17,10 @@ from whole_network import exchange as talk
 
 from phantom_tun.errors import PhantomError, Unreachable, WorldError
 from phantom_tun.ids import ConnectionId, EntryId, NodeId
-from phantom_tun.net.entry_node import EntryHop
-from phantom_tun.net.exit_node import MAX_FINDING
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.path_member import ArrayLimits
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.paths.member import ArrayLimits
+from phantom_tun.net.tunnels.entry_node import EntryHop
+from phantom_tun.net.tunnels.exit_node import MAX_FINDING
 from phantom_tun.path.hop import PathHop
 from phantom_tun.testing.memory_links import Recorded
 from phantom_tun.testing.record_factory import ApMaker

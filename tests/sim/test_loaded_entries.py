@@ -14,9 +14,9 @@ from test_tunnels import exchange as swap
 from whole_network import IDENTITY, Owner, WholeNetwork, WholeNode, echo, exchange, whole_network
 
 from phantom_tun.errors import Unreachable, WorldError
-from phantom_tun.net import entry_gate, puzzles
-from phantom_tun.net.puzzles import MAX_PUZZLES
-from phantom_tun.net.workshop import Workshop
+from phantom_tun.net.tunnels import entry_gate, puzzles
+from phantom_tun.net.tunnels.puzzles import MAX_PUZZLES
+from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.testing.path_nodes import at_once
 from phantom_tun.tunnel.puzzles import HARDEST
 from phantom_tun.wire.puzzles import NO_CHALLENGE, Challenge

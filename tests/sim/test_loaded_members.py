@@ -8,7 +8,7 @@ from test_path_builds import build
 
 from phantom_tun.errors import DeadlineExpired, PathUnavailable
 from phantom_tun.ids import ConnectionId
-from phantom_tun.net.path_member import ArrayLimits
+from phantom_tun.net.paths.member import ArrayLimits
 from phantom_tun.path.layers import hint
 from phantom_tun.path.ring import member_count
 from phantom_tun.path.work import HARDEST, LOADED, SETTLED, STEPS, Budget

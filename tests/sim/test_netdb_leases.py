@@ -14,10 +14,16 @@ from trio.testing import MockClock
 
 from phantom_tun.crypto.hashes import h
 from phantom_tun.ids import ApAddress, PublicKey
-from phantom_tun.net.identities import DEFAULT_NAME, DIRECTORY, IdentityStore, Lease, LeaseState
-from phantom_tun.net.netdb_service import NetdbService
-from phantom_tun.net.node_database import ENTRY_CALLS, EXIT_CALLS
-from phantom_tun.net.publisher import ARRIVAL, REFRESH, Publisher
+from phantom_tun.net.addresses.identities import (
+    DEFAULT_NAME,
+    DIRECTORY,
+    IdentityStore,
+    Lease,
+    LeaseState,
+)
+from phantom_tun.net.addresses.publisher import ARRIVAL, REFRESH, Publisher
+from phantom_tun.net.netdb.node_database import ENTRY_CALLS, EXIT_CALLS
+from phantom_tun.net.netdb.service import NetdbService
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.testing.fake_owner import SMALL_NETWORK, FakeOwner
 from phantom_tun.testing.netdb_network import Handler, MemoryNetwork

@@ -24,8 +24,8 @@ from phantom_tun.errors import (
     WireError,
 )
 from phantom_tun.ids import NodeId
-from phantom_tun.net.netdb_files import NetdbFiles
-from phantom_tun.net.netdb_service import PERFORMED_AT_ONCE, NetdbService
+from phantom_tun.net.netdb.files import NetdbFiles
+from phantom_tun.net.netdb.service import PERFORMED_AT_ONCE, NetdbService
 from phantom_tun.netdb import book, cachefile
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.overrides import digest_of

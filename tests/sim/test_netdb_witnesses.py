@@ -6,7 +6,7 @@ import trio
 from test_netdb_network import everybody_knows, memory_network, start, wait_until
 from trio.testing import MockClock
 
-from phantom_tun.net.netdb_witnesses import MOST_WITNESSES
+from phantom_tun.net.netdb.witnesses import MOST_WITNESSES
 
 
 async def test_the_closest_nodes_tell_which_edition_they_know(autojump_clock: MockClock) -> None:

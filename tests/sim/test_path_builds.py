@@ -11,9 +11,9 @@ import trio
 from phantom_tun.clock import HOUR
 from phantom_tun.errors import DeadlineExpired, LinkBroken, PathUnavailable, UsageError, WorldError
 from phantom_tun.ids import ConnectionId
-from phantom_tun.net.path_builder import MAX_BUILDS
-from phantom_tun.net.path_member import ArrayLimits
-from phantom_tun.net.peers import Peer
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.paths.builder import MAX_BUILDS
+from phantom_tun.net.paths.member import ArrayLimits
 from phantom_tun.path.keys import OVERLAP, ROTATE_EVERY
 from phantom_tun.path.ring import member_count
 from phantom_tun.testing.path_nodes import path_world

@@ -11,8 +11,8 @@ import trio
 from phantom_tun.clock import SystemClock
 from phantom_tun.crypto.certificates import make_certificate
 from phantom_tun.crypto.signing import SigningKey
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.links import Links
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.links import Links
 from phantom_tun.netdb import proof
 from phantom_tun.netdb.signing import sign_node_record
 from phantom_tun.path.keys import PathKeys

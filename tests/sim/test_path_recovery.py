@@ -7,7 +7,7 @@ import trio
 
 from phantom_tun.clock import HOUR
 from phantom_tun.errors import DeadlineExpired
-from phantom_tun.net.path_pool import Change, Goal, PathPool
+from phantom_tun.net.paths.pool import Change, Goal, PathPool
 from phantom_tun.testing.path_nodes import path_world
 
 

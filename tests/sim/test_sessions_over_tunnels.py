@@ -19,9 +19,9 @@ from whole_network import exchange
 from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
 from phantom_tun.errors import StreamReset
 from phantom_tun.ids import NetworkId
-from phantom_tun.net.expose import ExposeRules
-from phantom_tun.net.session_stream import SessionStream
-from phantom_tun.net.sessions import SessionService, SessionSettings
+from phantom_tun.net.sessions.expose import ExposeRules
+from phantom_tun.net.sessions.service import SessionService, SessionSettings
+from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.testing.fake_host import (
     FakeDirectory,

@@ -11,14 +11,14 @@ from phantom_tun.clock import SystemClock
 from phantom_tun.crypto.signing import SigningKey, node_id_of
 from phantom_tun.errors import PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import CertHash, ConnectionId, EntryId
-from phantom_tun.net.buffers import Buffer
-from phantom_tun.net.connector import Connector
-from phantom_tun.net.entry_node import EntryDesk
-from phantom_tun.net.exit_node import EntryDialer
-from phantom_tun.net.hops import IDLE_LIFE, SWEEP_EVERY, HopHost
-from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.ready_pool import PoolLimits
-from phantom_tun.net.switchboard import Switchboard
+from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.tunnels.connector import Connector
+from phantom_tun.net.tunnels.entry_node import EntryDesk
+from phantom_tun.net.tunnels.exit_node import EntryDialer
+from phantom_tun.net.tunnels.hops import IDLE_LIFE, SWEEP_EVERY, HopHost
+from phantom_tun.net.tunnels.hub import TunnelHub
+from phantom_tun.net.tunnels.ready_pool import PoolLimits
+from phantom_tun.net.tunnels.switchboard import Switchboard
 from phantom_tun.path.hop import OwnedPath, PathHop
 from phantom_tun.testing.memory_links import MemoryNetwork
 from phantom_tun.wire.nodes import NodeRef

@@ -31,30 +31,30 @@ from phantom_tun.endpoints import ByteStream, Endpoint
 from phantom_tun.errors import StreamReset
 from phantom_tun.guard import COUNTER
 from phantom_tun.ids import ApAddress, NodeId
-from phantom_tun.net import path_builder
-from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.connector import Connector
-from phantom_tun.net.directory import Directory
-from phantom_tun.net.entry_node import EntryDesk
-from phantom_tun.net.exit_node import EntryDialer
-from phantom_tun.net.expose import ExposeRules
-from phantom_tun.net.hops import HopHost
-from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.identities import ApIdentity, IdentityStore, LeaseState
-from phantom_tun.net.netdb_service import NetdbService
-from phantom_tun.net.node_database import NodeDatabase
-from phantom_tun.net.path_builder import PathBuilder, Surroundings
-from phantom_tun.net.path_member import PathMember
-from phantom_tun.net.path_pool import Change, PathEvent
-from phantom_tun.net.path_pools import PathPools, PathWishes
-from phantom_tun.net.peers import Peer
-from phantom_tun.net.pins import Pins
-from phantom_tun.net.publishers import Publishers
-from phantom_tun.net.ready_pool import PoolLimits
-from phantom_tun.net.session_stream import SessionStream
-from phantom_tun.net.sessions import SessionService, SessionSettings
-from phantom_tun.net.switchboard import Switchboard
-from phantom_tun.net.workshop import Workshop
+from phantom_tun.net.addresses.directory import Directory
+from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore, LeaseState
+from phantom_tun.net.addresses.pins import Pins
+from phantom_tun.net.addresses.publishers import Publishers
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.netdb.node_database import NodeDatabase
+from phantom_tun.net.netdb.service import NetdbService
+from phantom_tun.net.paths import builder as path_builder
+from phantom_tun.net.paths.builder import PathBuilder, Surroundings
+from phantom_tun.net.paths.member import PathMember
+from phantom_tun.net.paths.pool import Change, PathEvent
+from phantom_tun.net.paths.pools import PathPools, PathWishes
+from phantom_tun.net.sessions.expose import ExposeRules
+from phantom_tun.net.sessions.service import SessionService, SessionSettings
+from phantom_tun.net.sessions.stream import SessionStream
+from phantom_tun.net.tunnels.connector import Connector
+from phantom_tun.net.tunnels.entry_node import EntryDesk
+from phantom_tun.net.tunnels.exit_node import EntryDialer
+from phantom_tun.net.tunnels.hops import HopHost
+from phantom_tun.net.tunnels.hub import TunnelHub
+from phantom_tun.net.tunnels.ready_pool import PoolLimits
+from phantom_tun.net.tunnels.switchboard import Switchboard
+from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.path import member as path_member
 from phantom_tun.path.build import Build
 from phantom_tun.path.guards import GuardSet
@@ -328,17 +328,17 @@ class WholeNode:
     # --- LinkHandlers: another node's task may be running us -------------------------------------
 
     async def bulk_opened(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
-        """See :class:`~phantom_tun.net.peers.LinkHandlers`."""
+        """See :class:`~phantom_tun.net.links.peers.LinkHandlers`."""
         VIEWER.set(self.node_id)
         await self.board.bulk_opened(peer, opening, bulk)
 
     def signalled(self, peer: Peer, payload: bytes) -> None:
-        """See :class:`~phantom_tun.net.peers.LinkHandlers`."""
+        """See :class:`~phantom_tun.net.links.peers.LinkHandlers`."""
         with self.viewing():
             self.board.signalled(peer, payload)
 
     async def called(self, peer: Peer, payload: bytes) -> bytes:
-        """See :class:`~phantom_tun.net.peers.LinkHandlers`."""
+        """See :class:`~phantom_tun.net.links.peers.LinkHandlers`."""
         VIEWER.set(self.node_id)
         return await self.board.called(peer, payload)
 

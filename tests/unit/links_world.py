@@ -20,13 +20,13 @@ from phantom_tun.crypto.certificates import (
     make_certificate,
 )
 from phantom_tun.crypto.signing import SigningKey, node_id_of
-from phantom_tun.net.buffers import Buffer
-from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.links import LinkLimits, Links, Peer
-from phantom_tun.net.loopback import connection_pair
-from phantom_tun.net.plain import PlainConnection, socket_pair
-from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp, prepare_socket
-from phantom_tun.net.workers import WorkerPlan
+from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.links import LinkLimits, Links, Peer
+from phantom_tun.net.links.loopback import connection_pair
+from phantom_tun.net.links.plain import PlainConnection, socket_pair
+from phantom_tun.net.links.tls import HandshakeSteps, TlsConnection, connect_tcp, prepare_socket
+from phantom_tun.net.links.workers import WorkerPlan
 from phantom_tun.wire.door import Door
 from phantom_tun.wire.nodes import NodeRef
 

@@ -14,10 +14,10 @@ import trio
 
 from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
 from phantom_tun.ids import EntryId, NetworkId, NodeId
-from phantom_tun.net.expose import ExposeRules
-from phantom_tun.net.session_datagrams import SessionDatagrams
-from phantom_tun.net.session_stream import SessionStream
-from phantom_tun.net.sessions import SessionService, SessionSettings
+from phantom_tun.net.sessions.datagrams import SessionDatagrams
+from phantom_tun.net.sessions.expose import ExposeRules
+from phantom_tun.net.sessions.service import SessionService, SessionSettings
+from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.testing.fake_host import (
     FakeDirectory,

@@ -13,7 +13,7 @@ from phantom_tun.clock import SystemClock
 from phantom_tun.errors import CapacityExceeded, DeadlineExpired, LinkBroken
 from phantom_tun.guard import COUNTER
 from phantom_tun.ids import TunnelBlock
-from phantom_tun.net.announcer import (
+from phantom_tun.net.tunnels.announcer import (
     BUILD_TIMEOUT,
     FAILURES_UNTIL_SILENT,
     KNOCKS,
@@ -23,8 +23,8 @@ from phantom_tun.net.announcer import (
     SILENT_PATIENCE,
     Announcer,
 )
-from phantom_tun.net.hub import TunnelHub
-from phantom_tun.net.ready_pool import PoolLimits
+from phantom_tun.net.tunnels.hub import TunnelHub
+from phantom_tun.net.tunnels.ready_pool import PoolLimits
 
 LIMITS = PoolLimits(low=3, high=6)
 

@@ -21,8 +21,8 @@ from phantom_tun.crypto.certificates import (
 )
 from phantom_tun.errors import CryptoError, PeerError, WireError
 from phantom_tun.ids import PublicKey
-from phantom_tun.net.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
-from phantom_tun.net.session_frames import FrameReader
+from phantom_tun.net.links.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
+from phantom_tun.net.sessions.frames import FrameReader
 from phantom_tun.tunnel.answer import Wrap, callee_wrap, caller_wrap
 from phantom_tun.tunnel.channel import RECORD, CalleeHandshake, CallerHandshake, Channel
 from phantom_tun.wire.frames import MAX_PAYLOAD

@@ -23,18 +23,23 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import NetworkId, PublicKey
-from phantom_tun.net import directory as module
-from phantom_tun.net.ap_database import Undecided
-from phantom_tun.net.directory import (
+from phantom_tun.net.addresses import directory as module
+from phantom_tun.net.addresses.ap_database import Undecided
+from phantom_tun.net.addresses.directory import (
     FETCH_WITHIN,
     MARGIN,
     NEGATIVE_FOR,
     REFRESH_AFTER,
     Directory,
 )
-from phantom_tun.net.identities import DEFAULT_NAME, IdentityStore, Lease, LeaseState
-from phantom_tun.net.inquiry import SILENT_AFTER, SILENT_BESIDE_ONE, STRAGGLERS, NotPublished
-from phantom_tun.net.pins import PinChanged, Pins
+from phantom_tun.net.addresses.identities import DEFAULT_NAME, IdentityStore, Lease, LeaseState
+from phantom_tun.net.addresses.inquiry import (
+    SILENT_AFTER,
+    SILENT_BESIDE_ONE,
+    STRAGGLERS,
+    NotPublished,
+)
+from phantom_tun.net.addresses.pins import PinChanged, Pins
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.signing import sign_ap_key_record
 from phantom_tun.testing.fake_netdb import Bend, FakeNetdb, FakePaths
@@ -511,7 +516,7 @@ async def test_a_pin_that_can_not_be_written_is_no_reason_to_fail(
     def full(path: Path, data: bytes) -> None:
         raise ConfigError("no space")
 
-    monkeypatch.setattr("phantom_tun.net.pins.atomic_write", full)
+    monkeypatch.setattr("phantom_tun.net.addresses.pins.atomic_write", full)
     owner = world.published()
     assert (await world.directory.resolve(ME, owner.ap4)).confirmations == 3
     assert world.directory.statistics()["pins_not_written"] == 1

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom_tun.errors import ConfigError, UsageError
-from phantom_tun.net import expose as module
-from phantom_tun.net.expose import ExposeRules
+from phantom_tun.net.sessions import expose as module
+from phantom_tun.net.sessions.expose import ExposeRules
 
 AP4, AP6 = ipaddress.ip_network("240.0.0.0/4"), ipaddress.ip_network("2001:2f::/32")
 ONE, TWO = ipaddress.ip_address("241.0.0.1"), ipaddress.ip_address("2001:2f:1::1")

@@ -15,8 +15,8 @@ from phantom_tun.crypto.sealing import SealingKey, seal
 from phantom_tun.errors import ConfigError, CryptoError, UsageError
 from phantom_tun.files import atomic_write
 from phantom_tun.ids import EntryId, NetworkId, NodeId
-from phantom_tun.net import identities as module
-from phantom_tun.net.identities import (
+from phantom_tun.net.addresses import identities as module
+from phantom_tun.net.addresses.identities import (
     DEFAULT_NAME,
     DIRECTORY,
     KEY_RECORD_LIFE,

@@ -17,7 +17,7 @@ from phantom_tun.clock import DAY
 from phantom_tun.crypto.sealing import SEAL_OVERHEAD, SealingKey, seal
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import CryptoError
-from phantom_tun.net.identities import (
+from phantom_tun.net.addresses.identities import (
     DEFAULT_NAME,
     REQUEST_KEY_LIFE,
     REQUEST_KEY_OVERLAP,

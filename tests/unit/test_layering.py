@@ -25,6 +25,9 @@ LAYERS = {
 SEAMLESS = {"lab", "testing", "analysis"}
 """On the side: they may import anything; nothing of the node imports them."""
 
+NET = ("links", "netdb", "addresses", "tunnels", "paths", "sessions")
+"""The packages of ``net``, from below."""
+
 PURE = {"wire", "packet", "netdb", "path", "tunnel"}
 IMPURE_MODULES = {"trio", "socket", "time", "random", "secrets", "threading", "subprocess"}
 """Not ``ssl``: TLS over memory buffers does no I/O, and its randomness can't be given anyway."""
@@ -36,7 +39,7 @@ def modules() -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    """``phantom_tun/net/relay.py`` → ``net``; ``phantom_tun/errors.py`` → ``errors``."""
+    """``phantom_tun/net/tunnels/relay.py`` → ``net``; ``phantom_tun/errors.py`` → ``errors``."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -59,6 +62,14 @@ def imports(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def net_allows(path: Path, imported: list[str]) -> bool:
+    """Whether a module of ``net`` may import ``net.….…``, given without the project's name."""
+    inside = path.relative_to(ROOT).parts[1]
+    if inside.endswith(".py") or len(imported) < 2 or imported[1] not in NET:
+        return inside == "__init__.py"
+    return NET.index(imported[1]) <= NET.index(inside)
+
+
 def violations(path: Path, source: str) -> list[str]:
     """The rules that a module's imports break."""
     part = part_of(path)
@@ -68,12 +79,14 @@ def violations(path: Path, source: str) -> list[str]:
         top, *rest = name.split(".")
         if top == NAME and rest:
             target, target_layer = rest[0], layer_of(rest[0])
-            if target == part or part in SEAMLESS:
+            if part in SEAMLESS or (target == part != "net"):
                 continue
             if target in SEAMLESS and part != "cli":
                 broken.append(f"{name}: nothing of the node may need {target}")
             if layer is not None and target_layer is not None and target_layer > layer:
                 broken.append(f"{name}: layer {layer} must not import layer {target_layer}")
+            if part == target == "net" and not net_allows(path, rest):
+                broken.append(f"{name}: in net only packages that come before may be imported")
             if {part, target} == {"net", "tun"}:
                 broken.append(f"{name}: net and tun only meet in endpoints")
         if top in CRYPTO_LIBRARIES and part not in {"crypto", "testing"}:
@@ -96,6 +109,12 @@ def test_imports_keep_to_the_layers(path: Path) -> None:
     assert violations(path, path.read_text()) == []
 
 
+def test_every_package_of_net_has_its_place() -> None:
+    assert {path.name for path in (ROOT / "net").iterdir() if path.is_dir()} - {
+        "__pycache__"
+    } == set(NET)
+
+
 def test_every_part_has_its_layer() -> None:
     unknown = {part_of(path) for path in modules()} - SEAMLESS - {"__init__"}
     assert {part for part in unknown if layer_of(part) is None} == set()
@@ -104,11 +123,14 @@ def test_every_part_has_its_layer() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("wire/x.py", "import phantom_tun.net.relay", "layer 1 must not import layer 3"),
+        ("wire/x.py", "import phantom_tun.net.tunnels.relay", "layer 1 must not import layer 3"),
         ("netdb/x.py", "from phantom_tun import daemon", "layer 2 must not import layer 5"),
-        ("net/x.py", "from phantom_tun.tun import device", "only meet in endpoints"),
-        ("net/x.py", "from phantom_tun.testing import links", "may need testing"),
-        ("net/x.py", "from cryptography import x509", "only crypto"),
+        ("net/links/x.py", "from phantom_tun.tun import device", "only meet in endpoints"),
+        ("net/links/x.py", "from phantom_tun.testing import links", "may need testing"),
+        ("net/links/x.py", "from cryptography import x509", "only crypto"),
+        ("net/links/x.py", "from phantom_tun.net.paths import pool", "packages that come before"),
+        ("net/tunnels/x.py", "import phantom_tun.net.sessions.ports", "packages that come before"),
+        ("net/paths/x.py", "from phantom_tun import net", "packages that come before"),
         ("cli/x.py", "def f():\n    import nacl.secret", "only crypto"),
         ("path/x.py", "import time", "path is pure"),
         ("tunnel/x.py", "from trio import sleep", "tunnel is pure"),

@@ -13,10 +13,10 @@ from links_world import receive_all
 
 from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError
 from phantom_tun.ids import NodeId
-from phantom_tun.net.buffers import Buffer, Segment
-from phantom_tun.net.bulk import Bulk, BulkLink, Ending
-from phantom_tun.net.loopback import connection_pair
-from phantom_tun.net.peers import Peer
+from phantom_tun.net.links.buffers import Buffer, Segment
+from phantom_tun.net.links.bulk import Bulk, BulkLink, Ending
+from phantom_tun.net.links.loopback import connection_pair
+from phantom_tun.net.links.peers import Peer
 from phantom_tun.wire.frames import MAX_PAYLOAD, Frame, pack_frame
 
 PEER = Peer(NodeId(b"p" * 32), ipaddress.IPv4Address("192.0.2.1"))

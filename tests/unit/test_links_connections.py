@@ -12,8 +12,8 @@ import trio
 from links_world import LOOPBACK, listening, loopback_pair, plain_pair, tls_pair, until
 
 from phantom_tun.errors import LinkBroken
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.tls import HandshakeSteps, TlsConnection, connect_tcp
 from phantom_tun.wire.door import LinkKind
 
 BIG = random.Random(1).randbytes(3_000_000)

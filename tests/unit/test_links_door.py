@@ -23,9 +23,9 @@ from links_world import (
 from phantom_tun.crypto.certificates import link_client_context
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import DeadlineExpired, LinkBroken
-from phantom_tun.net.links import LinkLimits
-from phantom_tun.net.listener import Strangers
-from phantom_tun.net.tls import HandshakeSteps, TlsConnection, connect_tcp
+from phantom_tun.net.links.links import LinkLimits
+from phantom_tun.net.links.listener import Strangers
+from phantom_tun.net.links.tls import HandshakeSteps, TlsConnection, connect_tcp
 from phantom_tun.wire.door import NONCE_LEN, Door, LinkKind, from_header, to_header
 from phantom_tun.wire.frames import Frame, pack_frame
 from phantom_tun.wire.nodes import NodeRef

@@ -21,9 +21,9 @@ from phantom_tun.errors import (
     UsageError,
 )
 from phantom_tun.ids import CertHash, NodeId
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.peers import Peer
-from phantom_tun.net.pool import SPARE_PAUSE
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.pool import SPARE_PAUSE
 from phantom_tun.testing.memory_links import MemoryNetwork
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import Frame

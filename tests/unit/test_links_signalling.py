@@ -18,10 +18,10 @@ from phantom_tun.errors import (
     WireError,
 )
 from phantom_tun.ids import NodeId
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.loopback import connection_pair
-from phantom_tun.net.peers import Peer
-from phantom_tun.net.signalling import Quotas, SignalLink
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.loopback import connection_pair
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.signalling import Quotas, SignalLink
 from phantom_tun.wire.frames import MAX_CALL_LEN, Frame, pack_frame
 from phantom_tun.wire.signalling import Chunk, SignalUnframer, call_frames
 

@@ -13,9 +13,9 @@ from links_world import Handlers, receive_all, tls_nodes, until, use
 
 from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import DeadlineExpired, LinkBroken
-from phantom_tun.net.buffers import Buffer
-from phantom_tun.net.links import LinkLimits, Links
-from phantom_tun.net.splice import splice
+from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.links.links import LinkLimits, Links
+from phantom_tun.net.links.splice import splice
 from phantom_tun.testing.memory_links import MemoryLinks
 
 OPENING = bytes(range(64))
@@ -208,7 +208,7 @@ async def test_running_out_of_descriptors_is_survived():
 
 
 def test_handlers_are_what_links_expect():
-    from phantom_tun.net.links import LinkHandlers
+    from phantom_tun.net.links.links import LinkHandlers
 
     handlers: LinkHandlers = Handlers()
     assert handlers is not None

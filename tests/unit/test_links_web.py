@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom_tun.errors import PeerError, ProtocolViolation
-from phantom_tun.net.web import MAX_HEAD_LEN, Site, Visitor
+from phantom_tun.net.links.web import MAX_HEAD_LEN, Site, Visitor
 
 NOW = 1_800_000_000.0
 PAGE = b"<html>hello</html>"

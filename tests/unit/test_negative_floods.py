@@ -13,12 +13,12 @@ from trio.testing import wait_all_tasks_blocked
 from phantom_tun.errors import CapacityExceeded, LinkBroken
 from phantom_tun.guard import COUNTER
 from phantom_tun.ids import ConnectionId, NodeId, TunnelBlock
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.loopback import connection_pair
-from phantom_tun.net.path_member import ArrayLimits
-from phantom_tun.net.peers import Peer
-from phantom_tun.net.rates import RateTable
-from phantom_tun.net.signalling import Quotas, SignalLink
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.loopback import connection_pair
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.rates import RateTable
+from phantom_tun.net.links.signalling import Quotas, SignalLink
+from phantom_tun.net.paths.member import ArrayLimits
 from phantom_tun.path.member import Accepted
 from phantom_tun.testing.path_nodes import path_world
 from phantom_tun.tunnel.blocks import BLOCK_BURST, HopBlocks

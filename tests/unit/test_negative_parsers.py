@@ -27,7 +27,7 @@ from phantom_tun.crypto.sealing import SEALING_PUBLIC_LEN, SealingKey, seal
 from phantom_tun.crypto.signing import verify
 from phantom_tun.errors import ConfigError, CryptoError, PeerError, WireError
 from phantom_tun.ids import PublicKey
-from phantom_tun.net.buffers import HEADER_LEN, POOL
+from phantom_tun.net.links.buffers import HEADER_LEN, POOL
 from phantom_tun.netdb import cachefile, holdings
 from phantom_tun.netdb.store import ApStore
 from phantom_tun.netdb.verifier import Verifier

@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from phantom_tun.ids import NodeId
-from phantom_tun.net.netdb_calls import NodeCalls
-from phantom_tun.net.netdb_search import Searcher
+from phantom_tun.net.netdb.calls import NodeCalls
+from phantom_tun.net.netdb.search import Searcher
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.contact import position
 from phantom_tun.netdb.density import REMEMBERED

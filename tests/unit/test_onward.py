@@ -11,11 +11,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from phantom_tun.errors import CapacityExceeded, LinkBroken
 from phantom_tun.ids import CertHash, NodeId
-from phantom_tun.net.bulk import BulkLink
-from phantom_tun.net.limits import LinkLimits
-from phantom_tun.net.loopback import LoopbackConnection, connection_pair
-from phantom_tun.net.onward import TIDY_EVERY, OnwardLinks
-from phantom_tun.net.peers import Peer
+from phantom_tun.net.links.bulk import BulkLink
+from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.loopback import LoopbackConnection, connection_pair
+from phantom_tun.net.links.onward import TIDY_EVERY, OnwardLinks
+from phantom_tun.net.links.peers import Peer
 from phantom_tun.wire.nodes import NodeRef
 
 OPENING = b"o" * 64

@@ -6,7 +6,7 @@ import pytest
 
 from phantom_tun.errors import ConfigError
 from phantom_tun.ids import NodeId
-from phantom_tun.net.guard_file import FILE, GuardFile
+from phantom_tun.net.paths.guard_file import FILE, GuardFile
 
 NOW = 1_800_000_000.0
 

@@ -12,7 +12,7 @@ import trio
 from phantom_tun.clock import HOUR, MINUTE
 from phantom_tun.errors import DeadlineExpired, LinkBroken, PathUnavailable, UsageError
 from phantom_tun.ids import CertHash, ConnectionId, NodeId
-from phantom_tun.net.path_pool import (
+from phantom_tun.net.paths.pool import (
     EARLY_DEATH,
     LINK_FAILURES,
     LONGEST_PAUSE,

@@ -12,7 +12,7 @@ from phantom_tun.clock import HOUR
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.errors import WireError
 from phantom_tun.ids import NodeId
-from phantom_tun.net.own_record import NodeFacts, OwnRecord
+from phantom_tun.net.netdb.own_record import NodeFacts, OwnRecord
 from phantom_tun.netdb.signing import verify_signature
 from phantom_tun.node_keys import create_node_keys
 from phantom_tun.path.candidates import serves

@@ -9,8 +9,8 @@ import pytest
 
 from phantom_tun.errors import ConfigError, Unreachable, UsageError
 from phantom_tun.ids import PublicKey
-from phantom_tun.net import pins as pins_module
-from phantom_tun.net.pins import PINS_FILE, PinChanged, Pins, fingerprint
+from phantom_tun.net.addresses import pins as pins_module
+from phantom_tun.net.addresses.pins import PINS_FILE, PinChanged, Pins, fingerprint
 
 NOW = 1_800_000_000.0
 ADDRESS = ipaddress.IPv4Address("240.1.2.3")

@@ -10,9 +10,9 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.work import NONCE_LEN, Task, zero_bits
 from phantom_tun.errors import Unreachable, WireError
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net.entry_gate import CROWD, ENTRY_BURST, ENTRY_RATE, NODE_RATE, EntryGate
-from phantom_tun.net.puzzles import MAX_PUZZLES, SHOWN_IN_STEPS, PuzzleDemanded, Puzzler
-from phantom_tun.net.workshop import Workshop
+from phantom_tun.net.tunnels.entry_gate import CROWD, ENTRY_BURST, ENTRY_RATE, NODE_RATE, EntryGate
+from phantom_tun.net.tunnels.puzzles import MAX_PUZZLES, SHOWN_IN_STEPS, PuzzleDemanded, Puzzler
+from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.testing.path_nodes import at_once
 from phantom_tun.tunnel.puzzles import (
     EASIEST,
@@ -329,7 +329,7 @@ def test_a_flood_without_solutions_leaves_room_for_all_who_work():
 
 def test_a_crowd_that_works_makes_it_harder_and_is_limited_in_the_end(monkeypatch):
     """Not for real: it would take some minutes."""
-    monkeypatch.setattr("phantom_tun.net.entry_gate.zero_bits", lambda _: HARDEST)
+    monkeypatch.setattr("phantom_tun.net.tunnels.entry_gate.zero_bits", lambda _: HARDEST)
     crowd = Crowd()
     status, asked = Counter(), []
     for number in range(8_000):

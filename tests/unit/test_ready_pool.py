@@ -4,8 +4,8 @@ import pytest
 import trio
 
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset
-from phantom_tun.net.rates import RateTable
-from phantom_tun.net.ready_pool import (
+from phantom_tun.net.links.rates import RateTable
+from phantom_tun.net.tunnels.ready_pool import (
     REPLACED_BURST,
     REPLACED_RATE,
     REPLACING_PAUSE,

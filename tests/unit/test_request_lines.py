@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantom_tun.net.request_lines import MAX_LINE_LEN, RequestLine, is_host, path_of, read_line
+from phantom_tun.net.links.request_lines import (
+    MAX_LINE_LEN,
+    RequestLine,
+    is_host,
+    path_of,
+    read_line,
+)
 
 BAD, TOO_NEW = HTTPStatus.BAD_REQUEST, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
 

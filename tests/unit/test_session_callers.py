@@ -9,7 +9,7 @@ import pytest
 
 from phantom_tun.errors import CapacityExceeded
 from phantom_tun.ids import PublicKey
-from phantom_tun.net.session_callers import MAX_NAT_PEERS, NatPeers
+from phantom_tun.net.sessions.callers import MAX_NAT_PEERS, NatPeers
 
 SMALL4 = ipaddress.IPv4Network("240.0.128.0/29")
 SMALL6 = ipaddress.IPv6Network("2001:2f:0:0:8000::/65")

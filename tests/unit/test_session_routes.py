@@ -6,7 +6,7 @@ import contextlib
 import random
 
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net.session_routes import (
+from phantom_tun.net.sessions.routes import (
     MAX_SUSPECTS,
     MAX_TRIALS,
     SUSPECT_FOR,

@@ -12,9 +12,9 @@ from trio.testing import MockClock
 
 from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import StreamReset
-from phantom_tun.net.buffers import POOL, Buffer
-from phantom_tun.net.session_stream import SessionStream
-from phantom_tun.net.session_tunnel import CLOSE_WITHIN, LAST_WORD_WITHIN
+from phantom_tun.net.links.buffers import POOL, Buffer
+from phantom_tun.net.sessions.secure_tunnel import CLOSE_WITHIN, LAST_WORD_WITHIN
+from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_tunnel import CAPACITY, FakeTunnel
 from phantom_tun.wire.session import MAX_DATA, FrameKind
 

@@ -42,9 +42,9 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net import session_serving
-from phantom_tun.net.session_callers import CONFIRM_WITHIN, MAX_ASKING, UNCONFIRMED_FOR
-from phantom_tun.net.session_opening import (
+from phantom_tun.net.sessions import serving as session_serving
+from phantom_tun.net.sessions.callers import CONFIRM_WITHIN, MAX_ASKING, UNCONFIRMED_FOR
+from phantom_tun.net.sessions.opening import (
     FALLBACK_AFTER,
     LOOK_AFRESH_AFTER,
     MAX_EARLY,
@@ -53,10 +53,10 @@ from phantom_tun.net.session_opening import (
     SLOW_AFTER,
     SOONEST_FALLBACK,
 )
-from phantom_tun.net.session_routes import SUSPECT_FOR, TRIAL_PAUSE
-from phantom_tun.net.session_serving import HANDSHAKE_WITHIN, LOCAL_WITHIN
-from phantom_tun.net.session_tunnel import FLIGHT_WAIT
-from phantom_tun.net.sessions import SessionSettings
+from phantom_tun.net.sessions.routes import SUSPECT_FOR, TRIAL_PAUSE
+from phantom_tun.net.sessions.secure_tunnel import FLIGHT_WAIT
+from phantom_tun.net.sessions.service import SessionSettings
+from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN, LOCAL_WITHIN
 from phantom_tun.testing.fake_host import FakeRecord
 from phantom_tun.testing.fake_tunnel import FakeTunnel, FakeWayOut, Way
 from phantom_tun.tunnel.answer import unlock_answer

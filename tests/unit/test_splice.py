@@ -11,8 +11,8 @@ from test_links_bulk import End
 
 from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken
-from phantom_tun.net.buffers import CHUNK, POOL, Buffer
-from phantom_tun.net.splice import splice
+from phantom_tun.net.links.buffers import CHUNK, POOL, Buffer
+from phantom_tun.net.links.splice import splice
 from phantom_tun.wire.frames import Frame, pack_frame
 
 SECRETS = b"a" * 64, b"b" * 64

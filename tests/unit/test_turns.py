@@ -7,7 +7,7 @@ import itertools
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from phantom_tun.net.turns import Turns
+from phantom_tun.net.links.turns import Turns
 
 
 class Looks(trio.abc.Instrument):

@@ -13,7 +13,7 @@ from phantom_tun.clock import DAY, MINUTE
 from phantom_tun.config import Config
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.ids import PublicKey
-from phantom_tun.net.pins import PinChanged
+from phantom_tun.net.addresses.pins import PinChanged
 from phantom_tun.netdb.banned import pack_prefix
 from phantom_tun.netdb.overrides import Standing
 from phantom_tun.netdb.signing import sign_override

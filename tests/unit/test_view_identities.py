@@ -14,7 +14,7 @@ from view_world import FakeIdentity, World
 from phantom_tun.config import Config
 from phantom_tun.control.model import Progress
 from phantom_tun.control.schema import ControlError
-from phantom_tun.net.identities import LeaseState
+from phantom_tun.net.addresses.identities import LeaseState
 from phantom_tun.view import identities
 from phantom_tun.view.backend import NodeView
 

@@ -13,8 +13,8 @@ from view_world import NOW, World, found_of, resolved_of
 from phantom_tun.control.schema import ControlError
 from phantom_tun.errors import ConfigError, ProtocolViolation, Unreachable, WorldError
 from phantom_tun.ids import ApAddress, NodeId, PublicKey
-from phantom_tun.net.netdb_witnesses import Witness
-from phantom_tun.net.pins import PinChange, PinChanged, fingerprint
+from phantom_tun.net.addresses.pins import PinChange, PinChanged, fingerprint
+from phantom_tun.net.netdb.witnesses import Witness
 from phantom_tun.testing.fake_owner import FakeOwner
 from phantom_tun.view.backend import NodeView
 from phantom_tun.view.netdb import MOST_PATHS
@@ -206,7 +206,7 @@ async def test_pins_that_cant_be_written_stay(
     def full(*_: object) -> None:
         raise ConfigError("can't write pins: no space left")
 
-    monkeypatch.setattr("phantom_tun.net.pins.atomic_write", full)
+    monkeypatch.setattr("phantom_tun.net.addresses.pins.atomic_write", full)
     view = NodeView(world.node)
     for attempt in (view.accept_pin(FAR.ap4), view.remove_pin(FAR.ap4)):
         with pytest.raises(ControlError, match="no space left") as refusal:

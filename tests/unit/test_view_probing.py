@@ -21,8 +21,8 @@ from phantom_tun.errors import (
     Unreachable,
 )
 from phantom_tun.ids import ApAddress, PublicKey
-from phantom_tun.net.inquiry import NotPublished
-from phantom_tun.net.pins import PinChange, PinChanged
+from phantom_tun.net.addresses.inquiry import NotPublished
+from phantom_tun.net.addresses.pins import PinChange, PinChanged
 from phantom_tun.testing.fake_owner import FakeOwner
 from phantom_tun.view.backend import NodeView
 

@@ -23,9 +23,9 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import ApAddress, PublicKey
-from phantom_tun.net.identities import LeaseState
-from phantom_tun.net.inquiry import NotPublished
-from phantom_tun.net.pins import PinChanged
+from phantom_tun.net.addresses.identities import LeaseState
+from phantom_tun.net.addresses.inquiry import NotPublished
+from phantom_tun.net.addresses.pins import PinChanged
 from phantom_tun.testing.fake_owner import FakeOwner
 from phantom_tun.view.backend import NodeView
 from phantom_tun.view.why import FAREWELL, STEP_WITHIN

@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from phantom_tun.errors import CapacityExceeded, LinkBroken, WireError
-from phantom_tun.net import worker_channel
-from phantom_tun.net.worker_channel import WorkerChannel, channel_pair
+from phantom_tun.net.links import worker_channel
+from phantom_tun.net.links.worker_channel import WorkerChannel, channel_pair
 from phantom_tun.wire.worker import MAX_MESSAGE_LEN, Forget, Greet, Proof, Ready, pack
 
 

@@ -23,11 +23,11 @@ from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.daemon.workers import WorkerSpawner
 from phantom_tun.errors import LinkBroken
 from phantom_tun.ids import NodeId
-from phantom_tun.net import workers as workers_module
-from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.links import LinkLimits
-from phantom_tun.net.worker_channel import channel_pair
-from phantom_tun.net.workers import WorkerPlan
+from phantom_tun.net.links import workers as workers_module
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.links import LinkLimits
+from phantom_tun.net.links.worker_channel import channel_pair
+from phantom_tun.net.links.workers import WorkerPlan
 from phantom_tun.wire import worker as wire
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import Frame, pack_frame

@@ -14,11 +14,11 @@ import trio
 from phantom_tun.config import Config
 from phantom_tun.errors import StreamReset, WorldError
 from phantom_tun.ids import ApAddress, CertHash, ConnectionId, EntryId, NodeId
-from phantom_tun.net.ap_database import Found
-from phantom_tun.net.directory import ResolvedAp
-from phantom_tun.net.expose import ExposeRules
-from phantom_tun.net.identities import LeaseState
-from phantom_tun.net.pins import Pins
+from phantom_tun.net.addresses.ap_database import Found
+from phantom_tun.net.addresses.directory import ResolvedAp
+from phantom_tun.net.addresses.identities import LeaseState
+from phantom_tun.net.addresses.pins import Pins
+from phantom_tun.net.sessions.expose import ExposeRules
 from phantom_tun.path.hop import OwnedPath
 from phantom_tun.testing.fake_owner import SMALL_NETWORK, FakeOwner
 from phantom_tun.testing.record_factory import NodeMaker

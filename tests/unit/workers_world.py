@@ -13,9 +13,9 @@ from links_world import LOOPBACK, TlsNode, echo, listening, until
 
 from phantom_tun.daemon.worker_process import serve
 from phantom_tun.errors import WorldError
-from phantom_tun.net.bulk import Bulk
-from phantom_tun.net.links import LinkLimits
-from phantom_tun.net.workers import Spawn, WorkerPlan
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.links import LinkLimits
+from phantom_tun.net.links.workers import Spawn, WorkerPlan
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.worker import Join
 

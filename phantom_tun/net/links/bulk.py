@@ -1,0 +1,388 @@
+"""Bulk links and their exclusive uses (docs/spec/links.md, "Bulk links")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any
+
+import trio
+
+from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError
+from phantom_tun.net.links.buffers import POOL, Buffer
+from phantom_tun.net.links.connection import Connection
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.turns import BULK, TURNS
+from phantom_tun.wire.frames import (
+    HEADER_LEN,
+    MAX_PAYLOAD,
+    REGION_LEN,
+    BulkUnframer,
+    Frame,
+    pack_frame,
+    parse_header,
+    write_data_headers,
+)
+from phantom_tun.wire.sizes import OPENING_LEN
+from phantom_tun.wire.worker import Join
+
+_FIN = pack_frame(Frame.FIN)
+_RESET = pack_frame(Frame.RESET)
+
+
+class Ending(Enum):
+    """How a use of a bulk link ended for this side."""
+
+    CLEAN = auto()
+    """FIN went both ways: the link can be used again"""
+    HALF = auto()
+    """our FIN is sent, the peer's hasn't come yet"""
+    BROKEN = auto()
+    """anything else: the link is closed"""
+
+
+class BulkLink:
+    """One connection of the kind that carries one use after the other."""
+
+    __slots__ = ("_received", "connection", "idle_since", "peer", "unframer", "uses")
+
+    def __init__(self, connection: Connection, peer: Peer) -> None:
+        self.connection = connection
+        self.peer = peer
+        self.unframer = BulkUnframer()
+        self._received = 0
+        self.idle_since = 0.0
+        self.uses = 0
+
+    def new_use(self, on_end: Callable[[Ending], None]) -> Bulk:
+        """The use that the peer has just begun; see :class:`Bulk`."""
+        return Bulk(self, on_end)
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived since the last use; for the side that starts uses."""
+        return not self.unframer.kept and self.connection.is_quiet()
+
+    async def send_opening(self, opening: bytes, first: bytes = b"") -> None:
+        """Begin a use, with ``first`` as its first bytes of payload (as many as one frame holds).
+
+        :raises LinkBroken: the connection failed.
+        """
+        self.unframer.begin()
+        frames = pack_frame(Frame.OPEN, opening)
+        if first:
+            frames += pack_frame(Frame.DATA, first)
+        await self.connection.write_all(frames)
+
+    async def receive_opening(self) -> bytes | None:
+        """Wait for the peer to begin a use; ``None`` when it closes the link instead.
+
+        :raises LinkBroken: the connection failed.
+        :raises WireError: something else than an opening came.
+        """
+        self.unframer.begin()
+        kept = self.unframer.kept
+        frame = bytearray(HEADER_LEN + OPENING_LEN)
+        filled = min(len(kept), len(frame))
+        frame[:filled] = kept[:filled]
+        self.unframer.kept = kept[filled:]
+        view = memoryview(frame)
+        while True:
+            if filled >= HEADER_LEN and parse_header(frame).frame is not Frame.OPEN:
+                raise WireError("a use of a bulk link begins with OPEN")
+            if filled == len(frame):
+                return bytes(view[HEADER_LEN:])
+            await self.connection.wait_arrival()
+            count = self.connection.read_now(view[filled:])
+            if count == 0:
+                return None
+            filled += count or 0
+
+    async def receive_fin(self) -> None:
+        """Wait for the FIN of a use that nobody reads any more.
+
+        :raises LinkBroken: the connection failed or ended, or the use was reset.
+        :raises ProtocolViolation: DATA came.
+        """
+        while not self._next_header():
+            await self.connection.wait_arrival()
+        if self.unframer.remaining:
+            raise ProtocolViolation("data for a use that is over")
+
+    async def receive(self, buffer: Buffer) -> None:
+        """See :meth:`Bulk.receive`; leaves ``buffer.segments`` empty at FIN."""
+        unframer = self.unframer
+        view = buffer.view
+        while True:
+            end = unframer.lead_in(view)
+            if not unframer.has_more:
+                count = await self.connection.read_some(view[end:REGION_LEN])
+                if not count:
+                    raise LinkBroken("the neighbour closed the link")
+                end += count
+            buffer.segments = unframer.parse(view, end)
+            if buffer.segments or unframer.finished:
+                return
+            self._check_reset()
+
+    def wait_arrival(self) -> Coroutine[Any, Any, None]:
+        """Return when there may be something to receive; after at least one turn of the
+        scheduler."""
+        if self.unframer.has_more or self.unframer.finished:
+            return trio.lowlevel.checkpoint()  # noqa: ASYNC105
+        return self.connection.wait_arrival()
+
+    async def receive_pooled(self) -> Buffer:
+        """See :meth:`Bulk.receive_pooled`."""
+        await self.wait_arrival()
+        if self._received >= BULK:
+            await TURNS.wait()
+        while (buffer := self.receive_now(REGION_LEN)) is None:
+            await self.connection.wait_arrival()
+        self._received = buffer.payload_len()
+        return buffer
+
+    def receive_now(self, limit: int) -> Buffer | None:
+        """What is there, headers included at most ``limit`` bytes; ``None`` if nothing is."""
+        unframer = self.unframer
+        buffer = POOL.take()
+        taken = False
+        try:
+            view = buffer.view
+            end = unframer.lead_in(view)
+            if not (unframer.has_more or unframer.finished):
+                count = self._read(view[end:limit])
+                if count is None:
+                    return None
+                end += count
+            if not unframer.finished:
+                buffer.segments = unframer.parse(view, end)
+            taken = bool(buffer.segments) or unframer.finished
+            self._check_reset()
+            return buffer if taken else None
+        finally:
+            if not taken:
+                POOL.give_back(buffer)
+
+    def receive_into(self, view: memoryview) -> int | None:
+        """Take up to ``len(view)`` payload bytes that are there, not a byte more from the
+        connection; ``None`` if none are, 0 at FIN."""
+        unframer = self.unframer
+        if not unframer.remaining:
+            if not self._next_header():
+                return None
+            if unframer.finished:
+                return 0
+        most = min(len(view), unframer.remaining)
+        count: int | None
+        if unframer.kept:
+            count = min(most, len(unframer.kept))
+            view[:count], unframer.kept = unframer.kept[:count], unframer.kept[count:]
+        else:
+            count = self._read(view[:most])
+            if count is None:
+                return None
+        unframer.remaining -= count
+        return count
+
+    def _next_header(self) -> bool:
+        """Whether a whole header is there, which is parsed then."""
+        header = memoryview(bytearray(HEADER_LEN))
+        unframer = self.unframer
+        while not unframer.parse_header():
+            count = self._read(header[len(unframer.kept) :])
+            if count is None:
+                return False
+            unframer.kept += header[len(unframer.kept) :][:count]
+        self._check_reset()
+        return True
+
+    def _read(self, view: memoryview) -> int | None:
+        count = self.connection.read_now(view)
+        if count == 0:
+            raise LinkBroken("the neighbour closed the link")
+        return count
+
+    def _check_reset(self) -> None:
+        if self.unframer.broken:
+            raise LinkBroken("the neighbour reset the link")
+
+
+class Bulk:
+    """One exclusive use of a bulk link, from its opening to FIN both ways.
+
+    One task may receive and another send at the same time. Anything but FIN both ways ends in the
+    link being closed. After :class:`~phantom_tun.errors.PeerError` or
+    :class:`~phantom_tun.errors.LinkBroken` only :meth:`reset` and :meth:`aclose` make sense.
+    """
+
+    __slots__ = ("_fin_sent", "_link", "_on_end", "peer")
+
+    at_worker = False
+    """Whether the link ends in a worker process, which could carry this use by itself."""
+
+    def __init__(self, link: BulkLink, on_end: Callable[[Ending], None]) -> None:
+        """``on_end`` is called exactly once, when the use is over for this side."""
+        self.peer = link.peer
+        self._link: BulkLink | None = link
+        self._on_end = on_end
+        self._fin_sent = False
+
+    async def hand_over(self, join: Join, on_joined: Callable[[], None]) -> bool:
+        """Have the worker join this use with another, and wait until that is over; ``on_joined`` is
+        called when both stand. False if this process has to do it."""
+        del join, on_joined
+        return False
+
+    async def wait_readable(self) -> None:
+        """Return when :meth:`receive` may have something, so that idle tunnels need no buffer.
+
+        :raises LinkBroken: the link was closed by this side meanwhile.
+        """
+        link = self._live()
+        if not (link.unframer.has_more or link.unframer.finished):
+            await link.connection.wait_readable()
+
+    async def receive(self, buffer: Buffer) -> bool:
+        """Wait for bytes and take all that is there: at least one byte in ``buffer.segments``, or
+        false (and no segments) at FIN.
+
+        :raises LinkBroken: reset, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        link = self._live()
+        buffer.segments = []
+        if not link.unframer.finished:
+            await link.receive(buffer)
+            self._check_kept(link)
+        return bool(buffer.segments)
+
+    async def receive_pooled(self) -> Buffer:
+        """Wait, without memory and for at least one turn of the scheduler, then take all that is
+        there: a buffer of the pool, which the caller gives back. It has no segments if FIN came;
+        :attr:`at_end` says whether FIN came behind its bytes.
+
+        :raises LinkBroken: reset, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        link = self._live()
+        buffer = await link.receive_pooled()
+        self._check_kept(link)
+        return buffer
+
+    def receive_now(self, limit: int) -> bytes:
+        """At most ``limit`` payload bytes that are there already; perhaps none.
+
+        :raises LinkBroken: reset, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        link = self._live()
+        buffer = link.receive_now(HEADER_LEN + limit)
+        if buffer is None:
+            return b""
+        data = b"".join(bytes(buffer.view[start:end]) for start, end in buffer.segments)
+        POOL.give_back(buffer)
+        self._check_kept(link)
+        return data
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the neighbour's FIN has come."""
+        return self._link is None or self._link.unframer.finished
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """Exactly ``count`` bytes; later ones stay for the next receive.
+
+        :raises LinkBroken: reset, ended by FIN before that, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        data = bytearray(count)
+        view = memoryview(data)
+        got = 0
+        link = self._live()
+        while got < count:
+            await link.wait_arrival()
+            link = self._live()
+            read = 0 if link.unframer.finished else link.receive_into(view[got:])
+            while read:
+                got += read
+                read = link.receive_into(view[got:]) if got < count else None
+            if read == 0:
+                raise LinkBroken("the neighbour ended the use too early")
+        return bytes(data)
+
+    async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
+        """Send all segments of ``buffer``: headers are written before each one, then the whole
+        region goes out at once, with FIN behind it if ``fin``. Segments follow each other with four
+        bytes in between. Returns when the kernel has taken all: that is the backpressure.
+
+        :raises LinkBroken: the link failed.
+        """
+        if buffer.segments:
+            link = self._sending()
+            region = write_data_headers(buffer.view, buffer.segments)
+            if fin:
+                self._fin_sent = True
+                end = buffer.segments[-1].end
+                buffer.view[end : end + HEADER_LEN] = _FIN
+                region = buffer.view[buffer.segments[0].start - HEADER_LEN : end + HEADER_LEN]
+            await link.connection.write_all(region)
+        elif fin:
+            await self.send_fin()
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send ``data`` of any length.
+
+        :raises LinkBroken: the link failed.
+        """
+        for start in range(0, len(data), MAX_PAYLOAD):
+            frame = pack_frame(Frame.DATA, data[start : start + MAX_PAYLOAD])
+            await self._sending().connection.write_all(frame)
+
+    async def send_fin(self) -> None:
+        """Say that nothing more follows. Idempotent.
+
+        :raises LinkBroken: the link failed.
+        """
+        if not self._fin_sent:
+            link = self._sending()
+            self._fin_sent = True
+            await link.connection.write_all(_FIN)
+
+    def reset(self) -> None:
+        """End the use and the link now. Idempotent, never waits, never raises."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.connection.write_now(_RESET)
+            link.connection.close()
+            self._on_end(Ending.BROKEN)
+
+    async def aclose(self) -> None:
+        """Release the link: back to the pool after FIN both ways (the neighbour's may still be on
+        its way), otherwise :meth:`reset`. Idempotent, doesn't wait."""
+        link = self._link
+        if link is None:
+            return
+        if not (self._fin_sent and link.connection.usable and not link.unframer.remaining):
+            self.reset()
+            return
+        self._link = None
+        self._on_end(Ending.CLEAN if link.unframer.finished else Ending.HALF)
+
+    def _live(self) -> BulkLink:
+        if self._link is None:
+            raise LinkBroken("this use of the link is over")
+        return self._link
+
+    def _sending(self) -> BulkLink:
+        if self._fin_sent:
+            raise LinkBroken("nothing can follow FIN")
+        return self._live()
+
+    def _check_kept(self, link: BulkLink) -> None:
+        # The next OPEN can only come once the neighbour has our FIN too.
+        unframer = link.unframer
+        if unframer.finished and unframer.kept and not self._fin_sent:
+            raise ProtocolViolation("bytes after FIN")
+
+    def __repr__(self) -> str:
+        return f"Bulk(over={self._link is None})"

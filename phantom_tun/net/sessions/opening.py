@@ -1,0 +1,344 @@
+"""The side that connects: from an address to an established channel (docs/spec/session.md,
+"Connecting").
+
+The routes of the target are tried in random order, those that failed lately last. One that says
+nothing for several times as long as a connection usually takes gets company by the next, through
+another exit path; the first answer that authenticates counts, the other attempts are given up. When
+no route has answered, the target's record is looked up afresh, again and again for some seconds,
+while the silent ones go on: whose paths have died builds and publishes new ones.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
+
+import trio
+
+from phantom_tun.clock import Clock, Rng
+from phantom_tun.crypto.certificates import certificate_hash, make_certificate
+from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.endpoints import Endpoint
+from phantom_tun.errors import (
+    NoAnswer,
+    PathUnavailable,
+    PeerError,
+    Unreachable,
+    WorldError,
+)
+from phantom_tun.ids import ApAddress
+from phantom_tun.net.sessions.contexts import ContextCache
+from phantom_tun.net.sessions.ports import Connector, Directory, Identity, ResolvedAp
+from phantom_tun.net.sessions.race import Attempt, Race
+from phantom_tun.net.sessions.routes import Route, Suspects
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
+from phantom_tun.net.tunnels.patience import Patience
+from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
+from phantom_tun.tunnel.channel import CallerHandshake
+from phantom_tun.tunnel.request import request_time, seal_request
+from phantom_tun.wire.session import (
+    RANDOM_LEN,
+    SECRET_LEN,
+    SESSION_ID_LEN,
+    FrameKind,
+    Outcome,
+    Protocol,
+    Request,
+)
+
+OPEN_WITHIN = 20.0
+"""Seconds for everything from the lookup on."""
+SOONEST_FALLBACK, FALLBACK_AFTER = 1.0, 5.0
+"""Seconds of silence after which a route gets company, at least and at most. The longest is more
+than a crowd of connections makes a working route wait."""
+MAX_EARLY = 16
+"""Attempts beside silent ones that are under way at one time, of all connections together; beyond
+that every connection waits for the longest time before it makes another: a crowd that is slow must
+not become twice the crowd."""
+SLOW_AFTER = 3.0
+"""A route that has said nothing for this long when it is given up, whoever does that, is tried last
+for a while."""
+MAX_ROUTES = 4
+"""Attempts over the routes of one record."""
+LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
+"""Seconds from each time that no route worked to the next look at the record. A node that lost all
+its ways in at once has new ones within this time."""
+
+_COMMON_NAME = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class _CallerRole:
+    """As whom a connection is made."""
+
+    signing: SigningKey
+    certificate: bytes
+    context: ssl.SSLContext
+    ap4: ipaddress.IPv4Address | None
+    source_port: int
+    is_ephemeral: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One connection attempt as a whole."""
+
+    identity: str
+    role: _CallerRole
+    resolved: ResolvedAp
+    protocol: Protocol
+    target: Endpoint
+
+
+class SessionOpener:
+    """Makes connections."""
+
+    def __init__(
+        self,
+        *,
+        network: NetworkParams,
+        directory: Directory,
+        connector: Connector,
+        contexts: ContextCache,
+        spawn: Spawn,
+        clock: Clock,
+        rng: Rng,
+        counts: Counter[str],
+    ) -> None:
+        self._network_id = network.network_id
+        self._directory = directory
+        self._connector = connector
+        self._contexts = contexts
+        self._spawn = spawn
+        self._clock = clock
+        self._rng = rng
+        self._counts = counts
+        self._suspects = Suspects(clock)
+        self._patience: defaultdict[str, Patience] = defaultdict(
+            lambda: Patience(SOONEST_FALLBACK, FALLBACK_AFTER)
+        )
+        self._early = 0
+        self._successes: WeakValueDictionary[tuple[str, ApAddress], trio.Event] = (
+            WeakValueDictionary()
+        )
+        """Set when a connection to the address succeeds; kept by those that wait for that."""
+
+    async def open(
+        self,
+        identity: Identity,
+        source_port: int,
+        target: Endpoint,
+        protocol: Protocol,
+        *,
+        is_ephemeral: bool,
+    ) -> SecureTunnel:
+        """Connect to ``target``, from a random port if ``source_port`` is 0.
+
+        :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
+        :raises WorldError: this node has no way out at the moment.
+        """
+        role = self._role(identity, source_port, is_ephemeral)
+        with trio.move_on_after(OPEN_WITHIN):
+            resolved = await self._resolve(identity.name, target.address)
+            race = await self._race(_Call(identity.name, role, resolved, protocol, target))
+            return race.result()
+        raise NoAnswer("nobody answered in time")
+
+    async def _resolve(self, identity: str, address: ApAddress) -> ResolvedAp:
+        """What is known, or what is new if nothing that is known seems to work."""
+        resolved = await self._directory.resolve(identity, address)
+        routes = _valid(resolved, self._clock.now())
+        if routes and all(self._suspects.suspects(identity, route) for route in routes):
+            with suppress(Unreachable):
+                return await self._directory.resolve(identity, address, fresh=True)
+        return resolved
+
+    def _role(self, identity: Identity, source_port: int, is_ephemeral: bool) -> _CallerRole:
+        if not is_ephemeral:
+            return _CallerRole(
+                identity.signing,
+                identity.certificate.der,
+                self._contexts.caller(identity.certificate),
+                identity.ap4,
+                source_port or self._random_port(),
+                is_ephemeral,
+            )
+        # Made for this one connection: two of them have nothing in common. Not even the port may
+        # tell that they come from one machine.
+        certificate = make_certificate(_COMMON_NAME, self._clock.now())
+        return _CallerRole(
+            SigningKey.generate(),
+            certificate.der,
+            ContextCache().caller(certificate),
+            None,
+            self._random_port(),
+            is_ephemeral,
+        )
+
+    def _random_port(self) -> int:
+        return self._rng.randrange(1024, 65536)
+
+    # --- routes ---------------------------------------------------------------------------------
+
+    async def _race(self, call: _Call) -> Race:
+        race = Race()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._start_attempts, call, race)
+                await race.decided.wait()
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            if race.winner is not None:
+                race.winner.finish(FrameKind.RESET)
+            raise
+        return race
+
+    async def _start_attempts(self, call: _Call, race: Race) -> None:
+        async with trio.open_nursery() as nursery:
+            await self._try_routes(call, race, nursery)
+            for pause in LOOK_AFRESH_AFTER:
+                await self._wait_success_of_others(call, pause)
+                if race.failure is not None:
+                    break
+                self._counts["open_lookups_repeated"] += 1
+                try:
+                    resolved = await self._directory.resolve(
+                        call.identity, call.target.address, fresh=True
+                    )
+                except Unreachable as error:
+                    race.lookup_failure = error
+                    break
+                await self._try_routes(replace(call, resolved=resolved), race, nursery)
+        race.decided.set()
+
+    async def _try_routes(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
+        """One attempt after the other; returns when the last one has failed or is slow."""
+        routes = _valid(call.resolved, self._clock.now())
+        if not routes:
+            race.errors.append(Unreachable("no way in to this AP address is published"))
+        waiting = self._suspects.in_order(call.identity, routes, self._rng)[:MAX_ROUTES]
+        silent = 0
+        for _ in range(MAX_ROUTES):
+            route = next((route for route in waiting if self._may_try(call, race, route)), None)
+            if route is None and not all(race.is_tried(route) for route in waiting):
+                race.errors.append(Unreachable("the ways in have just failed for others"))
+            if route is None or race.failure is not None:
+                return
+            waiting.remove(route)
+            attempt = Attempt(route, is_early=silent > 0)
+            race.running.add(attempt)
+            self._early += attempt.is_early
+            nursery.start_soon(self._attempt, call, attempt, race)
+            await self._wait_failed(call.identity, attempt, silent)
+            if not attempt.failed.is_set():
+                silent += 1
+                if self._blame(call.identity, attempt):
+                    waiting.append(route)
+
+    def _may_try(self, call: _Call, race: Race, route: Route) -> bool:
+        return not race.is_tried(route) and self._suspects.may_be_tried(call.identity, route)
+
+    async def _wait_success_of_others(self, call: _Call, within: float) -> None:
+        """Wait for so long, or until another connection to the same address found a way in."""
+        news = self._successes.setdefault((call.identity, call.target.address), trio.Event())
+        with trio.move_on_after(within):
+            await news.wait()
+
+    async def _wait_failed(self, identity: str, attempt: Attempt, silent: int) -> None:
+        """Wait until the attempt has failed, or has been silent for so long that another one shall
+        be made; ``silent`` others are already."""
+        soon = min(self._patience[identity].seconds() * 2.0 ** max(0, silent - 1), FALLBACK_AFTER)
+        with trio.move_on_after(soon):
+            await attempt.failed.wait()
+            return
+        if self._early >= MAX_EARLY:
+            with trio.move_on_after(FALLBACK_AFTER - soon):
+                await attempt.failed.wait()
+
+    def _blame(self, identity: str, attempt: Attempt) -> bool:
+        """An attempt is slow: whose fault is it? Returns whether it's the exit path's, or there's
+        none, so that the same route may work another way."""
+        attempt.doubts_way = attempt.way is None or not attempt.way.heard_since(attempt.began)
+        if not attempt.doubts_way:
+            self._suspects.add(identity, attempt.route)
+        return attempt.doubts_way
+
+    async def _attempt(self, call: _Call, attempt: Attempt, race: Race) -> None:
+        identity, route = call.identity, attempt.route
+        try:
+            with self._suspects.trying(identity, route):
+                await self._connect(call, attempt, race)
+            self._suspects.clear(identity, route)
+            if (news := self._successes.pop((identity, call.target.address), None)) is not None:
+                news.set()
+            self._patience[identity].took(trio.current_time() - attempt.began)
+        except (WorldError, PeerError) as error:
+            self._counts[f"open_route_failed_{type(error).__name__}"] += 1
+            # Otherwise it's our own path's fault.
+            if not (isinstance(error, PathUnavailable) or attempt.doubts_way):
+                self._suspects.add(identity, route)
+            race.errors.append(error)
+            attempt.failed.set()
+        except trio.Cancelled:
+            if trio.current_time() >= attempt.began + SLOW_AFTER:
+                self._blame(identity, attempt)
+            raise
+        finally:
+            self._early -= attempt.is_early
+            race.running.discard(attempt)
+
+    async def _connect(self, call: _Call, attempt: Attempt, race: Race) -> None:
+        apart = {other.way.number for other in race.running if other.way is not None}
+        attempt.way = await self._connector.way_out(call.identity, apart)
+        handshake = CallerHandshake(call.role.context)
+        request = self._request(call, handshake.hello)
+        sealed = seal_request(
+            request,
+            call.role.signing,
+            call.resolved.public_key,
+            call.resolved.request_key,
+            self._network_id,
+        )
+        locked, tunnel = await attempt.way.connect(*attempt.route, sealed)
+        try:
+            answer = unlock_answer(locked, request)
+            if answer.outcome is not Outcome.CONNECTED:
+                if not self._spawn(lambda: release_unused(tunnel)):
+                    tunnel.reset()
+                race.answered(answer.outcome)
+                return
+            pin = certificate_hash(call.resolved.certificate)
+            channel = handshake.finish(answer.flight, pin, caller_wrap(request, answer))
+        except PeerError:
+            tunnel.reset()
+            raise
+        secure = SecureTunnel(channel, tunnel, self._spawn)
+        secure.hold_flight()
+        race.connected(secure)
+
+    def _request(self, call: _Call, hello: bytes) -> Request:
+        role, draw = call.role, self._rng.randbytes
+        return Request(
+            protocol=call.protocol,
+            destination=call.target.address,
+            port=call.target.port,
+            caller=role.signing.public,
+            certificate=role.certificate,
+            client_hello=hello,
+            time=request_time(self._clock.now()),
+            nonce=draw(RANDOM_LEN),
+            secret=draw(SECRET_LEN),
+            session_id=draw(SESSION_ID_LEN),
+            source_ap4=role.ap4,
+            source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
+            ephemeral=role.is_ephemeral,
+        )
+
+
+def _valid(resolved: ResolvedAp, now: float) -> list[Route]:
+    return [route[:2] for route in resolved.routes if route[2] > now]

@@ -1,0 +1,101 @@
+"""One connection's attempts over several routes, of which the first result counts
+(docs/spec/session.md, "Connecting")."""
+
+from __future__ import annotations
+
+import trio
+
+from phantom_tun.errors import (
+    ConnectFailed,
+    Filtered,
+    NoAnswer,
+    PathUnavailable,
+    PeerError,
+    PhantomError,
+    Refused,
+    Unreachable,
+)
+from phantom_tun.net.sessions.ports import WayOut
+from phantom_tun.net.sessions.routes import Route
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
+from phantom_tun.wire.session import FrameKind, Outcome
+
+_FAILURES: dict[Outcome, tuple[type[ConnectFailed], str]] = {
+    Outcome.REFUSED: (Refused, "nothing listens there"),
+    Outcome.FILTERED: (Filtered, "the port isn't exposed to us"),
+    Outcome.UNREACHABLE: (Unreachable, "the far node can't serve it"),
+    Outcome.UNSUPPORTED: (Refused, "the far node doesn't support what we asked for"),
+}
+
+
+class Attempt:
+    """One request over one route."""
+
+    __slots__ = ("began", "doubts_way", "failed", "is_early", "route", "way")
+
+    def __init__(self, route: Route, *, is_early: bool) -> None:
+        self.route = route
+        self.is_early = is_early
+        """Made beside a silent one."""
+        self.began = trio.current_time()
+        self.way: WayOut | None = None
+        """The exit path, once there is one."""
+        self.doubts_way = False
+        """Whether the exit path has been silent altogether."""
+        self.failed = trio.Event()
+
+
+class Race:
+    """Attempts over several routes; the first result counts."""
+
+    __slots__ = ("decided", "errors", "failure", "lookup_failure", "running", "winner")
+
+    def __init__(self) -> None:
+        self.decided = trio.Event()
+        self.winner: SecureTunnel | None = None
+        self.failure: ConnectFailed | None = None
+        """What the callee itself said."""
+        self.errors: list[PhantomError] = []
+        """Why routes failed."""
+        self.lookup_failure: Unreachable | None = None
+        """Why a fresh record couldn't be had."""
+        self.running: set[Attempt] = set()
+        """Attempts that are under way."""
+
+    def is_tried(self, route: Route) -> bool:
+        """Whether an attempt over ``route`` is under way that may still come to something."""
+        return any(attempt.route == route and not attempt.doubts_way for attempt in self.running)
+
+    def connected(self, secure: SecureTunnel) -> None:
+        """An attempt succeeded."""
+        if self.decided.is_set():
+            secure.finish(FrameKind.RESET)
+        else:
+            self.winner = secure
+            self.decided.set()
+
+    def answered(self, outcome: Outcome) -> None:
+        """The callee said no. While another attempt is under way, that may just mean that the
+        callee is busy with that one: two connections of the same four numbers can't be."""
+        if not self.decided.is_set():
+            kind, reason = _FAILURES[outcome]
+            self.failure = kind(reason)
+            if outcome is not Outcome.FILTERED or len(self.running) == 1:
+                self.decided.set()
+
+    def result(self) -> SecureTunnel:
+        """
+        :raises ConnectFailed: what the callee said, or why no route worked.
+        :raises PathUnavailable: this node has no way out.
+        """
+        if self.winner is not None:
+            return self.winner
+        if self.failure is not None:
+            raise self.failure
+        if self.lookup_failure is not None:
+            raise self.lookup_failure
+        if any(isinstance(error, Unreachable | PeerError) for error in self.errors):
+            raise Unreachable("none of the ways in to this AP address works")
+        if any(isinstance(error, PathUnavailable) for error in self.errors):
+            raise PathUnavailable("no exit path works at the moment")
+        raise NoAnswer("nobody answered")

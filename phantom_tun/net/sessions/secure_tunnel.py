@@ -1,0 +1,348 @@
+"""A secure channel over a routing tunnel: what streams and datagram flows have in common
+(docs/spec/session.md, "Ending").
+
+One task may send and another receive. However a connection ends, it ends in the background, soon
+(``LAST_WORD_WITHIN``, ``CLOSE_WITHIN``) and if possible with FIN both ways, so that the links below
+can be used again: an application's reset costs no link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import trio
+
+from phantom_tun.errors import LinkBroken, PeerError, ProtocolViolation, StreamReset, WorldError
+from phantom_tun.net.links.buffers import HEADER_LEN, POOL, Buffer, Segment
+from phantom_tun.net.sessions.frames import Frame, FrameReader
+from phantom_tun.net.sessions.ports import Tunnel
+from phantom_tun.tunnel.channel import RECORD, Channel
+from phantom_tun.wire.session import FrameKind
+
+LAST_WORD_WITHIN = 1.0
+"""Seconds for saying goodbye; if the tunnel is too full for that, it is torn down."""
+
+FLIGHT_WAIT = 0.002
+"""Seconds that the caller's last TLS flight waits for the application's first bytes: they save it a
+message of its own at every hop. A service that speaks first is heard so much later."""
+
+CLOSE_WITHIN = 5.0
+"""Seconds for the peer to do the same."""
+
+FRAMES_AT_ONCE = 32
+"""Frames between two turns of everybody else: a peer can put thousands of empty ones into what is
+read at once."""
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], bool]
+"""Starts a background task; False when there will be none any more."""
+
+Encode = Callable[[memoryview, int], int]
+
+_NOTHING = memoryview(b"")
+
+
+class SecureTunnel:
+    """Frames in both directions, until :meth:`finish`."""
+
+    __slots__ = (
+        "_channel",
+        "_frames",
+        "_got_fin",
+        "_holds_flight",
+        "_is_torn",
+        "_reader",
+        "_receive_lock",
+        "_receiving",
+        "_said_all",
+        "_send_lock",
+        "_spawn",
+        "_tunnel",
+        "closed",
+        "got_end",
+        "got_reset",
+        "is_ending",
+        "sent_end",
+    )
+
+    def __init__(self, channel: Channel, tunnel: Tunnel, spawn: Spawn) -> None:
+        self._channel = channel
+        self._tunnel = tunnel
+        self._spawn = spawn
+        self._reader = FrameReader(channel)
+        self._send_lock = trio.Lock()
+        self._receive_lock = trio.Lock()
+        self._receiving: trio.CancelScope | None = None
+        self._is_torn = False
+        self._holds_flight = False
+        self._got_fin = False
+        self._said_all = False
+        self._frames = 0
+        self.got_end = False
+        self.got_reset = False
+        self.sent_end = False
+        self.is_ending = False
+        self.closed = trio.Event()
+        """Set when nothing of the tunnel is in use any more."""
+
+    @property
+    def path_number(self) -> int:
+        """The path of ours that carries it."""
+        return self._tunnel.path_number
+
+    # --- handshake ------------------------------------------------------------------------------
+
+    def hold_flight(self) -> None:
+        """Send what completes the TLS handshake, the caller's first act, together with the first
+        bytes, or alone if there are none within ``FLIGHT_WAIT``."""
+        self._holds_flight = self._spawn(self._send_flight)
+
+    async def _send_flight(self) -> None:
+        await trio.sleep(FLIGHT_WAIT)
+        with suppress(StreamReset):
+            await self._write_flight()
+
+    async def _write_flight(self) -> None:
+        if self._holds_flight:
+            await self._write(self._channel.flush)
+
+    async def wait_established(self, within: float) -> None:
+        """Wait for what completes the TLS handshake; the callee's first act.
+
+        :raises StreamReset: it didn't complete in time, or not with the right certificate.
+        """
+        with trio.move_on_after(within):
+            while not self._channel.is_established:
+                await self._load()
+                try:
+                    self._reader.fill()
+                except PeerError as error:
+                    raise self._torn("the caller failed the TLS handshake") from error
+            return
+        raise self._torn("the caller didn't complete the TLS handshake")
+
+    # --- out ------------------------------------------------------------------------------------
+
+    async def send(self, kind: FrameKind, data: memoryview = _NOTHING) -> None:
+        """Send one frame; returns when the link has taken it.
+
+        :raises StreamReset: the connection was reset, or the tunnel died.
+        """
+        if len(data) > RECORD:
+            await self._write_flight()  # there's no room for both
+        encode = self._channel.encode
+        await self._write(lambda view, start: encode(view, start, kind, data))
+
+    async def send_messages(self, messages: list[bytes]) -> None:
+        """Send several DATAGRAM frames at once, at most ``BATCH`` bytes with their headers.
+
+        :raises StreamReset: as :meth:`send`.
+        """
+        encode = self._channel.encode_messages
+        await self._write(lambda view, start: encode(view, start, messages))
+
+    async def send_end(self) -> None:
+        """Send END; nothing but RESET can follow. If the peer's END has come already, everything
+        that is still to be said goes with it.
+
+        :raises StreamReset: as :meth:`send`.
+        """
+        if self.sent_end:
+            return
+        self.sent_end = True
+        if not self.got_end:
+            await self.send(FrameKind.END)
+            return
+        await _acquire(self._send_lock)
+        try:
+            self._check()
+            await self._write_locked(self._encode_last(FrameKind.END), fin=True)
+            self._said_all = True
+        finally:
+            self._send_lock.release()
+
+    def _encode_last(self, last: FrameKind | None) -> Encode:
+        """What comes before FIN."""
+        channel = self._channel
+
+        def encode(view: memoryview, start: int) -> int:
+            if last is not None:
+                start = channel.encode(view, start, last, _NOTHING)
+            if self.sent_end and self.got_end:
+                start = channel.encode_close(view, start)
+            return start
+
+        return encode
+
+    async def _write(self, encode: Encode) -> None:
+        await _acquire(self._send_lock)
+        try:
+            self._check()
+            await self._write_locked(encode)
+        finally:
+            self._send_lock.release()
+
+    async def _write_locked(self, encode: Encode, *, fin: bool = False) -> None:
+        self._holds_flight = False  # whatever TLS sends next begins with it
+        buffer = POOL.take()
+        try:
+            end = encode(buffer.view, HEADER_LEN)
+            if end > HEADER_LEN:
+                buffer.segments = [Segment(HEADER_LEN, end)]
+                await self._tunnel.send(buffer, fin=fin)
+            elif fin:
+                await self._tunnel.send_fin()
+        except BaseException as error:
+            # What TLS has encrypted must go out whole: a part of it may be missing now.
+            self._is_torn = True
+            if isinstance(error, PeerError):
+                raise StreamReset("the secure channel failed") from error
+            raise
+        finally:
+            POOL.give_back(buffer)
+
+    # --- in -------------------------------------------------------------------------------------
+
+    async def receive(self) -> Frame:
+        """Wait for the next frame. Its payload is valid until the next call. After END nothing
+        more comes.
+
+        :raises StreamReset: the peer reset the connection, or the tunnel died.
+        """
+        self._frames += 1
+        if self._frames % FRAMES_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+        while True:
+            frame = self._next()
+            if frame is not None:
+                return frame
+            await self._load()
+
+    def _next(self) -> Frame | None:
+        self._check()
+        try:
+            frame = self._reader.next()
+            if frame is None:
+                if self._channel.is_closed:
+                    raise ProtocolViolation("closed without an END")
+                return None
+            if self.got_end:
+                raise ProtocolViolation("a frame after END")
+        except PeerError as error:
+            raise self._torn("the stream broke") from error
+        if frame.kind is FrameKind.RESET:
+            self.got_reset = True
+            raise StreamReset("the far side reset the connection")
+        self.got_end = frame.kind is FrameKind.END
+        return frame
+
+    async def _load(self) -> None:
+        """Wait for bytes from the tunnel and hand them to the reader; no memory is held while
+        waiting."""
+        await _acquire(self._receive_lock)
+        try:
+            self._check()
+            with trio.CancelScope() as self._receiving:
+                self._take(await self._tunnel.receive_pooled())
+            self._receiving = None
+            if not self._got_fin:
+                self._check()
+        except StreamReset:
+            self._is_torn = True
+            raise
+        except (PeerError, LinkBroken) as error:
+            raise self._torn("the tunnel broke") from error
+        finally:
+            self._receive_lock.release()
+        if self._got_fin:
+            raise StreamReset("the tunnel ended in the middle of the stream")
+
+    def _take(self, buffer: Buffer) -> None:
+        self._got_fin = not buffer.segments
+        if self._got_fin:
+            POOL.give_back(buffer)
+        else:
+            self._reader.load(buffer)
+
+    def _check(self) -> None:
+        if self.is_ending or self.got_reset or self._got_fin or self._is_torn:
+            raise StreamReset("the connection is over")
+
+    def _torn(self, reason: str) -> StreamReset:
+        self._is_torn = True
+        return StreamReset(reason)
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def finish(self, last: FrameKind | None) -> None:
+        """End the connection, with ``last`` as last word unless the peer has reset it anyway.
+        Idempotent, never waits, never raises; :attr:`closed` tells when it is done."""
+        if self.is_ending:
+            return
+        self.is_ending = True
+        if self._receiving is not None:
+            self._receiving.cancel()
+        if not self._spawn(lambda: self._say_goodbye(last)):
+            self._tear_down()
+
+    async def _say_goodbye(self, last: FrameKind | None) -> None:
+        try:
+            with trio.fail_after(LAST_WORD_WITHIN):
+                async with self._send_lock:
+                    await self._send_last(last)
+            with trio.fail_after(CLOSE_WITHIN):
+                async with self._receive_lock:
+                    if not self._got_fin:
+                        await _drain(self._tunnel)
+            await self._tunnel.aclose()
+        except (WorldError, PeerError, trio.TooSlowError):
+            pass
+        finally:
+            self._tear_down()
+
+    async def _send_last(self, last: FrameKind | None) -> None:
+        if self._is_torn:
+            raise StreamReset("nothing can be sent any more")
+        if self._said_all:
+            return
+        if self.got_reset or self._holds_flight:
+            # Without our flight the callee knows of no session. It must not get to know one that
+            # ends at once: it would have the local service, and another attempt wouldn't.
+            last = None
+        self.sent_end = self.sent_end or last is FrameKind.END
+        await self._write_locked(self._encode_last(last), fin=True)
+
+    def _tear_down(self) -> None:
+        # A released tunnel doesn't notice.
+        self._tunnel.reset()
+        self._reader.discard()
+        self.closed.set()
+
+
+async def release_unused(tunnel: Tunnel) -> None:
+    """Let go of a tunnel that no data will follow on."""
+    try:
+        with trio.fail_after(CLOSE_WITHIN):
+            await tunnel.send_fin()
+            await _drain(tunnel)
+        await tunnel.aclose()
+    except (WorldError, PeerError, trio.TooSlowError):
+        pass
+    finally:
+        tunnel.reset()
+
+
+async def _drain(tunnel: Tunnel) -> None:
+    """Throw away what is still on its way, up to the peer's FIN."""
+    is_over = False
+    while not is_over:
+        buffer = await tunnel.receive_pooled()
+        is_over = not buffer.segments
+        POOL.give_back(buffer)
+
+
+async def _acquire(lock: trio.Lock) -> None:
+    try:
+        lock.acquire_nowait()  # saves a checkpoint, which costs more than the lock
+    except trio.WouldBlock:
+        await lock.acquire()

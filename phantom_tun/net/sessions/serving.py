@@ -1,0 +1,309 @@
+"""The side that is connected to: from a sealed request to a local service (docs/spec/session.md,
+"Being connected to").
+
+In this order: the request opens, is signed by its caller for this identity, is new, and never came
+before; there is room; a rule lets this caller in; its TLS is acceptable. Only then the local
+service is touched, and only then something is answered. What fails before the rules gets no answer
+at all; what the rules don't allow is told so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import trio
+
+from phantom_tun.clock import Clock, Rng
+from phantom_tun.crypto.certificates import certificate_hash
+from phantom_tun.endpoints import DatagramStream, Endpoint, LocalDatagrams, LocalHost
+from phantom_tun.errors import (
+    CapacityExceeded,
+    Filtered,
+    PeerError,
+    ProtocolViolation,
+    Refused,
+    UsageError,
+    WorldError,
+)
+from phantom_tun.net.sessions.callers import Callers
+from phantom_tun.net.sessions.contexts import ContextCache
+from phantom_tun.net.sessions.datagrams import SessionDatagrams
+from phantom_tun.net.sessions.expose import ExposeRule, ExposeRules, Transport
+from phantom_tun.net.sessions.offers import Offer, Offers
+from phantom_tun.net.sessions.ports import Accept, Identities, Identity, Tunnel
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
+from phantom_tun.net.sessions.stream import SessionStream
+from phantom_tun.net.sessions.table import Carrier, Entry, SessionTable
+from phantom_tun.netdb.network import NetworkParams
+from phantom_tun.tunnel.answer import callee_wrap, lock_answer
+from phantom_tun.tunnel.channel import CalleeHandshake
+from phantom_tun.tunnel.replay import ReplayCache
+from phantom_tun.tunnel.request import check_time, open_request
+from phantom_tun.wire import session
+from phantom_tun.wire.session import RANDOM_LEN, Answer, Outcome, Request
+
+LOCAL_WITHIN = 5.0
+"""Seconds for the local service to accept."""
+HANDSHAKE_WITHIN = 20.0
+"""Seconds for the caller to complete TLS after the answer."""
+ECHO_IDLE = 90.0
+"""Seconds without a message after which an echo exchange ends."""
+REMEMBERED_REQUESTS = 32_768
+"""Nonces kept for each identity; a nonce is kept for about three minutes."""
+MAX_PENDING = 256
+"""Requests that are being decided at the same time."""
+
+
+_Carry = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """A local service that has accepted and waits for its caller."""
+
+    abort: Callable[[], None]
+    """Gives it up."""
+    attach: Callable[[SecureTunnel], tuple[Carrier, _Carry]]
+    """Makes what carries the session, and what runs it to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """An authentic, new request."""
+
+    identity: Identity
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a CONNECTED answer promises."""
+
+    offer: Offer[_Service]
+    handshake: CalleeHandshake
+    remote: Endpoint
+    """The caller, as the service sees it."""
+
+
+class EchoService:
+    """Answers echo messages itself; stands where a local UDP service would
+    (:class:`~phantom_tun.endpoints.LocalDatagrams`)."""
+
+    def __init__(self, *, is_enabled: bool) -> None:
+        self._is_enabled = is_enabled
+
+    async def connect(self) -> EchoService:
+        """
+        :raises Filtered: pings aren't answered.
+        """
+        if not self._is_enabled:
+            raise Filtered("pings are not answered")
+        return self
+
+    async def carry(self, stream: DatagramStream) -> None:
+        """Send back what comes, until nothing more does."""
+        with trio.move_on_after(ECHO_IDLE) as idle:
+            while (message := await stream.receive()) is not None:
+                idle.deadline = trio.current_time() + ECHO_IDLE
+                await stream.send(message)
+        await stream.aclose()
+
+    def abort(self) -> None:
+        """Nothing was opened."""
+
+
+class SessionServer:
+    """Answers requests and carries what they lead to."""
+
+    def __init__(
+        self,
+        *,
+        network: NetworkParams,
+        identities: Identities,
+        rules: ExposeRules,
+        callers: Callers,
+        contexts: ContextCache,
+        table: SessionTable,
+        echo: EchoService,
+        local_host: LocalHost,
+        spawn: Spawn,
+        clock: Clock,
+        rng: Rng,
+        counts: Counter[str],
+    ) -> None:
+        self._network = network
+        self._identities = identities
+        self._rules = rules
+        self._callers = callers
+        self._contexts = contexts
+        self._table = table
+        self._offers: Offers[_Service] = Offers()
+        self._echo = echo
+        self._local_host = local_host
+        self._spawn = spawn
+        self._clock = clock
+        self._rng = rng
+        self._counts = counts
+        self._started = clock.now()
+        self._seen: dict[str, ReplayCache] = {}
+        self._pending = 0
+
+    async def serve(self, identity: str, sealed_request: bytes, accept: Accept) -> None:
+        """Decide about a request, answer it, and return when what came of it is over.
+
+        Returning without having called ``accept`` means that there is no answer.
+        """
+        try:
+            visit = self._let_in(identity, sealed_request)
+        except (PeerError, CapacityExceeded, UsageError) as error:
+            self._counts[f"request_dropped_{type(error).__name__}"] += 1
+            return
+        try:
+            async with AsyncExitStack() as stack:
+                await self._serve(visit, accept, stack)
+        except WorldError as error:
+            self._counts[f"session_failed_{type(error).__name__}"] += 1
+
+    def _let_in(self, name: str, sealed_request: bytes) -> _Visit:
+        """Everything that can be decided at once, without asking anybody."""
+        if self._pending >= MAX_PENDING:
+            raise CapacityExceeded("too many requests at a time")
+        identity = self._identities.get(name)
+        own_key = identity.signing.public
+        request = open_request(
+            sealed_request, identity.request_keys, own_key, self._network.network_id
+        )
+        if request.destination not in (identity.ap4, identity.ap6):
+            raise ProtocolViolation("the request is for another address")
+        now = self._clock.now()
+        remember_until = check_time(request, now, self._started)
+        self._table.check_room(request.caller)
+        seen = self._seen.setdefault(name, ReplayCache(REMEMBERED_REQUESTS))
+        seen.add(request.nonce, remember_until, now)
+        return _Visit(identity, request)
+
+    async def _serve(self, visit: _Visit, accept: Accept, stack: AsyncExitStack) -> None:
+        """``stack`` is closed when the session is over."""
+        self._pending += 1
+        try:
+            decision = await self._decide(visit, stack)
+        except (PeerError, CapacityExceeded) as error:
+            self._counts[f"request_dropped_{type(error).__name__}"] += 1
+            return
+        finally:
+            self._pending -= 1
+        random = self._rng.randbytes(RANDOM_LEN)
+        if isinstance(decision, Outcome):
+            self._counts[f"request_answered_{decision.name.lower()}"] += 1
+            tunnel = await accept(lock_answer(Answer(decision, random), visit.request))
+            await release_unused(tunnel)
+            return
+        self._counts["request_answered_connected"] += 1
+        answer = Answer(Outcome.CONNECTED, random, decision.handshake.flight)
+        tunnel = await accept(lock_answer(answer, visit.request))
+        await self._run(visit, decision, answer, tunnel)
+
+    async def _decide(self, visit: _Visit, stack: AsyncExitStack) -> _Opened | Outcome:
+        """The answer.
+
+        :raises PeerError: the caller's TLS is not acceptable.
+        :raises CapacityExceeded: there's no address to show the caller under.
+        """
+        identity, request = visit.identity, visit.request
+        if request.epoch:
+            return Outcome.UNSUPPORTED  # resuming sessions
+        is_echo = request.protocol is session.Protocol.ECHO
+        rule = None if is_echo else self._find_rule(visit)
+        if rule is None and not is_echo:
+            return Outcome.FILTERED
+        # An echo exchange touches no service: for the listing alone nobody is asked anything.
+        version = 6 if is_echo else request.destination.version
+        caller = await self._callers.identify(
+            identity.name,
+            request,
+            with_ap4=version == 4 or (rule is not None and rule.names_ap4),
+        )
+        if rule is not None and not rule.admits(caller.addresses):
+            return Outcome.FILTERED
+        contexts = ContextCache() if request.ephemeral else self._contexts
+        context = contexts.callee(identity.certificate, request.certificate)
+        handshake = CalleeHandshake(context, request.client_hello)
+        address = stack.enter_context(self._callers.peer_address(caller, version))
+        remote = Endpoint(address, request.source_port)
+        target = Endpoint(request.destination, rule.target_port if rule is not None else 0)
+        # Pings of one caller have no ports to tell them apart by, and need none.
+        ends = request.nonce if is_echo else (request.protocol, remote, target)
+        offer = self._offers.joined(
+            ends, request.time, lambda: self._reach(request.protocol, remote, target)
+        )
+        try:
+            opened = _Opened(await stack.enter_async_context(offer), handshake, remote)
+        except Refused:
+            return Outcome.REFUSED
+        except (Filtered, trio.TooSlowError):
+            return Outcome.FILTERED
+        except (WorldError, UsageError):
+            return Outcome.UNREACHABLE
+        return opened
+
+    def _find_rule(self, visit: _Visit) -> ExposeRule | None:
+        transport: Transport = "tcp" if visit.request.protocol is session.Protocol.TCP else "udp"
+        return self._rules.find(visit.identity.name, transport, visit.request.port)
+
+    async def _reach(
+        self, protocol: session.Protocol, caller: Endpoint, target: Endpoint
+    ) -> _Service:
+        with trio.fail_after(LOCAL_WITHIN):
+            return await self._connect(protocol, caller, target)
+
+    async def _connect(
+        self, protocol: session.Protocol, caller: Endpoint, target: Endpoint
+    ) -> _Service:
+        if protocol is session.Protocol.TCP:
+            connection = await self._local_host.connect_stream(caller, target)
+
+            def attach_stream(secure: SecureTunnel) -> tuple[Carrier, _Carry]:
+                stream = SessionStream(secure)
+                return stream, lambda: connection.carry(stream)
+
+            return _Service(connection.abort, attach_stream)
+        local: LocalDatagrams
+        if protocol is session.Protocol.UDP:
+            local = await self._local_host.open_datagrams(caller, target)
+        else:
+            local = await self._echo.connect()
+
+        def attach_datagrams(secure: SecureTunnel) -> tuple[Carrier, _Carry]:
+            datagrams = SessionDatagrams(secure)
+            self._spawn(datagrams.run)
+            return datagrams, lambda: local.carry(datagrams)
+
+        return _Service(local.abort, attach_datagrams)
+
+    async def _run(self, visit: _Visit, opened: _Opened, answer: Answer, tunnel: Tunnel) -> None:
+        request = visit.request
+        channel = opened.handshake.open(
+            certificate_hash(request.certificate), callee_wrap(request, answer)
+        )
+        secure = SecureTunnel(channel, tunnel, self._spawn)
+        carrier, carry = opened.offer.service.attach(secure)
+        entry = Entry(
+            identity=visit.identity.name,
+            direction="in",
+            remote=opened.remote,
+            port=request.port,
+            protocol=request.protocol,
+            peer=request.caller,
+            path_number=secure.path_number,
+        )
+        with self._table.listed(entry, carrier):
+            try:
+                await secure.wait_established(HANDSHAKE_WITHIN)
+                opened.offer.take()
+                await carry()
+            finally:
+                carrier.abort()
+            await secure.closed.wait()

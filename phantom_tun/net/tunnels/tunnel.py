@@ -1,0 +1,218 @@
+"""One routing tunnel at one of its two ends: the owner's or the terminating node's
+(docs/spec/tunnel.md, "Packages" and "Data").
+
+The owner has one layer per hop, the terminating node its own, a tunnel of a path of length zero
+none. Everything is ciphered in place in the buffer that goes to or came from the link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from phantom_tun.crypto.streams import SLACK, ChainedStream
+from phantom_tun.errors import DeadlineExpired, LinkBroken, PeerError, StreamReset
+from phantom_tun.net.links.buffers import POOL, Buffer
+from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.splice import process_bytes
+from phantom_tun.tunnel.layers import PackageBox
+from phantom_tun.wire.sizes import PACKAGE_LEN
+from phantom_tun.wire.tunnel import Body, Package
+
+FINISH_TIMEOUT = 10.0
+"""Seconds to wait for the other end's FIN before the links are closed instead of reused."""
+
+
+class Tunnel:
+    """A bulk link with the stream layers of one tunnel."""
+
+    __slots__ = (
+        "_box",
+        "_released",
+        "bulk",
+        "bytes_in",
+        "bytes_out",
+        "incoming",
+        "outgoing",
+        "path_number",
+    )
+
+    def __init__(
+        self,
+        bulk: Bulk,
+        outgoing: tuple[ChainedStream, ...] = (),
+        incoming: tuple[ChainedStream, ...] = (),
+        box: PackageBox | None = None,
+        *,
+        path_number: int = 0,
+    ) -> None:
+        """``outgoing`` and ``incoming`` in the order in which they are applied; ``path_number`` at
+        the owner, who knows which of the paths it belongs to."""
+        self.bulk = bulk
+        self.outgoing = outgoing
+        self.path_number = path_number
+        self.incoming = incoming
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._box = box
+        self._released = trio.Event()
+
+    @classmethod
+    async def open(
+        cls,
+        open_bulk: Callable[[bytes], Awaitable[Bulk]],
+        outgoing: tuple[ChainedStream, ...],
+        incoming: tuple[ChainedStream, ...],
+        box: PackageBox,
+        init: Body,
+        *,
+        path_number: int = 0,
+    ) -> Tunnel:
+        """The tunnel on a new use of a link, made by ``open_bulk`` with the first payload it is
+        given: the package ``init``.
+
+        :raises WorldError: as ``open_bulk``.
+        """
+        data = box.lock(Package.INIT, init)
+        for layer in outgoing:
+            data = process_bytes(layer, data)
+        bulk = await open_bulk(data)
+        tunnel = cls(bulk, outgoing, incoming, box, path_number=path_number)
+        tunnel.bytes_out = len(data)
+        return tunnel
+
+    async def wait_readable(self) -> None:
+        """Wait until :meth:`receive` has something to say; an idle tunnel holds no buffer."""
+        try:
+            await self.bulk.wait_readable()
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+
+    async def receive(self, buffer: Buffer) -> bool:
+        """Fill ``buffer`` with bytes whose layers are removed; False once the other end sent FIN.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            if not await self.bulk.receive(buffer):
+                return False
+        except (LinkBroken, PeerError) as error:
+            raise StreamReset("the tunnel ended") from error
+        self._remove_layers(buffer)
+        return True
+
+    async def receive_pooled(self) -> Buffer:
+        """Wait for bytes, without memory meanwhile, and return them, layers removed, in a buffer of
+        the pool, which the caller gives back; no segments once the other end sent FIN.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            buffer = await self.bulk.receive_pooled()
+        except (LinkBroken, PeerError) as error:
+            raise StreamReset("the tunnel ended") from error
+        self._remove_layers(buffer)
+        return buffer
+
+    def _remove_layers(self, buffer: Buffer) -> None:
+        view = buffer.view
+        for start, end in buffer.segments:
+            for layer in self.incoming:
+                layer.process(view, start, end)
+            self.bytes_in += end - start
+
+    async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
+        """Apply all layers to ``buffer`` in place and send it; with ``fin`` nothing follows.
+
+        :raises StreamReset: the tunnel died.
+        """
+        view = buffer.view
+        for start, end in buffer.segments:
+            for layer in self.outgoing:
+                layer.process(view, start, end)
+            self.bytes_out += end - start
+        try:
+            await self.bulk.send(buffer, fin=fin)
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+
+    async def send_fin(self) -> None:
+        """No more bytes from this end.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            await self.bulk.send_fin()
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+
+    async def wait_fin(self) -> None:
+        """Wait for the other end's FIN; anything else that comes ends the tunnel.
+
+        :raises StreamReset: the tunnel died, or bytes came.
+        """
+        buffer = await self.receive_pooled()
+        came = bool(buffer.segments)
+        POOL.give_back(buffer)
+        if came:
+            raise StreamReset("bytes after the end")
+
+    async def finish(self, within: float = FINISH_TIMEOUT) -> None:
+        """Say FIN and wait for the other end's, so that every link of the tunnel can be used again.
+
+        :raises StreamReset: the tunnel died, or bytes came.
+        """
+        await self.send_fin()
+        with trio.move_on_after(within):
+            await self.wait_fin()
+
+    def reset(self) -> None:
+        """Tear the tunnel down now."""
+        self.bulk.reset()
+        self._released.set()
+
+    async def aclose(self) -> None:
+        """Release the link: to its pool if both ends sent FIN, else closed."""
+        try:
+            await self.bulk.aclose()
+        finally:
+            self._released.set()
+
+    async def wait_released(self) -> None:
+        """Wait until the user of this tunnel is done with it."""
+        await self._released.wait()
+
+    # --- set-up ---------------------------------------------------------------------------------
+
+    async def send_package(self, package: Package, body: Body) -> None:
+        """Send one of the three packages.
+
+        :raises StreamReset: the tunnel died.
+        """
+        assert self._box is not None  # noqa: S101 - our own mistake, never a peer's
+        buffer = POOL.take()
+        try:
+            buffer.fill(self._box.lock(package, body))
+            await self.send(buffer)
+        finally:
+            POOL.give_back(buffer)
+
+    async def receive_package(self, package: Package, within: float) -> Body:
+        """Wait up to ``within`` seconds for one of the three packages.
+
+        :raises StreamReset: the tunnel died.
+        :raises DeadlineExpired: nothing came.
+        :raises PeerError: what came isn't that package.
+        """
+        assert self._box is not None  # noqa: S101
+        with trio.move_on_after(within):
+            try:
+                locked = await self.bulk.receive_exactly(PACKAGE_LEN)
+            except LinkBroken as error:
+                raise StreamReset("the tunnel ended") from error
+            view = memoryview(bytearray(locked) + bytes(SLACK))
+            for layer in self.incoming:
+                layer.process(view, 0, PACKAGE_LEN)
+            return self._box.unlock(package, view[:PACKAGE_LEN])
+        raise DeadlineExpired(f"no {package.name} package came")
