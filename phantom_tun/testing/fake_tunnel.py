@@ -93,24 +93,16 @@ class FakeTunnel:
         self.is_reset = False
         self._rng = rng
 
-    async def wait_readable(self) -> None:
-        """Wait until :meth:`receive` has something to say."""
+    async def receive_pooled(self) -> Buffer:
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         lane = self.incoming
         await trio.lowlevel.checkpoint()
         while not (lane.waiting or lane.fin or lane.broken):
             await lane.changed.park()
-
-    async def receive(self, buffer: Buffer) -> bool:
-        """As :meth:`receive_pooled`, into ``buffer``; False at the end."""
-        await self.wait_readable()
-        lane = self.incoming
-        if not lane.waiting:
-            if lane.broken:
-                raise StreamReset("the tunnel ended")
-            buffer.segments = []
-            return False
+        if lane.broken and not lane.waiting:
+            raise StreamReset("the tunnel ended")
+        buffer = POOL.take()
         start, end = HEADER_LEN, HEADER_LEN + CHUNK
-        buffer.segments = []
         while lane.waiting and start < end and len(buffer.segments) < 4:
             length = min(len(lane.waiting), end - start, self._rng.choice((1, 700, 20_000, CHUNK)))
             buffer.view[start : start + length] = lane.waiting[:length]
@@ -118,13 +110,6 @@ class FakeTunnel:
             buffer.segments.append(Segment(start, start + length))
             start += length + HEADER_LEN
         lane.changed.unpark_all()
-        return True
-
-    async def receive_pooled(self) -> Buffer:
-        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
-        await self.wait_readable()
-        buffer = POOL.take()
-        await self.receive(buffer)
         return buffer
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:

@@ -383,7 +383,6 @@ def bulk_link(data: bytes) -> None:
 
 
 async def _serve_uses(link: BulkLink, way: int) -> None:
-    buffer = POOL.take()
     while (opening := await link.receive_opening()) is not None:
         _ = opening_kind(opening), opening_id(opening), opening_block(opening)
         bulk = Bulk(link, lambda _: None)
@@ -391,8 +390,10 @@ async def _serve_uses(link: BulkLink, way: int) -> None:
             await bulk.send_fin()
         if way & 2:
             await bulk.receive_exactly(1 + way // 4)
-        while await bulk.receive(buffer):
+        while (buffer := await bulk.receive_pooled()).segments:
             assert 0 < buffer.payload_len() <= REGION_LEN
+            POOL.give_back(buffer)
+        POOL.give_back(buffer)
         await bulk.send_fin()
         await bulk.aclose()
         assert len(link.unframer.kept) <= REGION_LEN

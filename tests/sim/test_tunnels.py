@@ -11,7 +11,7 @@ from phantom_tun.clock import SystemClock
 from phantom_tun.crypto.signing import SigningKey, node_id_of
 from phantom_tun.errors import PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import CertHash, ConnectionId, EntryId
-from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.links.buffers import POOL, Buffer
 from phantom_tun.net.tunnels.connector import Connector
 from phantom_tun.net.tunnels.entry_node import EntryDesk
 from phantom_tun.net.tunnels.exit_node import EntryDialer
@@ -105,10 +105,11 @@ class TestNode:
 
 async def echo(_identity, sealed_request, accept):
     tunnel = await accept(sealed_request[:8].ljust(ANSWER_LEN, b"a"))
-    buffer = Buffer()
     try:
-        while await tunnel.receive(buffer):
+        while (buffer := await tunnel.receive_pooled()).segments:
             await tunnel.send(buffer)
+            POOL.give_back(buffer)
+        POOL.give_back(buffer)
         await tunnel.send_fin()
     except StreamReset:
         tunnel.reset()
@@ -189,10 +190,11 @@ async def exchange(tunnel, data):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender)
-        buffer = Buffer()
-        while await tunnel.receive(buffer):
+        while (buffer := await tunnel.receive_pooled()).segments:
             for start, end in buffer.segments:
                 got += buffer.view[start:end]
+            POOL.give_back(buffer)
+        POOL.give_back(buffer)
     await tunnel.aclose()
     return bytes(got)
 
@@ -307,7 +309,7 @@ async def test_a_killed_hop_ends_the_tunnel_at_both_ends_and_the_path_is_noticed
         _, tunnel = await connected(nodes[0], entry_node, entry_path.entry_id)
         network.kill(nodes[victim].ref.node_id)
         with pytest.raises(StreamReset):
-            await tunnel.receive(Buffer())
+            await tunnel.receive_pooled()
         tunnel.reset()
         with trio.fail_after(10):
             await ended.wait()

@@ -20,7 +20,7 @@ from phantom_tun.crypto.certificates import (
     make_certificate,
 )
 from phantom_tun.crypto.signing import SigningKey, node_id_of
-from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.links.buffers import POOL
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.links import LinkLimits, Links, Peer
 from phantom_tun.net.links.loopback import connection_pair
@@ -80,17 +80,25 @@ class Handlers:
 
 
 async def echo(bulk: Bulk) -> None:
-    buffer = Buffer()
-    while await bulk.receive(buffer):
+    while (buffer := await bulk.receive_pooled()).segments:
         await bulk.send(buffer)
+        POOL.give_back(buffer)
+    POOL.give_back(buffer)
     await bulk.send_fin()
 
 
+async def receive(bulk: Bulk) -> bytes:
+    """What has come, at least a byte; nothing at FIN."""
+    buffer = await bulk.receive_pooled()
+    data = b"".join(buffer.view[start:end] for start, end in buffer.segments)
+    POOL.give_back(buffer)
+    return data
+
+
 async def receive_all(bulk: Bulk) -> bytes:
-    buffer, found = Buffer(), bytearray()
-    while await bulk.receive(buffer):
-        for start, end in buffer.segments:
-            found += buffer.view[start:end]
+    found = bytearray()
+    while data := await receive(bulk):
+        found += data
     return bytes(found)
 
 

@@ -9,11 +9,11 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from links_world import receive_all
+from links_world import receive, receive_all
 
 from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError
 from phantom_tun.ids import NodeId
-from phantom_tun.net.links.buffers import Buffer, Segment
+from phantom_tun.net.links.buffers import POOL, Buffer, Segment
 from phantom_tun.net.links.bulk import Bulk, BulkLink, Ending
 from phantom_tun.net.links.loopback import connection_pair
 from phantom_tun.net.links.peers import Peer
@@ -62,7 +62,7 @@ async def test_bytes_fin_and_reuse(autojump_clock):
         await near.bulk.send_bytes(DATA)
         await near.bulk.send_fin()
         assert await receive_all(far.bulk) == DATA
-        assert not await far.bulk.receive(Buffer())  # again and again
+        assert await receive(far.bulk) == b""  # again and again
         await far.bulk.send_bytes(b"answer")
         await far.bulk.send_fin()
         assert await receive_all(near.bulk) == b"answer"
@@ -96,7 +96,7 @@ async def test_fin_and_half_an_opening_in_one_read(autojump_clock):
 async def test_nothing_may_follow_fin_before_ours(autojump_clock):
     end, _ = await raw(pack_frame(Frame.FIN) + pack_frame(Frame.OPEN, OPENING))
     with pytest.raises(ProtocolViolation):
-        await end.bulk.receive(Buffer())
+        await receive(end.bulk)
 
 
 async def test_only_an_opening_begins_a_use(autojump_clock):
@@ -126,11 +126,10 @@ async def test_a_reset_breaks_even_in_the_middle_of_a_frame(autojump_clock):
     near, far = pair()
     await near.link.connection.write_all(pack_frame(Frame.DATA, bytes(1000))[:300])
     near.bulk.reset()
-    buffer = Buffer()
-    assert await far.bulk.receive(buffer)
-    assert buffer.payload_len() == 296 + len(pack_frame(Frame.RESET))  # it can't be told apart
+    # It can't be told apart.
+    assert await receive(far.bulk) == bytes(296) + pack_frame(Frame.RESET)
     with pytest.raises(LinkBroken):
-        await far.bulk.receive(buffer)
+        await receive(far.bulk)
 
 
 async def test_a_reset_between_frames_is_recognised(autojump_clock):
@@ -142,7 +141,7 @@ async def test_a_reset_between_frames_is_recognised(autojump_clock):
         await far.bulk.receive_exactly(1)
     end, _ = await raw(pack_frame(Frame.RESET))
     with pytest.raises(LinkBroken, match="reset"):
-        await end.bulk.receive(Buffer())
+        await receive(end.bulk)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ async def test_a_reset_between_frames_is_recognised(autojump_clock):
 async def test_bad_frames_are_refused(autojump_clock, frame):
     end, _ = await raw(frame)
     with pytest.raises(WireError):
-        await end.bulk.receive(Buffer())
+        await receive(end.bulk)
     end, _ = await raw(frame)
     with pytest.raises(WireError):
         await end.bulk.receive_exactly(1)
@@ -174,8 +173,7 @@ async def test_receive_and_receive_exactly_can_share_a_header(autojump_clock):
     """A read in place can end in the middle of a header."""
     data, more = pack_frame(Frame.DATA, b"abc"), pack_frame(Frame.DATA, b"def")
     end, far = await raw(data + more[:2])
-    buffer = Buffer()
-    assert await end.bulk.receive(buffer)
+    assert await receive(end.bulk) == b"abc"
     await far.write_all(more[2:])
     assert await end.bulk.receive_exactly(3) == b"def"
 
@@ -198,11 +196,11 @@ def test_ways_of_receiving_can_be_mixed(sizes, seed):
             if rng.random() < 0.5:
                 found += await far.bulk.receive_exactly(min(100, len(data) - len(found)))
             else:
-                buffer = Buffer()
-                assert await far.bulk.receive(buffer)
-                found += b"".join(buffer.view[s.start : s.end] for s in buffer.segments)
+                came = await receive(far.bulk)
+                assert came
+                found += came
         assert found == data
-        assert not await far.bulk.receive(Buffer())
+        assert await receive(far.bulk) == b""
 
     trio.run(main)
 
@@ -227,8 +225,9 @@ async def test_a_full_buffer_is_one_frame(autojump_clock):
     buffer = Buffer()
     buffer.fill(bytes(MAX_PAYLOAD))
     await near.bulk.send(buffer)
-    assert await far.bulk.receive(buffer)
-    assert buffer.segments == [Segment(4, 4 + MAX_PAYLOAD)]
+    received = await far.bulk.receive_pooled()
+    assert received.segments == [Segment(4, 4 + MAX_PAYLOAD)]
+    POOL.give_back(received)
 
 
 async def test_nothing_is_sent_after_fin(autojump_clock):
@@ -254,7 +253,7 @@ async def test_everything_fails_once_a_use_is_over(autojump_clock):
     assert near.endings == [Ending.BROKEN]
     for attempt in (
         near.bulk.wait_readable(),
-        near.bulk.receive(Buffer()),
+        near.bulk.receive_pooled(),
         near.bulk.receive_exactly(1),
         near.bulk.send_bytes(b"x"),
         near.bulk.send_fin(),
@@ -268,7 +267,7 @@ async def test_everything_fails_once_a_use_is_over(autojump_clock):
 async def test_how_a_use_ends(autojump_clock, fin_sent, fin_received):
     end, _ = await raw(pack_frame(Frame.FIN) if fin_received else b"")
     if fin_received:
-        assert not await end.bulk.receive(Buffer())
+        assert await receive(end.bulk) == b""
     if fin_sent:
         await end.bulk.send_fin()
     await end.bulk.aclose()
@@ -311,11 +310,10 @@ async def test_a_late_fin_settles_a_link(autojump_clock):
 
 async def test_a_cancelled_receive_loses_nothing(autojump_clock):
     end, far = await raw(pack_frame(Frame.DATA, b"abc") + b"\x03\0")
-    buffer = Buffer()
-    assert await end.bulk.receive(buffer)
-    for wait in (end.bulk.receive, lambda _: end.bulk.receive_exactly(2)):
+    assert await receive(end.bulk) == b"abc"
+    for wait in (end.bulk.receive_pooled, lambda: end.bulk.receive_exactly(2)):
         with trio.move_on_after(1):
-            await wait(Buffer())
+            await wait()
     await far.write_all(b"\0\2de")
     assert await end.bulk.receive_exactly(2) == b"de"
 
@@ -330,7 +328,7 @@ async def test_idle_uses_need_no_buffer(autojump_clock):
     await far.bulk.receive_exactly(1)
     await near.bulk.send_fin()
     await far.bulk.wait_readable()
-    assert not await far.bulk.receive(Buffer())
+    assert await receive(far.bulk) == b""
     await far.bulk.wait_readable()  # FIN stays
 
 

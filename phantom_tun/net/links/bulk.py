@@ -108,22 +108,6 @@ class BulkLink:
         if self.unframer.remaining:
             raise ProtocolViolation("data for a use that is over")
 
-    async def receive(self, buffer: Buffer) -> None:
-        """See :meth:`Bulk.receive`; leaves ``buffer.segments`` empty at FIN."""
-        unframer = self.unframer
-        view = buffer.view
-        while True:
-            end = unframer.lead_in(view)
-            if not unframer.has_more:
-                count = await self.connection.read_some(view[end:REGION_LEN])
-                if not count:
-                    raise LinkBroken("the neighbour closed the link")
-                end += count
-            buffer.segments = unframer.parse(view, end)
-            if buffer.segments or unframer.finished:
-                return
-            self._check_reset()
-
     def wait_arrival(self) -> Coroutine[Any, Any, None]:
         """Return when there may be something to receive; after at least one turn of the
         scheduler."""
@@ -234,27 +218,13 @@ class Bulk:
         return False
 
     async def wait_readable(self) -> None:
-        """Return when :meth:`receive` may have something, so that idle tunnels need no buffer.
+        """Return when there may be something to receive, so that idle tunnels need no buffer.
 
         :raises LinkBroken: the link was closed by this side meanwhile.
         """
         link = self._live()
         if not (link.unframer.has_more or link.unframer.finished):
             await link.connection.wait_readable()
-
-    async def receive(self, buffer: Buffer) -> bool:
-        """Wait for bytes and take all that is there: at least one byte in ``buffer.segments``, or
-        false (and no segments) at FIN.
-
-        :raises LinkBroken: reset, or the link failed.
-        :raises WireError: the neighbour broke the framing.
-        """
-        link = self._live()
-        buffer.segments = []
-        if not link.unframer.finished:
-            await link.receive(buffer)
-            self._check_kept(link)
-        return bool(buffer.segments)
 
     async def receive_pooled(self) -> Buffer:
         """Wait, without memory and for at least one turn of the scheduler, then take all that is

@@ -83,24 +83,11 @@ class Tunnel:
         return tunnel
 
     async def wait_readable(self) -> None:
-        """Wait until :meth:`receive` has something to say; an idle tunnel holds no buffer."""
+        """Wait until there is something to receive; an idle tunnel holds no buffer."""
         try:
             await self.bulk.wait_readable()
         except LinkBroken as error:
             raise StreamReset("the tunnel ended") from error
-
-    async def receive(self, buffer: Buffer) -> bool:
-        """Fill ``buffer`` with bytes whose layers are removed; False once the other end sent FIN.
-
-        :raises StreamReset: the tunnel died.
-        """
-        try:
-            if not await self.bulk.receive(buffer):
-                return False
-        except (LinkBroken, PeerError) as error:
-            raise StreamReset("the tunnel ended") from error
-        self._remove_layers(buffer)
-        return True
 
     async def receive_pooled(self) -> Buffer:
         """Wait for bytes, without memory meanwhile, and return them, layers removed, in a buffer of
@@ -112,15 +99,12 @@ class Tunnel:
             buffer = await self.bulk.receive_pooled()
         except (LinkBroken, PeerError) as error:
             raise StreamReset("the tunnel ended") from error
-        self._remove_layers(buffer)
-        return buffer
-
-    def _remove_layers(self, buffer: Buffer) -> None:
         view = buffer.view
         for start, end in buffer.segments:
             for layer in self.incoming:
                 layer.process(view, start, end)
             self.bytes_in += end - start
+        return buffer
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
         """Apply all layers to ``buffer`` in place and send it; with ``fin`` nothing follows.
