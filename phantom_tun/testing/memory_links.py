@@ -234,7 +234,7 @@ class MemoryLinks(Neighbours):
 
     def spawn_accept(self, connection: Connection, peer: Peer, kind: LinkKind) -> None:
         """Another node has dialed this one."""
-        self._spawn(self.accept, connection, peer, kind)
+        self._tasks.start(self.accept, connection, peer, kind)
 
     def _transfer(self, receiver: NodeId, kind: str, data: bytes) -> bytes | None:
         return self._network.transfer(Recorded(self.node_id, receiver, kind, 0, data))

@@ -37,6 +37,7 @@ from phantom_tun.errors import (
 from phantom_tun.packet.answer import QUOTE, host_unreachable, port_unreachable
 from phantom_tun.packet.framing import MAX_MESSAGE, EchoFraming, Framing, UdpFraming
 from phantom_tun.packet.header import FlowKey, endpoints_of, flow_key
+from phantom_tun.tasks import Tasks
 from phantom_tun.tun.flows import DatagramTransport, Direction, Flow, MessageQueue
 from phantom_tun.tun.shared import Shared
 
@@ -92,7 +93,7 @@ class Datagrams:
     def __init__(self, shared: Shared, overlay: Overlay) -> None:
         self._shared = shared
         self._overlay = overlay
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(shared.guard)
         self._echo_count = 0
         self.table: dict[FlowKey, DatagramFlow] = {}
         """What the pump looks at."""
@@ -136,13 +137,7 @@ class Datagrams:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve flows of local programs until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        await self._tasks.run(task_status)
 
     def open_inbound(self, caller: Endpoint, target: Endpoint) -> Association:
         """A flow from a remote ``caller`` to a local service; see
@@ -183,11 +178,10 @@ class Datagrams:
         return len(self._live[transport]) >= limit
 
     def _start(self, flow: DatagramFlow) -> None:
-        if self._nursery is None:
-            self.forget(flow)
-        else:
+        if self._tasks.start(self._serve, flow):
             self._shared.flows.add(flow)
-            self._nursery.start_soon(self._shared.guard.once, self._serve, flow)
+        else:
+            self.forget(flow)
 
     async def _serve(self, flow: DatagramFlow) -> None:
         try:

@@ -43,6 +43,7 @@ from phantom_tun.packet.answer import host_unreachable, reset_for
 from phantom_tun.packet.header import FlowKey, endpoints_of
 from phantom_tun.packet.nat import Binding
 from phantom_tun.packet.rewrite import SHORTEST_BUFFER, make_translator
+from phantom_tun.tasks import Tasks
 from phantom_tun.tun.bridge import prepare, release, reset
 from phantom_tun.tun.device import TunDevice
 from phantom_tun.tun.flows import Flow
@@ -103,7 +104,7 @@ class Outbound:
         self._expected: dict[Endpoint, _Rendezvous] = {}
         self._listeners: dict[int, Endpoint] = {}
         self._translate = make_translator(shared.nat.rewrites)
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(shared.guard)
 
     # --- the pump's thread ----------------------------------------------------------------------
 
@@ -136,16 +137,12 @@ class Outbound:
         """Accept what was let through; reset everything when cancelled."""
         listeners = [self._listen(version) for version in (4, 6)]
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                try:
-                    for listener in listeners:
-                        if listener is not None:
-                            nursery.start_soon(self._shared.guard.forever, self._accept, listener)
-                    task_status.started()
-                    await trio.sleep_forever()
-                finally:
-                    self._nursery = None  # no more starts once the nursery may close
+            async with self._tasks.open() as nursery:
+                for listener in listeners:
+                    if listener is not None:
+                        nursery.start_soon(self._shared.guard.forever, self._accept, listener)
+                task_status.started()
+                await trio.sleep_forever()
         finally:
             for listener in listeners:
                 if listener is not None:
@@ -213,10 +210,8 @@ class Outbound:
         rendezvous.arrived.set()
 
     def _start(self, held: _Held) -> None:
-        if self._nursery is None:
+        if not self._tasks.start(self._serve, held):
             self._forget(held)
-        else:
-            self._nursery.start_soon(self._shared.guard.once, self._serve, held)
 
     def _cancel(self, key: FlowKey) -> None:
         held = self._held.get(key)

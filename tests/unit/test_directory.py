@@ -198,6 +198,18 @@ async def test_before_it_runs_it_says_so(autojump_clock: MockClock, tmp_path: Pa
         await World(state).directory.resolve(ME, FakeOwner().ap6)
 
 
+async def test_once_it_stops_nothing_is_asked(autojump_clock: MockClock, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    world = World(state)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.directory.run)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(Unreachable, match="stopping"):
+        await world.directory.resolve(ME, FakeOwner().ap6)
+    assert world.questions() == 0
+
+
 # --- what isn't believed -------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore
 from phantom_tun.net.addresses.inquiry import Inquiry, NotPublished, Question
 from phantom_tun.net.addresses.pins import PinChanged, Pins
 from phantom_tun.netdb.addresses import ap6_address, is_ap_address
+from phantom_tun.tasks import Tasks
 
 FETCH_WITHIN = 25.0
 """Seconds for all attempts together."""
@@ -102,20 +103,16 @@ class Directory:
         self._network = identities.network
         self._clock = clock
         self._entries: OrderedDict[tuple[str, ApAddress], _Entry] = OrderedDict()
-        self._nursery: trio.Nursery | None = None
         self._fetches = 0
         self._counts: Counter[str] = Counter()
-        self._guard = Guard(self._counts)
+        self._tasks = Tasks(Guard(self._counts))
         self._inquiry = Inquiry(
             database, identities.network, pins, clock=clock, rng=rng, counts=self._counts
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry the questions of :meth:`resolve`; never returns."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        await self._tasks.run(task_status)
 
     async def resolve(
         self, identity: str, address: ApAddress, *, fresh: bool = False
@@ -205,16 +202,14 @@ class Directory:
     def _start(self, identity: str, address: ApAddress, entry: _Entry) -> None:
         """Ask in a task of its own, if there's room for one more: whoever gives up waiting takes
         nothing from the others."""
-        if self._nursery is None:
-            raise Unreachable("the node is still starting")
+        if not self._tasks.is_open:
+            raise Unreachable("the node is still starting, or stopping")
         if self._fetches >= MAX_FETCHES:
             self._counts["fetches_refused"] += 1
             return
         self._fetches += 1
         entry.done = trio.Event()
-        self._nursery.start_soon(
-            self._guard.once, self._fetch, identity, address, entry, entry.done
-        )
+        self._tasks.start(self._fetch, identity, address, entry, entry.done)
 
     async def _fetch(
         self, identity: str, address: ApAddress, entry: _Entry, done: trio.Event

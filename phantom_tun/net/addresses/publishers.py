@@ -13,6 +13,7 @@ from phantom_tun.guard import Guard
 from phantom_tun.net.addresses.ap_database import ApDatabase, Route
 from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore
 from phantom_tun.net.addresses.publisher import Publisher
+from phantom_tun.tasks import Tasks
 
 START_SPREAD = 60.0
 """Identities after the first one appear at a moment drawn from this many seconds, so that they
@@ -43,14 +44,11 @@ class Publishers:
         self._scopes: dict[str, trio.CancelScope] = {}
         self._counts: Counter[str] = Counter()
         self._guard = Guard(self._counts)
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(self._guard)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Publish until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        await self._tasks.run(task_status)
 
     def add(self, identity: ApIdentity, *, hurry: bool) -> None:
         """Begin to publish an identity; ``hurry``: at once, since its owner is waiting for it or
@@ -58,7 +56,7 @@ class Publishers:
 
         :raises UsageError: :meth:`run` isn't running.
         """
-        if self._nursery is None:
+        if not self._tasks.is_open:
             raise UsageError("the publishers aren't running")
         publisher = Publisher(
             identity,
@@ -71,7 +69,7 @@ class Publishers:
             start_delay=0.0 if hurry else self._rng.uniform(0, START_SPREAD),
         )
         self._publishers[identity.name] = publisher
-        self._nursery.start_soon(self._run, identity.name, publisher)
+        self._tasks.start(self._run, identity.name, publisher)
 
     async def _run(self, name: str, publisher: Publisher) -> None:
         with trio.CancelScope() as self._scopes[name]:

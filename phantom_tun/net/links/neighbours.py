@@ -8,7 +8,7 @@ on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import trio
@@ -25,6 +25,7 @@ from phantom_tun.net.links.loopback import connection_pair
 from phantom_tun.net.links.neighbour import Dial, Neighbour
 from phantom_tun.net.links.peers import LinkHandlers, NeighbourInfo, Peer
 from phantom_tun.net.links.signalling import Quotas, SignalLink
+from phantom_tun.tasks import Tasks
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
 from phantom_tun.wire.nodes import IpAddress, NodeRef
@@ -49,12 +50,12 @@ class Neighbours:
         self._limits = limits
         self._counts = counts
         self._guard = Guard(counts)
+        self._tasks = Tasks(self._guard)
         self._quotas = Quotas(limits)
         self._neighbours: dict[NodeId, Neighbour] = {}
         self._handlers: LinkHandlers | None = None
-        self._nursery: trio.Nursery | None = None
         self._served = BulkPlaces(limits)
-        self._joins = Joins(self._get, self._open, self._spawn, limits=limits, counts=counts)
+        self._joins = Joins(self._get, self._open, self._tasks.start, limits=limits, counts=counts)
         self._barred: Barred = _nobody
 
     async def tend(
@@ -66,13 +67,9 @@ class Neighbours:
         """Serve until cancelled; then every link is closed."""
         self._handlers = handlers
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+            async with self._tasks.open():
                 task_status.started()
-                try:
-                    await self._guard.forever(self._tidy_regularly)
-                finally:
-                    self._nursery = None  # no more tasks once it may close
+                await self._guard.forever(self._tidy_regularly)
         finally:
             for neighbour in self._neighbours.values():
                 neighbour.close()
@@ -97,7 +94,7 @@ class Neighbours:
         neighbour = self._get(ref)
         bulk = await neighbour.pool.open(ref, opening, first)
         if ref.port and neighbour.best_link() is None:
-            self._spawn(neighbour.keep_signalling, ref)
+            self._tasks.start(neighbour.keep_signalling, ref)
         return bulk
 
     def relay(
@@ -226,11 +223,11 @@ class Neighbours:
                 raise LinkBroken("the node is banned")
             return connection
         near, far = connection_pair()
-        self._spawn(self.accept, far, Peer(ref.node_id, ref.address), kind)
+        self._tasks.start(self.accept, far, Peer(ref.node_id, ref.address), kind)
         return near
 
     def _get(self, ref: NodeRef) -> Neighbour:
-        if self._nursery is None:
+        if not self._tasks.is_open:
             raise LinkBroken("links are not running")
         if self._barred(ref.node_id, ref.address):
             raise LinkBroken("the node is banned")
@@ -245,7 +242,7 @@ class Neighbours:
             dial=self._dial,
             adopt=self._adopt,
             on_close=self._closed,
-            spawn=self._spawn,
+            spawn=self._tasks.start,
             limits=self._limits,
             counts=self._counts,
         )
@@ -266,10 +263,6 @@ class Neighbours:
         victim.close()
         del self._neighbours[victim.peer.node_id]
 
-    def _spawn(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
-        if self._nursery is not None:
-            self._nursery.start_soon(self._guard.once, function, *args)
-
     async def _tidy_regularly(self) -> None:
         while True:
             await trio.sleep(TIDY_EVERY)
@@ -280,7 +273,7 @@ class Neighbours:
             neighbour.pool.expire()
             ref = neighbour.used_ref
             if ref is not None and neighbour.best_link() is None:
-                self._spawn(neighbour.keep_signalling, ref)
+                self._tasks.start(neighbour.keep_signalling, ref)
             if neighbour.empty:
                 del self._neighbours[neighbour.peer.node_id]
 
@@ -291,7 +284,7 @@ class Neighbours:
 
     def _adopt(self, neighbour: Neighbour, connection: Connection, peer: Peer) -> None:
         link = self._new_link(neighbour, connection, peer, dialed=True)
-        self._spawn(self._run_signalling, neighbour, link)
+        self._tasks.start(self._run_signalling, neighbour, link)
 
     def _new_link(
         self, neighbour: Neighbour, connection: Connection, peer: Peer, *, dialed: bool
@@ -333,7 +326,7 @@ class Neighbours:
         if self._is_full(neighbour) or neighbour.dialing >= self._limits.dials_for_other:
             self._counts["drop_ask"] += 1
             return False
-        self._spawn(self._dial_for_other, neighbour, neighbour.ref)
+        self._tasks.start(self._dial_for_other, neighbour, neighbour.ref)
         return True
 
     def declined(self, peer: Peer) -> None:

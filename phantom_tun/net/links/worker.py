@@ -33,6 +33,7 @@ from phantom_tun.net.links.tls import HandshakeSteps
 from phantom_tun.net.links.web import Site
 from phantom_tun.net.links.worker_channel import Received, WorkerChannel
 from phantom_tun.net.links.worker_links import read_exactly
+from phantom_tun.tasks import Tasks
 from phantom_tun.wire import worker as wire
 from phantom_tun.wire.door import Door, LinkKind
 from phantom_tun.wire.frames import HEADER_LEN, REGION_LEN
@@ -127,24 +128,19 @@ class RelayWorker:
             rng=rng,
             counts=counts,
         )
-        self._onward = OnwardLinks(dialer.dial, self._spawn, limits, counts)
+        self._guard = Guard(counts)
+        self._tasks = Tasks(self._guard)
+        self._onward = OnwardLinks(dialer.dial, self._tasks.start, limits, counts)
         self._channel = channel
         self._limits = limits
         self._counts = counts
-        self._guard = Guard(counts)
         self._meetings: dict[int, trio.CancelScope] = {}
         """With strangers, by their numbers."""
-        self._nursery: trio.Nursery | None = None
-
-    def _spawn(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
-        if self._nursery is not None:
-            self._nursery.start_soon(self._guard.once, work, *args)
 
     async def run(self) -> None:
         """Work until the node ends the channel; then every link is closed."""
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+            async with self._tasks.open() as nursery:
                 nursery.start_soon(self._channel.keep_sending)
                 nursery.start_soon(self._guard.forever, self._report)
                 nursery.start_soon(self._guard.forever, self._onward.tend)
@@ -154,14 +150,13 @@ class RelayWorker:
                         self._obey(await self._channel.receive())
                 nursery.cancel_scope.cancel()
         finally:
-            self._nursery = None
             self._onward.close()
 
     def _obey(self, received: Received) -> None:
         message, attached = wire.unpack_to_worker(received.data), received.attached
         if isinstance(message, wire.Greet) and attached is not None:
             address = ipaddress.ip_address(message.address)
-            self._spawn(self._meet, message.number, attached, address)
+            self._tasks.start(self._meet, message.number, attached, address)
         elif isinstance(message, wire.Drop):
             if message.number in self._meetings:
                 self._meetings[message.number].cancel()

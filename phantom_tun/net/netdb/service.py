@@ -37,6 +37,7 @@ from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.server import OwnNode, Server
 from phantom_tun.netdb.store import ApStore
 from phantom_tun.netdb.verifier import Verifier
+from phantom_tun.tasks import Tasks
 from phantom_tun.wire.netdb import (
     ExtendApLease,
     Method,
@@ -144,7 +145,7 @@ class NetdbService:
         self._performing = 0
         self._counts: Counter[str] = Counter()
         self._guard = Guard(self._counts)
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(self._guard)
 
     async def run(
         self,
@@ -166,8 +167,7 @@ class NetdbService:
         if len(seeds) < len(bootstrap) or not seeds:
             self._introductions.joined.set()
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+            async with self._tasks.open() as nursery:
                 forever = self._guard.forever
                 nursery.start_soon(forever, self._introductions.run, seeds, cached)
                 nursery.start_soon(forever, self._upkeep.gossip)
@@ -182,8 +182,8 @@ class NetdbService:
                 nursery.start_soon(forever, self._keeper.save_holdings)
                 await self._introductions.joined.wait()
                 task_status.started()
+                await trio.sleep_forever()
         finally:
-            self._nursery = None
             self._keeper.save()
 
     @property
@@ -205,8 +205,7 @@ class NetdbService:
         if record.node_id != self.own_record.node_id:
             raise ValueError("a node's record can't be replaced by another node's")
         self._server.own = OwnNode(record, path_key)
-        if self._nursery is not None:
-            self._nursery.start_soon(self._guard.once, self._introductions.announce)
+        self._tasks.start(self._introductions.announce)
 
     async def handle_call(self, peer: PeerLike, payload: bytes) -> bytes:
         """Answer a call that came over a link.
@@ -346,10 +345,10 @@ class NetdbService:
         return {name: count for part in parts for name, count in part.items()}
 
     def _reconsider(self, call: KeyWrite, record: APKeyRecord, caller: Caller) -> None:
-        if self._nursery is None or self._surveys_running >= SURVEYS_AT_ONCE:
+        if self._surveys_running >= SURVEYS_AT_ONCE:
             return
-        self._surveys_running += 1
-        self._nursery.start_soon(self._guard.once, self._survey, call, record, caller)
+        if self._tasks.start(self._survey, call, record, caller):
+            self._surveys_running += 1
 
     async def _survey(self, call: KeyWrite, record: APKeyRecord, caller: Caller) -> None:
         try:

@@ -28,6 +28,7 @@ from phantom_tun.path.candidates import prefix
 from phantom_tun.path.hop import PathHop
 from phantom_tun.path.keys import PathKeys, PublishedPathKey
 from phantom_tun.path.member import Accepted, ArrayRefused, Member, Reason
+from phantom_tun.tasks import Tasks
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.setup import ARRAY_LEN, Neighbour
 from phantom_tun.wire.tunnel import Opening, opening_id, pack_opening
@@ -141,15 +142,14 @@ class PathMember:
         self._returns: dict[tuple[NodeId, ConnectionId], Return] = {}
         self._keeping: dict[int, trio.CancelScope] = {}
         self._trying = trio.CapacityLimiter(limits.successors_tried)
-        self._nursery: trio.Nursery | None = None
         self._counts: Counter[str] = Counter()
         self._guard = Guard(self._counts)
+        self._tasks = Tasks(self._guard)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the links of hops to their successors, rotate keys and forget what is over, until
         cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+        async with self._tasks.open():
             task_status.started()
             await self._guard.forever(self._sweep)
 
@@ -164,9 +164,8 @@ class PathMember:
                 self._on_demand(self._member.asked)
 
     def _start(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
-        if self._nursery is None:
+        if not (self._tasks.start(work, *args) or self._tasks.is_over):
             raise UsageError("the path member isn't running")
-        self._nursery.start_soon(self._guard.once, work, *args)
 
     def statistics(self) -> dict[str, int]:
         """Counters by name; every array that was dropped is in one of them."""

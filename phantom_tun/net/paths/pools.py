@@ -18,6 +18,7 @@ from phantom_tun.net.paths.builder import PathBuilder
 from phantom_tun.net.paths.pool import Goal, PathEvent, PathPool
 from phantom_tun.net.tunnels.connector import Connector
 from phantom_tun.path.hop import OwnedPath, PathKind
+from phantom_tun.tasks import Tasks
 from phantom_tun.wire.nodes import NodeRef
 
 REPLACE_TIMEOUT = 60.0
@@ -73,21 +74,18 @@ class PathPools:
         self._rng = rng
         self._pools: dict[tuple[str, PathKind], PathPool] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(guard)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the pools until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        await self._tasks.run(task_status)
 
     def add(self, identity: ApIdentity) -> None:
         """Begin to keep paths up for an identity.
 
         :raises UsageError: :meth:`run` isn't running.
         """
-        if self._nursery is None:
+        if not self._tasks.is_open:
             raise UsageError("the path pools aren't running")
         kinds: tuple[PathKind, ...] = ("exit", "entry")
         pools = [
@@ -104,7 +102,7 @@ class PathPools:
         ]
         for pool in pools:
             self._pools[identity.name, pool.goal.kind] = pool
-        self._nursery.start_soon(self._run_pools, identity.name, pools)
+        self._tasks.start(self._run_pools, identity.name, pools)
 
     async def _run_pools(self, name: str, pools: list[PathPool]) -> None:
         with trio.CancelScope() as self._scopes[name]:

@@ -1,5 +1,5 @@
 """What every end and hop of a tunnel at this node shares: links, switchboard, time, chance,
-limits, counters, and the nursery their tasks live in."""
+limits, counters, and the tasks they start."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from phantom_tun.guard import Guard
 from phantom_tun.net.tunnels.ready_pool import PoolLimits
 from phantom_tun.net.tunnels.switchboard import Switchboard
 from phantom_tun.net.tunnels.workshop import Workshop
+from phantom_tun.tasks import Tasks
 
 if TYPE_CHECKING:
     from phantom_tun.net.links.links import Links
@@ -24,7 +25,7 @@ class TunnelHub:
     """One per node."""
 
     __slots__ = (
-        "_nursery",
+        "_tasks",
         "board",
         "clock",
         "counts",
@@ -54,23 +55,19 @@ class TunnelHub:
         self.counts: Counter[str] = Counter()
         self.guard = Guard(self.counts)
         """Of all tasks that have to do with tunnels."""
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(self.guard)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the tasks of all tunnels until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        await self._tasks.run(task_status)
 
     def start(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Run ``work`` in the background.
+        """Run ``work`` in the background, unless the node is stopping.
 
-        :raises UsageError: :meth:`run` isn't running.
+        :raises UsageError: :meth:`run` hasn't begun.
         """
-        if self._nursery is None:
+        if not (self._tasks.start(work, *args) or self._tasks.is_over):
             raise UsageError("the tunnel hub isn't running")
-        self._nursery.start_soon(self.guard.once, work, *args)
 
     def start_or(
         self,
@@ -79,9 +76,7 @@ class TunnelHub:
         *args: object,
     ) -> None:
         """Run ``work`` in the background; if the node is stopping, do ``otherwise`` instead."""
-        try:
-            self.start(work, *args)
-        except (UsageError, RuntimeError):  # trio's own word for a nursery that is closed
+        if not self._tasks.start(work, *args):
             otherwise()
 
     def now(self) -> float:

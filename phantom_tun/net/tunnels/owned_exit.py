@@ -235,7 +235,7 @@ class OwnedExit:
             result, tunnel = await self._exchange(request)
             if result.operation is Operation.ANSWER:
                 return result.content, tunnel
-            self._hub.start(_finish, tunnel)
+            self._hub.start_or(_finish, tunnel.reset, tunnel)
             check_status(*_failure(result))
             raise Unreachable("the exit node answered something else")
 
@@ -244,7 +244,7 @@ class OwnedExit:
     async def netdb_call(self, call: bytes) -> bytes:
         """See :class:`Exit`."""
         result, tunnel = await self._exchange(netdb_body(call))
-        self._hub.start(_finish, tunnel)
+        self._hub.start_or(_finish, tunnel.reset, tunnel)
         if result.operation is Operation.NETDB:
             return result.content
         check_status(_failure(result)[0])
