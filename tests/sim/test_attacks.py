@@ -15,12 +15,12 @@ from test_tunnels import both_paths, world
 from whole_network import Owner, WholeNetwork, WholeNode, echo, whole_network
 from whole_network import exchange as talk
 
-from phantom_tun.errors import PhantomError, Unreachable, WorldError
+from phantom_tun.errors import PhantomError, WorldError
 from phantom_tun.ids import ConnectionId, EntryId, NodeId
 from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.paths.member import ArrayLimits
 from phantom_tun.net.tunnels.entry_node import EntryHop
-from phantom_tun.net.tunnels.exit_node import MAX_FINDING
+from phantom_tun.net.tunnels.exit_node import FIND_TIMEOUT, MAX_FINDING, MAX_FINDING_FOR_ONE
 from phantom_tun.path.hop import PathHop
 from phantom_tun.testing.memory_links import Recorded
 from phantom_tun.testing.record_factory import ApMaker
@@ -298,9 +298,10 @@ async def test_entry_nodes_that_do_not_exist_take_few_lookups(autojump_clock):
             nonlocal looking, most
             looking += 1
             most = max(most, looking)
-            await trio.sleep(5)
-            looking -= 1
-            raise Unreachable("no such node")
+            try:
+                await trio.sleep(FIND_TIMEOUT + 1)
+            finally:
+                looking -= 1
 
         exit_node.database.find_ref = look_long
 
@@ -312,7 +313,16 @@ async def test_entry_nodes_that_do_not_exist_take_few_lookups(autojump_clock):
         async with trio.open_nursery() as nursery:
             for _ in range(4 * MAX_FINDING):
                 nursery.start_soon(ask_for_nobody)
-        assert most == MAX_FINDING
+            await trio.sleep(1)
+            # A node that is known is none of them.
+            exit_node.database.known_ref = {caller.ref.node_id: caller.ref}.get
+            began = trio.current_time()
+            with pytest.raises(WorldError):
+                way = await caller.connector.way_out("default")
+                request = bytes(SEALED_REQUEST_LEN)
+                await way.connect(caller.ref.node_id, EntryId(bytes(16)), request)
+            assert trio.current_time() - began < 1
+        assert most == MAX_FINDING_FOR_ONE
 
 
 async def _connects(caller, entry_node, entry_path):

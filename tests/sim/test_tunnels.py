@@ -34,6 +34,9 @@ class FakeDatabase:
         self.refs = refs
         self.calls = []
 
+    def known_ref(self, _node_id):
+        return None
+
     async def find_ref(self, node_id):
         if node_id not in self.refs:
             raise Unreachable("no such node")

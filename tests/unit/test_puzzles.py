@@ -10,7 +10,14 @@ from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.work import NONCE_LEN, Task, zero_bits
 from phantom_tun.errors import Unreachable, WireError
 from phantom_tun.ids import EntryId, NodeId
-from phantom_tun.net.tunnels.entry_gate import CROWD, ENTRY_BURST, ENTRY_RATE, NODE_RATE, EntryGate
+from phantom_tun.net.tunnels.entry_gate import (
+    CROWD,
+    ENTRY_BURST,
+    ENTRY_RATE,
+    NODE_BURST,
+    NODE_RATE,
+    EntryGate,
+)
 from phantom_tun.net.tunnels.puzzles import MAX_PUZZLES, SHOWN_IN_STEPS, PuzzleDemanded, Puzzler
 from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.testing.path_nodes import at_once
@@ -240,6 +247,16 @@ def test_under_load_who_works_gets_in_once():
     assert (again.status, again.challenge) == (Status.PUZZLE, challenge)
     assert crowd.counts == {"entry_requests_solved": 1, "drop_solution_repeated": 1}
     assert crowd.ask(solved(challenge, start=10**6)).status is Status.OK
+
+
+def test_asking_for_unknown_entry_ids_uses_up_a_nodes_own_budget():
+    crowd = Crowd()
+    told = [crowd.gate.take_unknown(NODES[0], NOW) for _ in range(int(NODE_BURST) + 10)]
+    assert told == [True] * int(NODE_BURST) + [False] * 10
+    assert crowd.ask(node=NODES[0]).status is Status.BUSY
+    assert crowd.ask(node=NODES[1]).status is Status.OK
+    crowd.now += 1
+    assert sum(crowd.gate.take_unknown(NODES[0], crowd.now) for _ in range(200)) == NODE_RATE
 
 
 def test_a_solution_may_be_brought_by_any_node():

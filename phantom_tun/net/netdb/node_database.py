@@ -22,6 +22,11 @@ class NodeDatabase:
         self._netdb = netdb
         self._ip_version = ip_version
 
+    def known_ref(self, node_id: NodeId) -> NodeRef | None:
+        """See :class:`~phantom_tun.net.tunnels.exit_node.ExitDatabase`."""
+        record = self._netdb.known_node(node_id)
+        return None if record is None else record.ref(self._ip_version)
+
     async def find_ref(self, node_id: NodeId) -> NodeRef:
         """See :class:`~phantom_tun.net.tunnels.exit_node.ExitDatabase`."""
         return (await self._netdb.find_node(node_id)).ref(self._ip_version)

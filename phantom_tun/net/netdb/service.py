@@ -256,17 +256,26 @@ class NetdbService:
         """As :meth:`resolve`, for a write; returns an encoded :class:`WriteReport`."""
         return (await self._storage.write(call)).encode()
 
-    async def find_node(self, node_id: NodeId) -> NodeRecord:
-        """The record of a node, from memory if it was heard of lately.
-
-        :raises Unreachable: nobody knows it.
-        """
+    def known_node(self, node_id: NodeId) -> NodeRecord | None:
+        """The record of a node, if it was heard of lately."""
         if node_id == self.own_record.node_id:
             return self.own_record
         now = self._clock.now()
         contact = self._book.get(node_id)
         if contact is not None and contact.usable(now) and contact.last_ok > now - FRESH:
             return contact.record
+        return None
+
+    async def find_node(self, node_id: NodeId) -> NodeRecord:
+        """The record of a node, from memory if it was heard of lately.
+
+        :raises Unreachable: nobody knows it.
+        """
+        known = self.known_node(node_id)
+        if known is not None:
+            return known
+        now = self._clock.now()
+        contact = self._book.get(node_id)
         lookup = await self._searcher.search(
             node_id, stop=lambda lookup: lookup.find(node_id) is not None
         )

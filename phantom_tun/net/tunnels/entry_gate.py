@@ -117,6 +117,11 @@ class EntryGate:
             return Verdict(Status.PUZZLE, challenge)
         return self._take(node_id, entry_id, now, worked=digest is not None)
 
+    def take_unknown(self, node_id: NodeId, now: float) -> bool:
+        """Whether ``node_id`` may still be told that an entry id is unknown, which uses up as much
+        of its budget as any request. The entry id has none."""
+        return self._by_node.rates.allow(node_id, now)
+
     def _take(
         self, node_id: NodeId, entry_id: EntryId, now: float, *, worked: bool = False
     ) -> Verdict:

@@ -120,7 +120,8 @@ class EntryDesk:
         sealed_request, solution = unpack_entry_request(brought)
         target = self._targets.get(entry_id)
         if target is None:
-            return Status.UNKNOWN_ENTRY, None
+            known = self._gate.take_unknown(peer.node_id, self._clock.now())
+            return (Status.UNKNOWN_ENTRY if known else Status.BUSY), None
         verdict = self._gate.judge(
             peer.node_id,
             entry_id,

@@ -50,9 +50,12 @@ READY_LIFE = 600.0
 REQUEST_TIMEOUT = 20.0
 """Seconds for an entry node to bring the callee's answer."""
 
-MAX_FINDING = 8
-"""Entry nodes looked up for others at one time. Owners can name nodes that don't exist, and our own
-lookups must not wait for those."""
+MAX_FINDING, MAX_FINDING_FOR_ONE = 8, 2
+"""Entry nodes looked up for others at one time, in all and for one path. Owners can name nodes that
+don't exist, and nobody else's lookups shall wait for those."""
+
+FIND_TIMEOUT = 5.0
+"""Seconds for one such lookup. An entry node that anybody uses is found sooner, or known."""
 
 MAX_READY = 256
 """Ready tunnels per path at the exit node."""
@@ -60,6 +63,10 @@ MAX_READY = 256
 
 class ExitDatabase(Protocol):
     """What terminating nodes ask of the netdb."""
+
+    def known_ref(self, node_id: NodeId) -> NodeRef | None:
+        """A node that nobody has to be asked about."""
+        ...
 
     async def find_ref(self, node_id: NodeId) -> NodeRef:
         """
@@ -93,14 +100,16 @@ class EntryDialer:
         self._database = database
         self._finding = trio.CapacityLimiter(MAX_FINDING)
 
-    async def ask(self, request: ConnectRequest) -> tuple[Status, bytes, Bulk | None]:
+    async def ask(
+        self, request: ConnectRequest, share: trio.CapacityLimiter
+    ) -> tuple[Status, bytes, Bulk | None]:
         """Returns the status and, if it is OK, the answer and the link on which data follows;
-        otherwise a packed challenge."""
+        otherwise a packed challenge. ``share``: the path's, of all lookups; see
+        :func:`share_of_lookups`."""
         bulk = None
         try:
             with trio.fail_after(REQUEST_TIMEOUT):
-                async with self._finding:
-                    ref = await self._database.find_ref(request.entry_node)
+                ref = await self._find(request.entry_node, share)
                 opening = pack_opening(Opening.ENTRY, request.entry_id, b"", self._hub.rng)
                 bulk = await self._hub.links.open_bulk(ref, opening, request.entry_request)
                 reply = await bulk.receive_exactly(ENTRY_ANSWER_LEN)
@@ -118,6 +127,19 @@ class EntryDialer:
             if bulk is not None:
                 await bulk.aclose()
 
+    async def _find(self, node_id: NodeId, share: trio.CapacityLimiter) -> NodeRef:
+        known = self._database.known_ref(node_id)
+        if known is not None:
+            return known
+        async with share, self._finding:
+            with trio.fail_after(FIND_TIMEOUT):
+                return await self._database.find_ref(node_id)
+
+
+def share_of_lookups() -> trio.CapacityLimiter:
+    """What one path may have looked up at a time."""
+    return trio.CapacityLimiter(MAX_FINDING_FOR_ONE)
+
 
 class ExitHop:
     """One exit path at its terminating node."""
@@ -133,6 +155,7 @@ class ExitHop:
         self._hub = hub
         self._database = database
         self._dialer = dialer
+        self._lookups = share_of_lookups()
         self._blocks = HopBlocks(hop.path_secret, hub.now())
         self._waiting = 0
         ((self._neighbour, self._connection),) = hop.neighbours
@@ -215,7 +238,7 @@ class ExitHop:
         await tunnel.finish()
 
     async def _connect(self, tunnel: Tunnel, request: ConnectRequest) -> None:
-        status, answer, onward = await self._dialer.ask(request)
+        status, answer, onward = await self._dialer.ask(request, self._lookups)
         del request
         if onward is None:
             self._hub.counts["exit_connects_failed"] += 1

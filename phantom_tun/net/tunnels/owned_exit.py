@@ -19,7 +19,7 @@ from phantom_tun.errors import (
 from phantom_tun.ids import EntryId, NodeId, TunnelBlock
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.tunnels.announcer import BUILD_TIMEOUT, Announcer
-from phantom_tun.net.tunnels.exit_node import EntryDialer, ExitDatabase
+from phantom_tun.net.tunnels.exit_node import EntryDialer, ExitDatabase, share_of_lookups
 from phantom_tun.net.tunnels.hub import TunnelHub
 from phantom_tun.net.tunnels.puzzles import PuzzleDemanded, Puzzler
 from phantom_tun.net.tunnels.tunnel import Tunnel
@@ -278,6 +278,7 @@ class DirectExit:
         self.path = path
         self._puzzler = Puzzler(hub.workshop, hub.counts)
         self._dialer = dialer
+        self._lookups = share_of_lookups()
         self._database = database
         self.active = 0
 
@@ -308,7 +309,7 @@ class DirectExit:
 
         async def attempt(solution: Solution) -> tuple[bytes, Tunnel]:
             request = ConnectRequest(entry_node, entry_id, sealed_request, solution)
-            status, said, bulk = await self._dialer.ask(request)
+            status, said, bulk = await self._dialer.ask(request, self._lookups)
             check_status(status, Challenge.unpack(said) if status is Status.PUZZLE else None)
             if bulk is None:
                 raise Unreachable("the far side gave no answer")
