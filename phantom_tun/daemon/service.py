@@ -10,7 +10,7 @@ import trio
 
 from phantom_tun.control.listener import Access
 from phantom_tun.control.server import ControlServer
-from phantom_tun.daemon.collector import spare_what_stays
+from phantom_tun.daemon.interpreter import share_the_processor, spare_what_stays
 from phantom_tun.daemon.notify import READY, STOPPING, notify, status
 from phantom_tun.daemon.whereabouts import Whereabouts
 from phantom_tun.daemon.wiring import DaemonNode
@@ -76,6 +76,7 @@ async def _run_node(node: DaemonNode, whereabouts: Whereabouts) -> None:
         await nursery.start(node.run)
         nursery.start_soon(whereabouts.watch, node)
         spare_what_stays()
+        share_the_processor()
         notify(READY, status("ready"))
         _log.info("ready")
 

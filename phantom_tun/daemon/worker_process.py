@@ -19,7 +19,7 @@ from phantom_tun.clock import SYSTEM_RNG, SystemClock
 from phantom_tun.config import LogConfig
 from phantom_tun.daemon import logs
 from phantom_tun.daemon.account import current_account
-from phantom_tun.daemon.collector import spare_what_stays
+from phantom_tun.daemon.interpreter import spare_what_stays
 from phantom_tun.daemon.privileges import drop_privileges, raise_open_files
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.links.worker import RelayWorker
