@@ -5,6 +5,6 @@ Read :mod:`start` first: it is the order of events. The steps are in :mod:`accou
 service manager), :mod:`lock` (one daemon for each state directory), :mod:`underlay` (which
 addresses others dial), :mod:`wiring` (the one place that knows the node and its interface),
 :mod:`service` (signals, readiness, ordered shutdown), :mod:`notify`, :mod:`logs`, :mod:`lean` and
-:mod:`interpreter`. Worker processes are started by :mod:`workers` and run :mod:`worker_start`, which
-is :mod:`worker_process`.
+:mod:`interpreter`. Worker processes are started by :mod:`workers` and run :mod:`worker_start`,
+which is :mod:`worker_process`.
 """
