@@ -10,7 +10,7 @@ import typer
 
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, confirm, print_json, session_of
-from phantom_tun.cli.text import columns, duration
+from phantom_tun.cli.text import columns, duration, fitted
 from phantom_tun.control.dispatch import parse_address
 from phantom_tun.control.model import AddressInfo, ExposeRule, Progress, Protocol
 from phantom_tun.control.schema import (
@@ -58,12 +58,15 @@ def list_addresses(context: typer.Context, as_json: JsonOption = False) -> None:
             info.ap4 or "-",
             info.ap6,
             str(len(info.exposed)),
-            f"waits for {', '.join(info.missing)}" if info.missing else "ready",
+            "waits" if info.missing else "ready",
         )
         for info in answer
     )
-    for line in columns(("name", "IPv4", "IPv6", "exposed ports", "state"), rows):
+    for line in columns(("name", "IPv4", "IPv6", "ports", "state"), rows):
         typer.echo(line)
+    for info in answer:
+        if info.missing:
+            typer.echo(fitted(f"{info.name} waits for {', '.join(info.missing)}", hang=4))
 
 
 @app.command("new")
@@ -118,9 +121,9 @@ def show_address(
     typer.echo(f"IPv6     {info.ap6}")
     typer.echo(f"age      {duration(max(0.0, time.time() - info.created))}")
     for what in info.missing:
-        typer.echo(f"waits    for {what}")
+        typer.echo(fitted(f"waits    for {what}", hang=9))
     for rule in info.exposed:
-        typer.echo(f"exposed  {_rule(rule)}")
+        typer.echo(fitted(f"exposed  {_rule(rule)}", hang=9))
 
 
 @app.command("remove")
@@ -182,7 +185,7 @@ def expose(
     if as_json:
         print_json(rule)
     else:
-        typer.echo(f"exposed: {_rule(rule)}")
+        typer.echo(fitted(f"exposed: {_rule(rule)}", hang=4))
 
 
 def unexpose(
@@ -197,7 +200,7 @@ def unexpose(
     if as_json:
         print_json(rule)
     else:
-        typer.echo(f"no longer exposed: {_rule(rule)}")
+        typer.echo(fitted(f"no longer exposed: {_rule(rule)}", hang=4))
 
 
 def parse_port(text: str) -> tuple[int, Protocol]:
@@ -237,7 +240,7 @@ def _print_rules(rules: tuple[ExposeRule, ...], as_json: bool) -> None:
         typer.echo("nothing is exposed: nobody can connect to this machine through the network")
     else:
         for rule in rules:
-            typer.echo(_rule(rule))
+            typer.echo(fitted(_rule(rule), hang=4))
 
 
 def _rule(rule: ExposeRule) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from phantom_tun.cli.exits import ExitCode
 from phantom_tun.cli.session import JsonOption, print_json
-from phantom_tun.cli.text import fitting_columns, short_id
+from phantom_tun.cli.text import fitted, fitting_columns, short_id
 from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed, LabUsageError
@@ -211,7 +211,7 @@ def _what_is_left(name: str) -> str:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(fitted(line, hang=4, stream=sys.stderr), file=sys.stderr, flush=True)
 
 
 @contextmanager

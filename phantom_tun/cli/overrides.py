@@ -17,7 +17,7 @@ import typer
 
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
-from phantom_tun.cli.text import columns, duration, short_id
+from phantom_tun.cli.text import duration, fitted, short_id
 from phantom_tun.control.model import OverrideInfo
 from phantom_tun.control.schema import ListOverrides, SendOverride
 from phantom_tun.errors import ConfigError, PeerError, UsageError
@@ -83,11 +83,11 @@ def keygen(
         print_json({"file": str(target), "public_key": key.public.hex()})
         return
     typer.echo(key.public.hex())
-    typer.echo(
+    note = (
         f"wrote {target}: keep it secret. The line above is for everybody: put it into the "
-        "profile, with 'network new --override-key' or among override_keys of its next update.",
-        err=True,
+        "profile, with 'network new --override-key' or among override_keys of its next update."
     )
+    typer.echo(fitted(note, stream=sys.stderr), err=True)
 
 
 @app.command()
@@ -159,11 +159,11 @@ def sign(
         expires=int(now) + (usual if lasts is None else _seconds(lasts)),
     )
     if signer.public not in profile.override_keys:
-        typer.echo(
+        note = (
             f"phantom-tun: note: this key isn't one of the network {profile.name!r}, so its nodes "
-            "will refuse the command until a profile update names it",
-            err=True,
+            "will refuse the command until a profile update names it"
         )
+        typer.echo(fitted(note, hang=4, stream=sys.stderr), err=True)
     else:
         _check(command, profile, now)
     what, whom = override_text.describe(command)
@@ -221,7 +221,8 @@ def send(context: typer.Context, source: CommandsArgument, as_json: JsonOption =
         return
     for answer in answers:
         news = "sent" if answer.new else "known already"
-        typer.echo(f"{news}: {answer.action} {answer.subject} ({_STANDINGS[answer.standing]})")
+        standing = _STANDINGS[answer.standing]
+        typer.echo(fitted(f"{news}: {answer.action} {answer.subject} ({standing})", hang=4))
 
 
 @app.command("list")
@@ -232,20 +233,25 @@ def list_overrides(context: typer.Context, as_json: JsonOption = False) -> None:
         print_json(answer)
         return
     if not answer.keys:
-        typer.echo("the profile of this network has no override keys: nobody can give commands")
+        typer.echo(
+            fitted("the profile of this network has no override keys: nobody can give commands")
+        )
     elif not answer.commands:
         typer.echo("no override command is known")
     else:
-        heads = ("number", "what", "subject", "ends in", "signer", "")
-        for line in columns(heads, map(_row, answer.commands)):
-            typer.echo(line)
+        for command in answer.commands:
+            for line in _said(command):
+                typer.echo(line)
         typer.echo(f"bans may cover {answer.ban_limit} of the nodes known here")
 
 
-def _row(info: OverrideInfo) -> tuple[str, ...]:
+def _said(info: OverrideInfo) -> tuple[str, ...]:
     left = duration(max(0.0, info.expires - time.time()))
-    ends = (str(info.number), info.action, info.subject, left)
-    return (*ends, short_id(info.signer), _STANDINGS[info.standing])
+    return (
+        fitted(f"{info.action} {info.subject}", hang=4),
+        fitted(f"    {_STANDINGS[info.standing]}", hang=4),
+        fitted(f"    number {info.number}, ends in {left}, signer {short_id(info.signer)}", hang=4),
+    )
 
 
 def _profile(context: typer.Context, path: Path | None) -> Profile:

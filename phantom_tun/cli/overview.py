@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
+from phantom_tun.cli.drops import in_words
 from phantom_tun.cli.pictures import small_picture
 from phantom_tun.cli.session import JsonOption, print_json, session_of
-from phantom_tun.cli.text import columns, counted, duration, short_id
+from phantom_tun.cli.text import columns, counted, duration, fitted, room, short_id
 from phantom_tun.control.model import IdentityStatus, Kind, PathInfo, Statistics, Status
 from phantom_tun.control.schema import GetStatistics, GetStatus, ListPaths, ListPeers
 
@@ -18,6 +20,7 @@ _REACHABLE = {
     False: "other nodes can't reach it",
     None: "not known yet whether other nodes reach it",
 }
+_HANG = 11
 _COLOURS = {"ready": typer.colors.GREEN, "stopping": typer.colors.RED}
 _LEASES = {"claiming": " (being claimed)", "held": "", "lost": " (lost to another owner)"}
 
@@ -25,7 +28,12 @@ _LEASES = {"claiming": " (being claimed)", "held": "", "lost": " (lost to anothe
 def status(
     context: typer.Context,
     counters: Annotated[
-        bool, typer.Option("--counters", help="Show every counter of the node instead.")
+        bool,
+        typer.Option(
+            "--counters",
+            help="Show the node's counters instead: at a terminal without zeros, by "
+            "part of the node; to a pipe all of them, one a line.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -101,10 +109,11 @@ def _status(status: Status, paths: tuple[PathInfo, ...]) -> Iterator[str]:
         yield _row("builds", f"{builds.succeeded} of {builds.tried} path builds succeeded{median}")
     if status.drops:
         drops = sorted(status.drops.items(), key=lambda item: -item[1])
-        said = ", ".join(f"{count} {reason}" for reason, count in drops)
+        said = ", ".join(in_words(reason, count) for reason, count in drops)
         yield _row("dropped", f"of what nodes and programs sent: {said}")
     for warning in status.warnings:
-        yield f"{typer.style('warning', fg=typer.colors.RED, bold=True)}: {warning}"
+        said = f"{typer.style('warning', fg=typer.colors.RED, bold=True)}: {warning}"
+        yield fitted(said, hang=len("warning: "))
 
 
 def _identity(identity: IdentityStatus, paths: Sequence[PathInfo]) -> Iterator[str]:
@@ -125,10 +134,19 @@ def _identity(identity: IdentityStatus, paths: Sequence[PathInfo]) -> Iterator[s
 
 
 def _counters(statistics: Statistics) -> Iterator[str]:
+    """For people by group, without zeros; else one a line, as ``grep`` likes it."""
     for group, values in statistics.groups.items():
-        for name, value in values.items():
-            yield f"{group}.{name} {value}"
+        if room(sys.stdout) is None:
+            yield from (f"{group}.{name} {value}" for name, value in values.items())
+            continue
+        counted_any = {name: str(value) for name, value in values.items() if value}
+        if not counted_any:
+            continue
+        yield typer.style(group, bold=True)
+        longest, digits = (max(map(len, each)) for each in (counted_any, counted_any.values()))
+        for name, text in counted_any.items():
+            yield f"  {name:<{longest}}  {text:>{digits}}"
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name:<10} {text}"
+    return fitted(f"{name:<10} {text}", hang=_HANG)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import typer
 
-from phantom_tun.cli.text import counted, duration, short_id
+from phantom_tun.cli.text import counted, duration, fitted, short_id
 from phantom_tun.control.model import Kind, PathInfo, PathState
 
 _COLOURS: dict[PathState, str] = {
@@ -31,8 +31,8 @@ def path_pictures(paths: Iterable[PathInfo]) -> Iterator[str]:
         yield typer.style(f"{identity} · {_TITLES[kind]}", bold=True)
         width = max(len(path.id) for path in group)
         for path in group:
-            yield f"  {path.id:>{width}}  {_way(path)}"
-            yield f"  {'':>{width}}  {_facts(path)}"
+            for line in (f"{path.id:>{width}}  {_way(path)}", f"{'':>{width}}  {_facts(path)}"):
+                yield fitted(f"  {line}", hang=width + 4)
 
 
 def small_picture(hops: int, kind: Kind) -> str:
@@ -54,10 +54,10 @@ def _way(path: PathInfo) -> str:
 def _facts(path: PathInfo) -> str:
     facts = [
         path.state,
-        f"{duration(path.age_s)} old",
-        f"expires in {duration(max(0.0, path.expires_in_s))}",
-        f"{counted(path.tunnels_ready, 'tunnel')} ready, {path.tunnels_active} in use",
+        f"{duration(path.age_s)} old, {duration(max(0.0, path.expires_in_s))} left",
+        f"{counted(path.tunnels_ready + path.tunnels_active, 'tunnel')}, "
+        f"{path.tunnels_active} in use",
     ]
     if path.build_s is not None and path.nodes:
-        facts.insert(3, f"built in {duration(path.build_s)}")
+        facts.insert(2, f"built in {duration(path.build_s)}")
     return typer.style(" · ".join(facts), fg=typer.colors.BRIGHT_BLACK)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from phantom_tun.cli.session import JsonOption, confirm, print_json, session_of
-from phantom_tun.cli.text import counted, duration
+from phantom_tun.cli.text import counted, duration, fitted
 from phantom_tun.control.dispatch import parse_address4
 from phantom_tun.control.model import PinInfo
 from phantom_tun.control.schema import AcceptPin, ListPins, RemovePin
@@ -34,8 +34,10 @@ def list_pins(context: typer.Context, as_json: JsonOption = False) -> None:
         print_json(answer)
     elif not answer:
         typer.echo(
-            "no address is pinned; the key of an IPv4 AP address is pinned when this node first "
-            "connects to it"
+            fitted(
+                "no address is pinned; the key of an IPv4 AP address is pinned when this node "
+                "first connects to it"
+            )
         )
     else:
         for pin in answer:
@@ -62,7 +64,7 @@ def accept_pin(
     if as_json:
         print_json(accepted)
     else:
-        typer.echo(f"{accepted.address} belongs to {accepted.fingerprint} now")
+        typer.echo(fitted(f"{accepted.address} belongs to {accepted.fingerprint} now", hang=4))
 
 
 @app.command("remove")
@@ -84,13 +86,10 @@ def _print(pin: PinInfo) -> None:
         typer.echo(_RULER)
     age = duration(max(0.0, time.time() - pin.since))
     typer.echo(f"{pin.address}")
-    typer.echo(
-        f"    pinned   {pin.fingerprint}  {age} ago, over {counted(pin.confirmations, 'path')}"
-    )
+    typer.echo(f"    pinned {age} ago, over {counted(pin.confirmations, 'path')}:")
+    typer.echo(f"    {pin.fingerprint}")
     if change is not None:
         seen = duration(max(0.0, time.time() - change.seen))
-        typer.echo(
-            f"    offered  {change.fingerprint}  {seen} ago, over "
-            f"{counted(change.confirmations, 'path')}"
-        )
-        typer.echo(change.explanation)
+        typer.echo(f"    offered {seen} ago, over {counted(change.confirmations, 'path')}:")
+        typer.echo(f"    {change.fingerprint}")
+        typer.echo(fitted(change.explanation))

@@ -12,7 +12,7 @@ import typer
 from phantom_tun.cli.addresses import parse_port
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
-from phantom_tun.cli.text import columns, counted, duration, short_id
+from phantom_tun.cli.text import columns, counted, duration, fitted, short_id
 from phantom_tun.control.dispatch import parse_address, parse_key
 from phantom_tun.control.model import (
     NetdbAnswer,
@@ -32,6 +32,8 @@ netdb_app = typer.Typer(
 
 AddressArgument = Annotated[str, typer.Argument(metavar="ADDRESS", help="An AP address.")]
 _MARKS = {"ok": "ok", "failed": "FAILED", "skipped": "-"}
+_BEFORE_DETAIL = 29
+"""Columns before a step's detail."""
 _SHORTEST_ID = 4
 _NODE_ID_DIGITS = 64
 _BEGINNING_OF_ID = re.compile(f"[0-9a-f]{{{_SHORTEST_ID},{_NODE_ID_DIGITS - 1}}}")
@@ -120,18 +122,17 @@ def why(
         steps.append(step)
         if not as_json:
             took = f"{step.took_ms:.0f} ms" if step.outcome != "skipped" else ""
-            typer.echo(
-                f"{step.name:<10} {_MARKS[step.outcome]:<7} {took:>8}  {step.detail}".rstrip()
-            )
+            line = f"{step.name:<10} {_MARKS[step.outcome]:<7} {took:>8}  {step.detail}".rstrip()
+            typer.echo(fitted(line, hang=_BEFORE_DETAIL))
 
     request = Why(str(parse_address(address)), None if port is None else _tcp_port(port))
     verdict = session_of(context).ask(request, show)
     if as_json:
         print_json({"steps": steps, "verdict": verdict})
     else:
-        typer.echo(verdict.summary)
+        typer.echo(fitted(verdict.summary))
         if verdict.fix:
-            typer.echo(f"What to do: {verdict.fix}")
+            typer.echo(fitted(f"What to do: {verdict.fix}", hang=4))
     if not verdict.reachable:
         raise CommandFailed(ExitCode.FAILED)
 

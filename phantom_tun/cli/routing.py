@@ -8,7 +8,7 @@ import typer
 
 from phantom_tun.cli.pictures import path_pictures
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
-from phantom_tun.cli.text import columns, counted, duration, size
+from phantom_tun.cli.text import columns, counted, duration, fitted, size
 from phantom_tun.control.model import PathInfo, Progress
 from phantom_tun.control.schema import (
     CloseTunnel,
@@ -34,7 +34,7 @@ def list_paths(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(answer)
     elif not answer:
-        typer.echo(_why_none(session))
+        typer.echo(fitted(_why_none(session)))
     else:
         _draw(answer)
 

@@ -16,6 +16,7 @@ import msgspec
 
 from phantom_tun import config, places
 from phantom_tun.cli.exits import PROGRAM, ExitCode, exit_code
+from phantom_tun.cli.text import fitted
 from phantom_tun.config import Config
 from phantom_tun.errors import PhantomError
 
@@ -128,13 +129,17 @@ def run_and_exit(work: Callable[[], object]) -> NoReturn:
     except PhantomError as error:
         if text := str(error):
             sys.stdout.flush()
-            sys.stderr.write(f"{PROGRAM}: {text}\n")
+            _complain(text)
         sys.exit(exit_code(error))
     except OSError as error:
         # What no command expected: a full disk, a file nobody may read.
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"{PROGRAM}: {where}{error.strerror or error}\n")
+        _complain(f"{where}{error.strerror or error}")
         sys.exit(ExitCode.FAILED)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.OK)
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(fitted(f"{PROGRAM}: {text}", hang=4, stream=sys.stderr) + "\n")

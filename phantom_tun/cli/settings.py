@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 from phantom_tun import config, places
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
-from phantom_tun.cli.text import counted
+from phantom_tun.cli.text import counted, fitted, room
 from phantom_tun.control.schema import ControlError, GetStatus
 from phantom_tun.errors import ConfigError, UsageError
 from phantom_tun.files import atomic_write
@@ -122,19 +123,21 @@ def new_network(
     except ConfigError as error:  # it came from the command line, not from a file
         raise UsageError(str(error)) from error
     _write(target, profile.dump(made))
-    typer.echo(f"wrote {target}: the network {name!r}, {made.network_id.hex()}")
+    typer.echo(fitted(f"wrote {target}: the network {name!r}, {made.network_id.hex()}", hang=4))
     if made.exit_hops:
-        typer.echo(
+        note = (
             f"Its paths have {counted(made.exit_hops, 'hop')}: a node needs "
             f"{member_count(made.exit_hops)} others in different /16 to build one; "
             "until it knows that many, 'phantom-tun up' ends with code 6, and the node goes on "
             "trying. --hops 0 asks for none, and hides nothing."
         )
+        typer.echo(fitted(note))
     if not made.bootstrap:
-        typer.echo(
+        note = (
             f"Start the first node ({places.start_command()}); there 'phantom-tun network invite' "
             "prints what others need to join."
         )
+        typer.echo(fitted(note))
 
 
 @network_app.command("show")
@@ -167,7 +170,7 @@ def show_network(context: typer.Context, as_json: JsonOption = False) -> None:
     typer.echo(f"update     {loaded.update_number}")
     typer.echo(f"hops       {loaded.exit_hops} exit, {loaded.entry_hops} entry")
     for node in loaded.bootstrap:
-        typer.echo(f"bootstrap  {node}")
+        typer.echo(_over_lines(f"bootstrap  {node}", hang=11))
     for key in loaded.override_keys:
         typer.echo(f"override   {key.hex()}")
     typer.echo(f"file       {path}")
@@ -215,7 +218,7 @@ def join_network(
     typer.echo(f"wrote {target}: the network {joined.name!r}, update {joined.update_number}")
     for key in joined.override_keys:
         if key not in obeyed:
-            typer.echo(f"May give override commands from now on: {key.hex()}")
+            typer.echo(fitted(f"May give override commands from now on: {key.hex()}", hang=4))
     typer.echo(_what_next(session))
 
 
@@ -238,6 +241,15 @@ def invite(context: typer.Context) -> None:
     others = tuple(node for node in loaded.bootstrap if node not in own)
     invitation = dataclasses.replace(loaded, bootstrap=(own + others)[: profile.MAX_BOOTSTRAP])
     typer.echo(profile.dump(invitation), nl=False)
+
+
+def _over_lines(line: str, hang: int) -> str:
+    """A bootstrap node's line, broken before ``@`` and ``#`` where a terminal has no room for it;
+    ``network invite`` prints what others need."""
+    width = room(sys.stdout)
+    if width is None or len(line) <= width:
+        return line
+    return f"\n{' ' * hang}".join(re.split("(?=[@#])", line))
 
 
 def _what_next(session: Session) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TextIO
 
 _MINUTE = 60
 _HOUR = 3600
 _DAY = 86_400
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SHORT_ID = 8
+_LEAST_ROOM = 20
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+"""What colours a terminal and takes no room there."""
 
 
 def duration(seconds: float) -> str:
@@ -55,13 +61,51 @@ def fitting_columns(
 ) -> Iterator[str]:
     """The same, without the last columns for which a terminal has no room; ``least`` are kept."""
     rows = list(rows)
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    space = room(sys.stdout) or sys.maxsize
     kept = len(heads)
     while True:
         lines = list(columns(heads[:kept], [row[:kept] for row in rows]))
-        if kept <= least or max(map(len, lines)) <= room:
+        if kept <= least or max(map(len, lines)) <= space:
             return iter(lines)
         kept -= 1
+
+
+def room(stream: TextIO) -> int | None:
+    """Columns of the terminal that ``stream`` is; ``None`` if it is none."""
+    if not stream.isatty():
+        return None
+    try:
+        width = int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
+    except (OSError, ValueError):
+        width = shutil.get_terminal_size().columns
+    return width
+
+
+def fitted(text: str, hang: int = 0, stream: TextIO | None = None) -> str:
+    """``text`` in lines that fit the terminal, all but the first indented by ``hang``; as it is if
+    ``stream``, standard output unless given, is no terminal. Words are never broken."""
+    width = room(stream or sys.stdout)
+    if width is None:
+        return text
+    return "\n".join(
+        part for line in text.split("\n") for part in _parts(line, hang, max(width, _LEAST_ROOM))
+    )
+
+
+def _parts(line: str, hang: int, width: int) -> Iterator[str]:
+    part, used = "", 0
+    for found in re.findall(r"\s*\S+", line):
+        word, takes = found, _length(found)
+        if used > hang and used + takes > width:
+            yield part
+            word, part, used = found.lstrip(), " " * hang, hang
+            takes = _length(word)
+        part, used = part + word, used + takes
+    yield part
+
+
+def _length(text: str) -> int:
+    return len(_STYLE.sub("", text))
 
 
 def counted(count: int, noun: str) -> str:

@@ -19,7 +19,7 @@ import phantom_tun
 from phantom_tun.cli import exits, main, text
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.control.client import ControlClient
-from phantom_tun.control.model import PingReply, PingSummary
+from phantom_tun.control.model import OverrideInfo, PingReply, PingSummary, Statistics
 from phantom_tun.control.schema import ControlError, ErrorCode
 from phantom_tun.errors import (
     ConfigError,
@@ -66,7 +66,7 @@ def test_status_says_what_matters(shell: Shell, node: FakeBackend) -> None:
         "links      5 for messages, 7 for data (3 in use)",
         "tunnels    8 waiting, 1 in use, 2 relayed for others",
         "builds     4 of 5 path builds succeeded, median 0.7 s",
-        "dropped    of what nodes and programs sent: 2 answer late",
+        "dropped    of what nodes and programs sent: 2 answers that came too late",
         "warning: no trusted guard is configured",
     ):
         assert line in done.out.splitlines()
@@ -97,6 +97,74 @@ def test_counters(shell: Shell, node: FakeBackend) -> None:
     assert answer["groups"]["tun"]["dropped"] == 6
 
 
+def test_counters_for_people_have_no_zeros(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {"idle": {"opened": 0}, "tun": {"packets": 345, "none": 0, "dropped_by_kernel": 6}}
+
+    async def statistics(_node: FakeBackend) -> Statistics:
+        return Statistics(groups)
+
+    monkeypatch.setattr(FakeBackend, "statistics", statistics)
+    assert "idle.opened 0" in shell.run("status", "--counters").out.splitlines()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert unstyled(shell.run("status", "--counters").out).splitlines() == [
+        "tun",
+        "  packets            345",
+        "  dropped_by_kernel    6",
+    ]
+
+
+def unstyled(written: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", written)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("status", "--counters"),
+        ("address", "list"),
+        ("address", "show", "default"),
+        ("expose", "80"),
+        ("paths", "list"),
+        ("pins", "list"),
+        ("why", "250.9.9.9", "80"),
+        ("override", "send", "-"),
+        ("override", "list"),
+    ],
+    ids=" ".join,
+)
+def test_what_people_see_fits_an_ordinary_terminal(
+    shell: Shell, node: FakeBackend, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    node.warnings = ("this machine's connection is bad, or nodes come and go, " * 5,)
+    node.missing = ("an exit path", "an entry path", "its IPv4 address 250.1.2.3 to be claimed")
+    command = OverrideInfo(1, "cd" * 32, "ban node", "ab" * 32, 1e9, 2e9, "over_budget")
+    node.given = {"AAAA": command}
+    node.sent = ["AAAA"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"AAAA\n")))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = unstyled(shell.run(*words).out).splitlines()
+    assert lines
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_errors_fit_a_terminal_and_stay_one_line_elsewhere(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    whole = shell.run("status").err
+    assert whole.count("\n") == 1
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    first, *others = shell.run("status").err.splitlines()
+    assert first.startswith("phantom-tun: ")
+    assert others
+    assert all(line.startswith("    ") for line in others)
+    assert " ".join([first, *map(str.strip, others)]) == whole.strip()
+
+
 def test_peers(shell: Shell, node: FakeBackend) -> None:
     out = shell.run("peers").out
     assert re.search(r"01010101 +3 +yes +192\.0\.2\.1:443 +signalling, path member", out)
@@ -117,7 +185,8 @@ def test_the_life_of_an_address(shell: Shell, node: FakeBackend) -> None:
     assert (done.json["ap4"], done.err) == ("241.0.0.3", "")
     node.missing = ("an exit path",)
     listed = shell.run("address", "list").out
-    assert re.search(r"web +241\.0\.0\.2 +2001:2f:1::2 +0 +waits for an exit path", listed)
+    assert re.search(r"web +241\.0\.0\.2 +2001:2f:1::2 +0 +waits\n", listed)
+    assert "web waits for an exit path" in listed
     assert "waits    for an exit path" in shell.run("address", "show", "web").out
     node.missing = ()
     listed = shell.run("address", "list").out
@@ -261,10 +330,7 @@ def test_exposing_twice_is_a_conflict(shell: Shell, node: FakeBackend) -> None:
 
 def test_paths_are_drawn(shell: Shell, node: FakeBackend) -> None:
     out = shell.run("paths", "list").out
-    assert (
-        "      ready · 12 min old · expires in 47 min · built in 0.7 s · 4 tunnels ready, 1 in use"
-        in out
-    )
+    assert "      ready · 12 min old, 47 min left · built in 0.7 s · 5 tunnels, 1 in use" in out
     assert "  p0  you ──▶ ● 01010101 ──▶ ● 02020202 ──▶ ● 03030303 exit node" in out
     assert "you ◀── ● 01010101 ◀── ● 02020202 ◀── ● 03030303 entry node" in out
     assert out.index("default · out, to others") < out.index("default · in, from others")
@@ -713,6 +779,20 @@ def test_tables_are_aligned_and_never_shortened() -> None:
         f"22  y{' ' * 299}  z",
     ]
     assert list(text.columns(("a", "b"), [])) == ["a  b"]
+
+
+def test_text_is_wrapped_at_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = f"name       \x1b[31mred\x1b[0m and {'x' * 30} and\nmore"
+    monkeypatch.setenv("COLUMNS", "24")
+    assert text.fitted(long, hang=11) == long
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert text.fitted(long, hang=11).splitlines() == [
+        "name       \x1b[31mred\x1b[0m and",
+        f"           {'x' * 30}",
+        "           and",
+        "more",
+    ]
+    assert text.fitted("") == ""
 
 
 @pytest.mark.parametrize(

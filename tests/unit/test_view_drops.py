@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import phantom_tun
+from phantom_tun.cli.drops import WORDS, in_words
 from phantom_tun.view.drops import drops, reason
 
 NO_DROPS = {"answered_refused", "registrations_refused"}
@@ -45,17 +46,28 @@ def test_reasons_are_added_up_over_all_parts() -> None:
     assert drops(groups) == {"ask": 3, "interface fragment": 4}
 
 
-def test_no_counter_with_such_a_name_is_forgotten() -> None:
+def counter_names() -> set[str]:
     root = Path(phantom_tun.__file__).parent
     counted = re.compile(r'(?:counts|counters)(?:\[|\.add\()\s*f?"([a-zA-Z_]+)')
-    names = {
+    return {
         name
         for part in ("net", "netdb", "tun")
         for file in (root / part).rglob("*.py")
         for name in counted.findall(file.read_text())
     }
+
+
+def test_no_counter_with_such_a_name_is_forgotten() -> None:
     telling = {
-        name for name in names - NO_DROPS if re.search(r"drop|refuse|over_limit|banned", name)
+        name
+        for name in counter_names() - NO_DROPS
+        if re.search(r"drop|refuse|over_limit|banned", name)
     }
     assert len(telling) > 50
     assert not {name for name in telling if reason(name) is None}
+
+
+def test_people_read_words_for_reasons_that_there_are() -> None:
+    assert set(WORDS) <= {reason(name) for name in counter_names()}
+    assert in_words("link of banned", 37) == "37 links of banned nodes"
+    assert in_words("something rare", 1) == "1 something rare"

@@ -1,0 +1,34 @@
+"""What ``status`` says for the commonest reasons for which a node drops something."""
+
+from __future__ import annotations
+
+WORDS = {
+    "answer late": "answers that came too late",
+    "array broken": "path builds that were no good",
+    "array forwarding": "path builds more at once than allowed",
+    "array rate": "path builds more than allowed",
+    "array receiving": "path builds more at once than allowed",
+    "array next unreachable": "path builds whose next node was away",
+    "block neighbour gone": "tunnels being set up whose next node had gone",
+    "block rate": "tunnels being set up more than allowed",
+    "block unknown connection": "tunnels being set up over paths that had ended",
+    "bulk limit": "data links more than allowed",
+    "bulk not asked for": "data links nobody had asked for",
+    "call unfinished": "database calls that broke off",
+    "calls of banned nodes": "database calls of banned nodes",
+    "dialer not authenticated": "links whose node didn't prove who it is",
+    "link of banned": "links of banned nodes",
+    "neighbour banned": "links to banned nodes",
+    "relay limit": "others' tunnels more than allowed",
+    "stranger limit": "links of unknown nodes more than allowed",
+    "tls failed": "connections that no TLS handshake completed",
+    "tunnel late": "tunnels that came too late",
+    "tunnel neighbour gone": "tunnels whose next node had gone",
+    "tunnel unknown connection": "tunnels over paths that had ended",
+}
+"""By the reason that ``drops`` of ``status --json`` names (docs/spec/control.md)."""
+
+
+def in_words(reason: str, count: int) -> str:
+    """``37 links of banned nodes``; of rarer things the reason as programs get it."""
+    return f"{count} {WORDS.get(reason, reason)}"
