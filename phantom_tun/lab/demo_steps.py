@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import subprocess
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ MEASURED_BYTES = 64 << 20
 CHOICES = 4
 """How often to look for two nodes that suit; their paths are rebuilt in between."""
 
+_WIDTH = 80
+"""Columns that an ordinary terminal has."""
 _FIELDS = "%{http_code} %{time_connect} %{time_total} %{speed_download}"
 
 
@@ -63,7 +66,8 @@ class Demonstration:
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
-        self.console.print(Text(f"   {text}"))
+        for line in textwrap.wrap(text, _WIDTH - 3, break_long_words=False):
+            self.console.print(Text(f"   {line}"))
 
     def step(self, title: str) -> None:
         """The heading of what comes now."""
@@ -246,21 +250,21 @@ class Demonstration:
         self.say(f"in no packet on the other {len(found) - len(seen)} interfaces")
         return self.verdict(
             set(seen) == {(ends.client, "phantom0"), (ends.server, "phantom0")},
-            "the text is readable where the two programs are, and on no eth0, theirs included",
+            "the text is readable where the two programs are, and on no eth0 at all",
         )
 
     def weigh_traffic(self, way: Way, traffic: dict[str, dict[str, int]]) -> bool:
         """Who moved the file for whom; ``False``: a relay did for both ends."""
         carried = evidence.carriers(traffic, RECORDED_BYTES)
         for name in dict.fromkeys(way.nodes):
-            self.say(f"{name:>4} moved the file's bytes from and to {names_of(carried[name])}")
+            self.say(f"{name} moved the file's bytes from and to {names_of(carried[name])}")
         ends = way.ends
         knowing = evidence.seeing_both(carried, ends)
         chatting = evidence.seeing_both(traffic, ends)
         least = [min(traffic[node][ends.client], traffic[node][ends.server]) for node in chatting]
         self.say(
-            f"({len(chatting)} nodes exchanged small messages of the network database with both "
-            f"ends, at most {max(least, default=0) >> 10} KiB: who is a node is no secret)"
+            f"Both ends also exchanged at most {max(least, default=0) >> 10} KiB with "
+            f"{len(chatting)} other nodes: the database. Who is a node is no secret."
         )
         return self.verdict(
             not knowing,
