@@ -125,7 +125,10 @@ class InterfaceConfig(_Section, frozen=True):
     answer_echo: Annotated[bool, Meta(description="Answer pings to your AP addresses.")] = True
     ephemeral_callers: Annotated[
         tuple[_Name, ...],
-        Meta(max_length=64, description="AP identities that call without showing who they are."),
+        Meta(
+            max_length=64,
+            description="Names of your AP addresses that call without showing who they are.",
+        ),
     ] = ()
     udp_idle_s: Annotated[
         int, Meta(ge=5, le=3600, description="Seconds until a silent UDP flow is closed.")
@@ -144,10 +147,10 @@ class PathsConfig(_Section, frozen=True):
         Meta(description="Nodes between you and who connects to you, 0 to 8; unset: the profile's"),
     ] = None
     exit_paths: Annotated[
-        int, Meta(ge=1, le=16, description="Exit paths kept ready for each AP identity.")
+        int, Meta(ge=1, le=16, description="Exit paths kept ready for each AP address.")
     ] = 2
     entry_paths: Annotated[
-        int, Meta(ge=1, le=16, description="Entry paths kept ready for each AP identity.")
+        int, Meta(ge=1, le=16, description="Entry paths kept ready for each AP address.")
     ] = 2
     lifetime_minutes: Annotated[
         int,
@@ -276,7 +279,7 @@ def load(path: Path | None = None) -> Config:
             return Config()
         raise ConfigError(
             f"there is no configuration file {source}: "
-            f"'phantom-tun config default > {source}' writes one"
+            f"'mkdir -p {source.parent}; phantom-tun config default > {source}' writes one"
         ) from error
     except OSError as error:
         raise ConfigError(f"can't read the configuration {source}: {error.strerror}") from error

@@ -65,7 +65,7 @@ def stage(status: Status | None, *, relay_only: bool) -> str | None:
 
 def _missing(identities: tuple[IdentityStatus, ...]) -> str | None:
     if not identities:
-        return "no AP identity yet"
+        return "no AP address yet"
     for identity in identities:
         if not identity.exit_paths_ready:
             return "no exit path yet"

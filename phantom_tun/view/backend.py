@@ -157,7 +157,7 @@ class NodeView:
         identities.check_running(self._node)
         identities.one(self._node, name)
         if len(self._node.identities.all()) == 1:
-            raise ControlError("conflict", f"{name!r} is the only AP identity; make another first")
+            raise ControlError("conflict", f"{name!r} is the only address; make another first")
         await self._node.remove_identity(name)
 
     async def expose(

@@ -75,7 +75,7 @@ def one(node: Node, name: str | None) -> ApIdentity:
         if name in {None, identity.name}:
             return identity
     names = ", ".join(identity.name for identity in known)
-    raise ControlError("not_found", f"there is no AP identity {name!r}; there are: {names}")
+    raise ControlError("not_found", f"there is no address named {name!r}; there are: {names}")
 
 
 def info(node: Node, identity: ApIdentity) -> AddressInfo:
@@ -103,7 +103,7 @@ async def make(node: Node, name: str, report: Callable[[Progress], Awaitable[Non
     check_running(node)
     check_has_addresses(node)
     if name in {identity.name for identity in node.identities.all()}:
-        raise ControlError("conflict", f"there is an AP identity {name!r} already")
+        raise ControlError("conflict", f"there is an address named {name!r} already")
     identity = await node.add_identity(name)
     total = len(missing(node, identity))
     waiting: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ async def make(node: Node, name: str, report: Callable[[Progress], Awaitable[Non
             await progress.wait()
     raise ControlError(
         "timeout",
-        f"the AP identity {name!r} is made, but after {NEW_ADDRESS_TIMEOUT:.0f} s it still waits "
+        f"the address {name!r} is made, but after {NEW_ADDRESS_TIMEOUT:.0f} s it still waits "
         f"for {_list(waiting)}; it goes on trying, 'phantom-tun address show {name}' shows how "
         "far it is",
     )

@@ -117,7 +117,7 @@ def test_a_removed_identity_is_gone_and_does_not_come_back(
     assert store.all() == []
     assert not [path for path in state.rglob("*") if path.is_file() and seed in path.read_bytes()]
     assert load(state, clock).all() == []
-    with pytest.raises(UsageError, match="no AP identity 'default'"):
+    with pytest.raises(UsageError, match="no address named 'default'"):
         store.remove(DEFAULT_NAME)
 
 

@@ -42,7 +42,7 @@ def test_ready() -> None:
 
 def test_relay_only_nodes_need_no_identity() -> None:
     assert stage(replace(READY, identities=()), relay_only=True) is None
-    assert stage(replace(READY, identities=()), relay_only=False) == "no AP identity yet"
+    assert stage(replace(READY, identities=()), relay_only=False) == "no AP address yet"
 
 
 def test_silence() -> None:

@@ -175,7 +175,7 @@ async def test_an_unknown_name_is_answered_with_those_there_are(world: World) ->
 
 
 async def test_the_last_address_stays(world: World) -> None:
-    with pytest.raises(ControlError, match="the only AP identity") as failure:
+    with pytest.raises(ControlError, match="the only address") as failure:
         await NodeView(world.node).remove_address("default")
     assert failure.value.code == "conflict"
 

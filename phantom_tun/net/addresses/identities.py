@@ -186,7 +186,7 @@ class IdentityStore:
         identity = self._identities.get(name)
         if identity is None:
             known = ", ".join(sorted(self._identities)) or "none"
-            raise UsageError(f"there is no AP identity {name!r}; this node has: {known}")
+            raise UsageError(f"there is no address named {name!r}; this node has: {known}")
         return identity
 
     def owner_of(self, address: ApAddress) -> ApIdentity | None:
@@ -203,13 +203,13 @@ class IdentityStore:
         """
         if _NAME.fullmatch(name) is None:
             raise UsageError(
-                f"{name!r} can't be the name of an AP identity: 1 to 32 letters a-z, digits and "
+                f"{name!r} can't be the name of an address: 1 to 32 letters a-z, digits and "
                 "hyphens, not beginning with a hyphen"
             )
         if name in self._identities:
-            raise UsageError(f"there is an AP identity {name!r} already")
+            raise UsageError(f"there is an address named {name!r} already")
         if len(self._identities) >= MAX_IDENTITIES:
-            raise UsageError(f"a node has at most {MAX_IDENTITIES} AP identities")
+            raise UsageError(f"a node has at most {MAX_IDENTITIES} AP addresses")
         now = self._clock.now()
         unfinished = self._directory / f"{_UNFINISHED}{name}"
         ensure_private_directory(unfinished, uid=os.geteuid(), gid=os.getegid())
@@ -345,7 +345,7 @@ def _secret(path: Path, size: int | None = None) -> bytes:
     secret = load_secret(path, size=size)
     if secret is None:
         raise ConfigError(
-            f"the AP identity {path.parent.name!r} is incomplete: there is no {path}; restore it "
+            f"the AP address {path.parent.name!r} is incomplete: there is no {path}; restore it "
             f"from a backup, or move {path.parent} away (its addresses are lost with its ap.key)"
         )
     return secret

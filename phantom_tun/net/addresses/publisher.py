@@ -78,7 +78,7 @@ _PROBLEMS = {
     Refusal.FROM_THE_FUTURE: "the others say that our clock is fast; set this computer's time",
     Refusal.EXPIRED: "the others say that our clock is slow; set this computer's time",
     Refusal.SEQUENCE: "the network still has a record from a time when our clock was ahead",
-    Refusal.BANNED: "the administrators of the network have banned this AP identity",
+    Refusal.BANNED: "the administrators of the network have banned this AP address",
     Refusal.STORE_FULL: "the nodes that should store it have no room",
     Refusal.SOURCE_LIMIT: "the exit node has brought too many new identities lately",
 }
