@@ -4,6 +4,6 @@
 daemon. The commands are in :mod:`lifecycle` (up, down, run), :mod:`overview` (status, peers),
 :mod:`addresses` (address, expose), :mod:`routing` (paths, tunnels), :mod:`probing` (ping, why,
 netdb), :mod:`pins`, :mod:`settings` (config, network) and :mod:`lab`. What people see is drawn by
-:mod:`text`, :mod:`drops` and :mod:`pictures`. Whatever is slow to import is imported by the command that needs
-it.
+:mod:`text`, :mod:`drops` and :mod:`pictures`, and :mod:`completing` helps their shell. Whatever is
+slow to import is imported by the command that needs it.
 """

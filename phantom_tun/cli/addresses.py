@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from phantom_tun.cli import completing
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, confirm, print_json, session_of
 from phantom_tun.cli.text import columns, duration, fitted
@@ -25,7 +26,9 @@ from phantom_tun.control.schema import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="List, make, show and remove your AP addresses.",
+    help="List, make, show and remove your AP addresses.\n\nAn AP address is an identity on the "
+    "network: a key, and an IPv4 and an IPv6 address that belong to it. A node may have several, "
+    "each with a name that only its owner knows; --identity of other commands chooses one by it.",
     rich_markup_mode=None,
 )
 
@@ -34,10 +37,20 @@ PortArgument = Annotated[
 ]
 IdentityOption = Annotated[
     str | None,
-    typer.Option("--identity", metavar="NAME", help="Which address; unless given, the first."),
+    typer.Option(
+        "--identity",
+        metavar="NAME",
+        help="Which of your AP addresses, by its name; unless given, the first.",
+        autocompletion=completing.address_names,
+    ),
 ]
 NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Its name, or one of its addresses.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Its name, or its IPv4 or IPv6 address.",
+        autocompletion=completing.address_names,
+    ),
 ]
 _HIGHEST_PORT = 65535
 
@@ -79,7 +92,8 @@ def new_address(
 ) -> None:
     """Make another AP address, with a key and paths of its own.
 
-    Returns when it works.
+    Returns when it works. Programs use the first address unless they choose another one as their
+    source: 'curl --interface ADDR', 'ssh -b ADDR', 'ping -I ADDR'.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise CommandFailed(

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from phantom_tun.cli import completing
 from phantom_tun.cli.exits import ExitCode
 from phantom_tun.cli.session import JsonOption, print_json
 from phantom_tun.cli.text import fitted, fitting_columns, short_id
@@ -30,9 +31,18 @@ app = typer.Typer(
 
 
 NameOption = Annotated[
-    str, typer.Option("--name", metavar="NAME", help="Which lab; several can run at once.")
+    str,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Which lab; several can run at once.",
+        autocompletion=completing.lab_names,
+    ),
 ]
-NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="n1, n2, …")]
+NodeArgument = Annotated[
+    str,
+    typer.Argument(metavar="NODE", help="n1, n2, …", autocompletion=completing.lab_nodes),
+]
 TimeoutOption = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="How long nodes may take to become ready.")
 ]

@@ -15,6 +15,7 @@ from typing import Any
 import typer.main
 
 from phantom_tun import __version__, places
+from phantom_tun.cli.background import LOG_FILE
 from phantom_tun.cli.exits import MEANINGS, PROGRAM
 from phantom_tun.cli.main import app
 from phantom_tun.lab.errors import MEANINGS as LAB_MEANINGS
@@ -56,7 +57,14 @@ def render() -> str:
         *_paragraphs(_DESCRIPTION),
     ]
     root: Any = typer.main.get_command(app)
-    lines += [".SH OPTIONS", *_options(root), ".SH COMMANDS"]
+    lines += [
+        ".SH OPTIONS",
+        *_options(root),
+        *_item("-h, --help", "Say what the program, or any of its commands, takes."),
+        *_item("--install-completion", "Teach your shell to complete commands and names."),
+        *_item("--show-completion", "Print what that would add to the shell."),
+        ".SH COMMANDS",
+    ]
     for name in root.list_commands(None):
         lines += _command(name, root.get_command(None, name))
     lines += [
@@ -69,6 +77,10 @@ def render() -> str:
         *_item(f"{places.SYSTEM_CONFIG}/network.toml", "The profile of its network."),
         *_item(str(places.SYSTEM_STATE), "Its keys, addresses and what it remembers."),
         *_item(str(places.SYSTEM_SOCKET), "Its control socket."),
+        *_item(
+            f"{places.SYSTEM_STATE}/{LOG_FILE}",
+            "Its log if up started it without systemd, else: journalctl \\-u phantom\\-tun.",
+        ),
         *_item("~/.config, ~/.local/state", "The same for a node of an ordinary user."),
         ".SH EXIT STATUS",
     ]
@@ -112,7 +124,13 @@ def _options(command: Any) -> Iterator[str]:
     for option in _visible_options(command):
         names = ", ".join((*option.opts, *option.secondary_opts))
         value = "" if option.is_flag else f" \\fI{_escaped(_placeholder(option))}\\fR"
-        yield from _item(names, _escaped(option.help or ""), after=value)
+        yield from _item(names, _escaped(_said_of(option, command)), after=value)
+
+
+def _said_of(option: Any, command: Any) -> str:
+    """Its help, and as ``--help`` says it the default and the range."""
+    _names, text = option.get_help_record(command.context_class(command))
+    return " ".join(text.split())
 
 
 def _visible_options(command: Any) -> list[Any]:

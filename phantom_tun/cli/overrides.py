@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from phantom_tun.cli import completing
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
 from phantom_tun.cli.text import duration, fitted, short_id
@@ -38,6 +39,11 @@ app = typer.Typer(
 
 Verb = Literal["ban", "unban", "delete", "pin"]
 _VERBS: tuple[Verb, ...] = ("ban", "unban", "delete", "pin")
+
+
+def _verbs(incomplete: str) -> list[str]:
+    return completing.beginning(incomplete, _VERBS)
+
 
 KeyOption = Annotated[
     Path, typer.Option("--key", metavar="FILE", help="The key that 'override keygen' made.")
@@ -93,7 +99,10 @@ def keygen(
 @app.command()
 def sign(
     context: typer.Context,
-    verb: Annotated[str, typer.Argument(metavar="WHAT", help="ban, unban, delete or pin.")],
+    verb: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="ban, unban, delete or pin.", autocompletion=_verbs),
+    ],
     subject: Annotated[
         str,
         typer.Argument(
@@ -122,7 +131,10 @@ def sign(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write it there, not to standard output."
+        ),
     ] = None,
 ) -> None:
     """Sign a command; 'override send' on any node makes it known to all."""
@@ -185,10 +197,7 @@ def verify(
     network: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what signed commands do.
-
-    And whether the network's nodes would take them.
-    """
+    """Show what signed commands do and whether nodes would take them."""
     from phantom_tun.netdb import override_text  # noqa: PLC0415 - see above
 
     profile = _profile(context, network)

@@ -46,23 +46,41 @@ def ping(
     count: Annotated[
         int | None,
         typer.Option(
-            "-c", "--count", metavar="N", min=1, max=1_000_000, help="Stop after so many."
+            "-c", "--count", metavar="N", min=1, max=1_000_000, help="Stop after so many requests."
         ),
     ] = None,
     interval: Annotated[
         float,
         typer.Option(
-            "-i", "--interval", metavar="SECONDS", min=0.01, max=3600, help="Between two."
+            "-i",
+            "--interval",
+            metavar="SECONDS",
+            min=0.01,
+            max=3600,
+            help="Time between two requests.",
         ),
     ] = 1.0,
     timeout: Annotated[
         float,
         typer.Option(
-            "-W", "--timeout", metavar="SECONDS", min=0.1, max=300, help="To wait for one."
+            "-W",
+            "--timeout",
+            metavar="SECONDS",
+            min=0.1,
+            max=300,
+            help="How long to wait for each answer.",
         ),
     ] = 10.0,
     size: Annotated[
-        int, typer.Option("-s", "--size", metavar="BYTES", min=0, max=8192, help="Of data in each.")
+        int,
+        typer.Option(
+            "-s",
+            "--size",
+            metavar="BYTES",
+            min=0,
+            max=8192,
+            help="Size of the data in each request.",
+        ),
     ] = 56,
     as_json: JsonOption = False,
 ) -> None:

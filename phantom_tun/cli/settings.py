@@ -47,10 +47,7 @@ NodesOption = Annotated[
 
 @config_app.command("show")
 def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Print the configuration in force.
-
-    What the file says, and defaults for what it leaves out.
-    """
+    """Print the configuration in force, defaults included."""
     settings = session_of(context).load_config()
     if as_json:
         print_json(msgspec.to_builtins(settings, enc_hook=str))
@@ -60,10 +57,7 @@ def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @config_app.command("default")
 def default_config() -> None:
-    """Print a configuration file with every setting.
-
-    With its default and what it means.
-    """
+    """Print a file with every setting, its default and what it means."""
     typer.echo(config.render(config.Config()), nl=False)
 
 
@@ -76,7 +70,9 @@ def new_network(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to; unless given, this node's."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write it there, not to where this node looks."
+        ),
     ] = None,
     hops: Annotated[
         int | None,
@@ -186,10 +182,7 @@ def join_network(
         bool, typer.Option("--leave", help="Leave the network this node is in now.")
     ] = False,
 ) -> None:
-    """Make this node a member of a network.
-
-    Or give it a newer profile of the network it is in.
-    """
+    """Join a network, or take a newer profile of this node's network."""
     from phantom_tun import profile  # noqa: PLC0415 - see above
 
     session = session_of(context)
