@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from typing import Annotated, Literal
 
@@ -104,7 +105,7 @@ def new_address(
 
     def show(progress: Progress) -> None:
         if not as_json:
-            typer.echo(progress.message, err=True)
+            typer.echo(fitted(progress.message, hang=4, stream=sys.stderr), err=True)
 
     try:
         info = session_of(context).ask(NewAddress(name), show)

@@ -12,6 +12,7 @@ from phantom_tun.cli import background, running
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.running import Changes
 from phantom_tun.cli.session import Session, session_of
+from phantom_tun.cli.text import fitted
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.schema import ControlError, GetStatus
 from phantom_tun.daemon.account import resolve_account
@@ -75,7 +76,7 @@ def up(
         ensure_private_directory(settings.node.state_dir, uid=account.uid, gid=account.gid)
         arguments = _run_arguments(session, changes)
         starting = background.StartedProcess(arguments, settings.node.state_dir)
-    waiting = background.Waiting(client, typer.echo, timeout)
+    waiting = background.Waiting(client, _say, timeout)
     try:
         status = waiting.wait_ready(starting)
     except KeyboardInterrupt:
@@ -86,6 +87,10 @@ def up(
         ) from None
     for identity in status.identities:
         typer.echo(f"{identity.name}: {identity.ap4 or '-'}  {identity.ap6}")
+
+
+def _say(line: str) -> None:
+    typer.echo(fitted(line, hang=4))
 
 
 def down(context: typer.Context) -> None:
