@@ -20,6 +20,9 @@ SYSTEM_CONFIG = Path("/etc/phantom-tun")
 SYSTEM_STATE = Path("/var/lib/phantom-tun")
 SYSTEM_SOCKET = Path("/run/phantom-tun/control.sock")
 
+NO_COLOUR_VARIABLE = "NO_COLOR"
+"""What everybody's programs call it: https://no-color.org."""
+
 CAP_NET_ADMIN = 12
 
 _NAME = "phantom-tun"
@@ -44,6 +47,11 @@ def socket_from_environment() -> Path | None:
 def start_command() -> str:
     """The command that starts the node, as messages name it."""
     return os.environ.get(START_VARIABLE) or "phantom-tun up"
+
+
+def wants_colours() -> bool:
+    """Whether the environment lets a terminal be written to in colours."""
+    return not os.environ.get(NO_COLOUR_VARIABLE) and os.environ.get("TERM") != "dumb"
 
 
 def config_file() -> Path:

@@ -20,7 +20,7 @@ from phantom_tun.files import ensure_private_directory
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The configuration file."),
+    typer.Option("--config", metavar="FILE", readable=False, help="The configuration file."),
 ]
 PortOption = Annotated[
     int | None,

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from phantom_tun import __version__
+from phantom_tun import __version__, places
 from phantom_tun.cli import (
     addresses,
     lifecycle,
@@ -23,6 +23,7 @@ from phantom_tun.cli.exits import MEANINGS, PROGRAM
 from phantom_tun.cli.lazy import LabGroup, OrderedGroup
 from phantom_tun.cli.running import run_and_exit
 from phantom_tun.cli.session import JsonOption, Session, print_json
+from phantom_tun.lab.errors import MEANINGS as LAB_MEANINGS
 
 app = typer.Typer(
     name=PROGRAM,
@@ -49,17 +50,21 @@ def root(
     context: typer.Context,
     config_path: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="The configuration file."),
+        typer.Option("--config", metavar="FILE", readable=False, help="The configuration file."),
     ] = None,
     socket_path: Annotated[
         Path | None,
-        typer.Option("--socket", metavar="PATH", help="The daemon's control socket."),
+        typer.Option(
+            "--socket", metavar="PATH", readable=False, help="The daemon's control socket."
+        ),
     ] = None,
     show_version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
+    if not places.wants_colours():
+        context.color = False  # of the commands below it too
     context.obj = Session(config_path, socket_path and socket_path.absolute())
 
 
@@ -93,11 +98,15 @@ app.add_typer(
 @app.command("exit-codes")
 def exit_codes(as_json: JsonOption = False) -> None:
     """List the exit codes and what they mean."""
+    usual = {int(code): text for code, text in MEANINGS.items()}
     if as_json:
-        print_json({str(int(code)): text for code, text in MEANINGS.items()})
+        print_json({str(code): text for code, text in (usual | LAB_MEANINGS).items()})
         return
-    for code, text in MEANINGS.items():
-        typer.echo(f"{int(code):>3}  {text}")
+    for code, text in usual.items():
+        typer.echo(f"{code:>3}  {text}")
+    typer.echo("\nlab commands end with 2, 7 or 130 as all do, and with:")
+    for code, text in LAB_MEANINGS.items():
+        typer.echo(f"{code:>3}  {text}")
 
 
 @app.command()

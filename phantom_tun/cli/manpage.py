@@ -72,6 +72,7 @@ def render() -> str:
         *_item(places.CONFIG_VARIABLE, "The configuration file, as \\-\\-config."),
         *_item(places.SOCKET_VARIABLE, "The control socket, as \\-\\-socket."),
         *_item(places.START_VARIABLE, "What messages say starts the node."),
+        *_item(places.NO_COLOUR_VARIABLE, "If set to anything: no colours, as for TERM=dumb."),
         ".SH FILES",
         *_item(f"{places.SYSTEM_CONFIG}/config.toml", "The configuration of the system's node."),
         *_item(f"{places.SYSTEM_CONFIG}/network.toml", "The profile of its network."),

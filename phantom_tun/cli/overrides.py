@@ -46,12 +46,18 @@ def _verbs(incomplete: str) -> list[str]:
 
 
 KeyOption = Annotated[
-    Path, typer.Option("--key", metavar="FILE", help="The key that 'override keygen' made.")
+    Path,
+    typer.Option(
+        "--key", metavar="FILE", readable=False, help="The key that 'override keygen' made."
+    ),
 ]
 ProfileOption = Annotated[
     Path | None,
     typer.Option(
-        "--network", metavar="FILE", help="The network profile; unless given, this node's."
+        "--network",
+        metavar="FILE",
+        readable=False,
+        help="The network profile; unless given, this node's.",
     ),
 ]
 CommandsArgument = Annotated[
@@ -73,7 +79,10 @@ _STANDINGS = {
 
 @app.command()
 def keygen(
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="Where the key goes (mode 0600).")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", readable=False, help="Where the key goes (mode 0600)."),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Make an override key. Its public half belongs into the profile of the network."""
@@ -133,7 +142,11 @@ def sign(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write it there, not to standard output."
+            "--output",
+            "-o",
+            metavar="FILE",
+            readable=False,
+            help="Write it there, not to standard output.",
         ),
     ] = None,
 ) -> None:

@@ -178,6 +178,7 @@ def netdb_get(
         typer.Option(
             "--save",
             metavar="FILE",
+            readable=False,
             help="Write the address's key record there, for 'override sign pin'.",
         ),
     ] = None,

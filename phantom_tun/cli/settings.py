@@ -71,7 +71,11 @@ def new_network(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write it there, not to where this node looks."
+            "--output",
+            "-o",
+            metavar="FILE",
+            readable=False,
+            help="Write it there, not to where this node looks.",
         ),
     ] = None,
     hops: Annotated[

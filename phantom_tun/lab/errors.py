@@ -82,5 +82,7 @@ MEANINGS: dict[int, str] = {
     47: "the machine refused: a tool is missing, a command failed, another command is working on "
     "the lab",
     48: "not ready: a daemon died or the time was up",
+    126: "exec: the command is there, but can't be run",
+    127: "exec: there is no such command",
 }
-"""Exit codes of their own that ``lab`` commands have."""
+"""Exit codes of their own that ``lab`` commands have; the last two are those of a shell."""
