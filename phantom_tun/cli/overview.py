@@ -89,6 +89,10 @@ def _status(status: Status, paths: tuple[PathInfo, ...]) -> Iterator[str]:
         f"{counted(netdb.known_nodes, 'other node')} known, "
         f"records of {counted(netdb.records, 'address')} kept",
     )
+    if netdb.unusable:
+        usable = netdb.known_nodes - sum(netdb.unusable.values())
+        why = ", ".join(f"{count} {reason}" for reason, count in netdb.unusable.items())
+        yield _row("", f"{max(usable, 0)} of them can be in paths; the others: {why}")
     yield _row("node", f"{short_id(status.node_id)}, {_REACHABLE[status.dialable]}")
     if status.relay_only:
         yield _row("interface", "none, since this node only relays")

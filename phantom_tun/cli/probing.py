@@ -129,7 +129,11 @@ def why(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try the way to an AP address and say where it ends."""
+    """Try the way to an AP address and say where it ends.
+
+    Ends with 1 if it doesn't work, whatever the reason; with --json, "reason" of the verdict is
+    one for programs: not_published, not_exposed, refused, no_answer …
+    """
     steps: list[WhyStep] = []
 
     def show(step: WhyStep) -> None:

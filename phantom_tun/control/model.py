@@ -50,6 +50,8 @@ class NetdbStatus(Answer, frozen=True):
 
     known_nodes: int
     records: int
+    unusable: dict[str, int] = {}
+    """How many of the known nodes can't be members of this node's paths, by reason."""
 
 
 class LinkStatus(Answer, frozen=True):
@@ -347,6 +349,25 @@ class WhyStep(Answer, frozen=True):
     took_ms: float
 
 
+WhyReason = Literal[
+    "",
+    "no_interface",
+    "not_running",
+    "no_links",
+    "no_path",
+    "no_ipv4_yet",
+    "not_an_ap_address",
+    "not_published",
+    "owner_changed",
+    "no_way_in",
+    "no_answer",
+    "refused",
+    "not_exposed",
+    "out_of_time",
+    "other",
+]
+
+
 class Verdict(Answer, frozen=True):
     """The answer to `why`: does it work, where not, and what can be done."""
 
@@ -354,6 +375,8 @@ class Verdict(Answer, frozen=True):
     summary: str
     fix: str
     """Empty when nothing needs to be done."""
+    reason: WhyReason = ""
+    """The same for programs; empty when it works."""
 
 
 class Done(Answer, frozen=True):

@@ -144,7 +144,7 @@ class _Drawing:
         if most < needed:
             return (
                 f"{hops} need{'' if self._hops > 1 else 's'} {needed} members in different /16; "
-                f"{most} known"
+                f"of the known nodes {most} fit"
             )
         return (
             f"{hops} need{'' if self._hops > 1 else 's'} {GUARD_PLACES} guards that can be "

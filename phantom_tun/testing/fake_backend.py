@@ -84,6 +84,8 @@ class FakeBackend:
     paths_ready: int = 2
     """Of each kind, as the status says."""
     shortage: str = ""
+    unusable: dict[str, int] = field(default_factory=dict)
+    """Known nodes that are of no use, by reason."""
     missing: tuple[str, ...] = ()
     """What every identity waits for."""
     override_keys: tuple[str, ...] = ("dd" * 32,)
@@ -123,7 +125,7 @@ class FakeBackend:
                 )
                 for info in await self.addresses()
             ),
-            netdb=NetdbStatus(known_nodes=12, records=34),
+            netdb=NetdbStatus(known_nodes=12, records=34, unusable=self.unusable),
             links=LinkStatus(signalling=5, bulk_idle=4, bulk_busy=3),
             tunnels=TunnelStatus(ready=8, active=1, relayed=2),
             builds=BuildStatus(tried=5, succeeded=4, median_s=0.71, shortage=self.shortage),

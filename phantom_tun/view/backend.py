@@ -40,6 +40,7 @@ from phantom_tun.net.addresses.identities import ApIdentity
 from phantom_tun.profile import Bootstrap
 from phantom_tun.view import identities, netdb, overrides, pins, probing, shapes
 from phantom_tun.view.drops import drops
+from phantom_tun.view.fitness import unusable
 from phantom_tun.view.health import warnings
 from phantom_tun.view.why import Inquest
 
@@ -74,7 +75,7 @@ class NodeView:
             relay_only=node.config.node.relay_only,
             interface=node.interface_name,
             identities=tuple(self._identity_status(found) for found in node.identities.all()),
-            netdb=NetdbStatus(held["known_nodes"], held["held_aps"]),
+            netdb=NetdbStatus(held["known_nodes"], held["held_aps"], unusable(node)),
             links=LinkStatus(
                 signalling=sum(1 for found in neighbours if found.signalling),
                 bulk_idle=sum(found.bulk_idle for found in neighbours),

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from phantom_tun.clock import MINUTE
 from phantom_tun.net.addresses.pins import PinChanged
-from phantom_tun.netdb.banned import PrefixSet, parse_prefix
 from phantom_tun.netdb.overrides import Standing
 from phantom_tun.path.hop import PathKind
-from phantom_tun.wire.records import OverrideAction
+from phantom_tun.view.overrides import is_ban
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
@@ -61,6 +60,7 @@ def warnings(node: Node) -> list[str]:
         return []
     return [
         *(str(PinChanged(change)) for change in node.pins.changes()),
+        *_links(node),
         *_paths(node),
         *node.publishers.warnings(),
         *_bans(node),
@@ -75,9 +75,25 @@ def _joining(node: Node) -> list[str]:
         return []
     return [
         f"none of the nodes that the profile names has answered for {node.uptime():.0f} s: is this "
-        "machine connected, and is the profile of today? 'phantom-tun network show' shows it, and "
-        "a member makes a new one with 'phantom-tun network invite'"
+        f"machine connected, and is the profile of today{_or_banned(node)}? 'phantom-tun network "
+        "show' shows it, and a member makes a new one with 'phantom-tun network invite'"
     ]
+
+
+def _links(node: Node) -> list[str]:
+    """That all others are gone, if there were any."""
+    if node.links.neighbours() or node.uptime() < JOINED_WITHIN or not node.netdb.all_records():
+        return []
+    return [
+        "no link to any other node stands: this machine's connection is gone"
+        f"{_or_banned(node)}; it goes on trying"
+    ]
+
+
+def _or_banned(node: Node) -> str:
+    """What it may be, too: a banned node isn't told."""
+    possible = node.profile.override_keys and not _bans(node)
+    return ", or this node has been banned" if possible else ""
 
 
 def _paths(node: Node) -> list[str]:
@@ -107,11 +123,7 @@ def _bans(node: Node) -> list[str]:
     for command, standing in node.netdb.commands():
         if standing in {Standing.REPLACED, Standing.OVER_BUDGET}:
             continue
-        by_id = command.action == OverrideAction.BAN_NODE and command.subject == own.node_id
-        by_address = command.action == OverrideAction.BAN_PREFIX and any(
-            ip in PrefixSet([parse_prefix(command.subject)]) for ip in own.ips
-        )
-        if by_id or by_address:
+        if is_ban(command, own.node_id, own.ips):
             return [
                 "an override command bans this node, so others cut their links with it: "
                 "'phantom-tun override list' shows it and its signer; whoever holds that key can "

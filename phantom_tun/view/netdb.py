@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,6 +20,7 @@ from phantom_tun.netdb import override_text
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address, is_ap_address
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.view import identities, probing
+from phantom_tun.view.overrides import ban_of
 from phantom_tun.wire.records import NodeRecord
 
 if TYPE_CHECKING:
@@ -195,7 +197,15 @@ async def _node_answer(node: Node, key: NodeId, *, votes: bool) -> NetdbAnswer:
     try:
         record = await node.netdb.find_node(key)
     except Unreachable as error:
-        raise ControlError("not_found", "no node with this id is in the network") from error
+        ban = ban_of(node, key)
+        if ban is None:
+            raise ControlError("not_found", "no node with this id is in the network") from error
+        until = datetime.fromtimestamp(ban.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        raise ControlError(
+            "not_found",
+            f"this node is banned here by override command {ban.number} until {until}; "
+            "'phantom-tun override list' shows it",
+        ) from error
     now = node.clock.now()
     if not votes:
         return NetdbAnswer(key.hex(), (_node(record, now, 1, 0),), 1)

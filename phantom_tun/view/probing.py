@@ -226,8 +226,13 @@ def check_target(node: Node, address: ApAddress) -> None:
 
 
 def no_ap_address(node: Node, address: ApAddress) -> str:
-    """That ``address`` is outside the network."""
+    """That ``address`` is outside the network, or reserved within."""
     network = node.network
+    if address in network.ap4 or address in network.ap6:
+        return (
+            f"{address} can't belong to anybody: the first and the last /16 of {network.ap4} and "
+            f"the first /64 of {network.ap6} are reserved for the interface itself"
+        )
     return (
         f"{address} can't belong to anybody: the AP addresses of this network are in "
         f"{network.ap4} and {network.ap6}"

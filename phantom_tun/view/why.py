@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from phantom_tun.control.model import Verdict, WhyStep
+from phantom_tun.control.model import Verdict, WhyReason, WhyStep
 from phantom_tun.control.schema import ControlError
 from phantom_tun.endpoints import ByteStream, Endpoint
 from phantom_tun.errors import (
@@ -53,10 +53,10 @@ _Attempt = Callable[[], Awaitable[str]]
 class _Stopped(PhantomError):  # noqa: N818 - reads as what happened
     """The way ends here; ``str()`` says how, :attr:`verdict` that and what can be done."""
 
-    def __init__(self, detail: str, fix: str, explanation: str = "") -> None:
+    def __init__(self, reason: WhyReason, detail: str, fix: str, explanation: str = "") -> None:
         """:param explanation: what to say in the end, if ``detail`` isn't enough."""
         super().__init__(detail)
-        self.verdict = Verdict(False, explanation or f"It doesn't work: {detail}.", fix)
+        self.verdict = Verdict(False, explanation or f"It doesn't work: {detail}.", fix, reason)
 
 
 class Inquest:
@@ -128,27 +128,37 @@ class Inquest:
             with trio.fail_after(STEP_WITHIN):
                 return await attempt()
         except trio.TooSlowError as error:
-            raise _Stopped("no answer in time", "try again in a minute") from error
+            raise _Stopped("out_of_time", "no answer in time", "try again in a minute") from error
         except ControlError as error:
-            raise _Stopped(str(error), _LOOK_AT_STATUS) from error
+            raise _Stopped("other", str(error), _LOOK_AT_STATUS) from error
         except PathUnavailable as error:
-            raise _Stopped(f"this node's own way out failed ({error})", _OWN_PATHS) from error
+            raise _Stopped(
+                "no_path", f"this node's own way out failed ({error})", _OWN_PATHS
+            ) from error
 
     # --- this node ------------------------------------------------------------------------------
 
     async def _interface(self) -> str:
         reason = identities.no_addresses(self._node)
         if reason is not None:
-            raise _Stopped(reason, "ask a node that has an interface")
+            setting = (
+                "node.relay_only = false"
+                if self._node.config.node.relay_only
+                else "interface.enabled = true"
+            )
+            raise _Stopped(
+                "no_interface", reason, f"set {setting}, or run 'phantom-tun why' on another node"
+            )
         return f"{self._node.interface_name} is up"
 
     async def _network(self) -> str:
         reason = identities.not_running(self._node)
         if reason is not None:
-            raise _Stopped(reason, _LOOK_AT_STATUS)
+            raise _Stopped("not_running", reason, _LOOK_AT_STATUS)
         connected = len(self._node.links.neighbours())
         if not connected:
             raise _Stopped(
+                "no_links",
                 "no link to any other node stands",
                 "check this machine's connection; 'phantom-tun network show' lists the nodes that "
                 "are asked first",
@@ -160,14 +170,14 @@ class Inquest:
         exits = self._node.connector.exit_count(identity.name)
         if not exits:
             reason = identities.no_path(self._node, identity.name, "exit")
-            raise _Stopped(reason, _LOOK_AT_STATUS)
+            raise _Stopped("no_path", reason, _LOOK_AT_STATUS)
         return f"{_counted(exits, 'exit path')} ready"
 
     async def _own_paths(self, own: ApIdentity) -> str:
         entries = self._node.connector.entry_count(own.name)
         if not entries:
             reason = identities.no_path(self._node, own.name, "entry")
-            raise _Stopped(reason, _LOOK_AT_STATUS)
+            raise _Stopped("no_path", reason, _LOOK_AT_STATUS)
         return f"{_counted(entries, 'entry path')} ready"
 
     # --- the address ----------------------------------------------------------------------------
@@ -175,12 +185,15 @@ class Inquest:
     async def _record(self) -> str:
         address = self._address
         if not is_ap_address(self._node.network, address):
-            raise _Stopped(probing.no_ap_address(self._node, address), "check the address")
+            raise _Stopped(
+                "not_an_ap_address", probing.no_ap_address(self._node, address), "check the address"
+            )
         name = identities.one(self._node, None).name
         try:
             resolved = await self._node.directory.resolve(name, address)
         except PinChanged as error:
             raise _Stopped(
+                "owner_changed",
                 "its owner isn't the one that is pinned",
                 f"ask its owner for the fingerprint; 'phantom-tun pins list' shows both keys, "
                 f"'phantom-tun pins accept {address}' trusts the new one",
@@ -188,12 +201,15 @@ class Inquest:
             ) from error
         except NotPublished as error:
             raise _Stopped(
+                "not_published",
                 probing.not_published(address),
                 "check the address with its owner, whose node may also have been away for long",
             ) from error
         except Unreachable as error:
             raise _Stopped(
-                str(error), "its owner's node is away or has no paths at the moment: ask its owner"
+                "no_way_in",
+                str(error),
+                "its owner's node is away or has no paths at the moment: ask its owner",
             ) from error
         self._ways = len(resolved.routes)
         return f"published, {_counted(self._ways, 'way')} in"
@@ -202,55 +218,71 @@ class Inquest:
         try:
             found = await self._node.directory.ask(own.name, self._address)
         except (PeerError, WorldError) as error:
-            raise _Stopped(f"the network database gave no answer ({error})", _OWN_PATHS) from error
+            raise _Stopped(
+                "other", f"the network database gave no answer ({error})", _OWN_PATHS
+            ) from error
         if found is None or not found.routes:
             what = "it isn't" if found is None else "no way in is"
             raise _Stopped(
+                "not_published" if found is None else "no_way_in",
                 f"{what} published at the moment",
                 f"it is published within a minute after a path stands; {_LOOK_AT_STATUS}",
             )
         if found.record.public_key != own.public_key:
             raise _Stopped(
+                "owner_changed",
                 "the network database names another owner of it",
                 f"another identity may have claimed it while this node was away; {_LOOK_AT_STATUS}",
             )
         return f"published, {_counted(len(found.routes), 'way')} in"
 
     async def _handshake(self) -> str:
-        source = probing.source_for(self._node, self._address)
+        source = self._source()
         try:
             async with probing.echo_exchange(self._node, source, self._address) as echo:
                 rtt = await probing.echo_once(echo, 1, _PING_SIZE)
         except (NoAnswer, StreamReset) as error:
-            raise _Stopped(f"its node is found, but doesn't answer ({error})", _GONE) from error
+            raise _Stopped(
+                "no_answer", f"its node is found, but doesn't answer ({error})", _GONE
+            ) from error
         except Filtered:
             return "reached; it doesn't answer pings"
         except Unreachable as error:
             ways = _counted(self._ways, "way")
-            raise _Stopped(f"{ways} in published, and none of them works", _GONE) from error
+            raise _Stopped(
+                "no_way_in", f"{ways} in published, and none of them works", _GONE
+            ) from error
         return f"answers in {rtt:.1f} ms"
+
+    def _source(self) -> Endpoint:
+        try:
+            return probing.source_for(self._node, self._address)
+        except ControlError as error:
+            raise _Stopped("no_ipv4_yet", str(error), _LOOK_AT_STATUS) from error
 
     # --- the service ----------------------------------------------------------------------------
 
     async def _service(self, port: int) -> str:
-        source = probing.source_for(self._node, self._address)
+        source = self._source()
         try:
             stream = await self._node.sessions.open_stream(source, Endpoint(self._address, port))
         except Refused as error:
             raise _Stopped(
+                "refused",
                 f"port {port} is exposed, but nothing listens there",
                 "its owner has to start the service",
             ) from error
         except NoAnswer as error:
-            raise _Stopped(f"port {port} doesn't answer", _GONE) from error
+            raise _Stopped("no_answer", f"port {port} doesn't answer", _GONE) from error
         except Filtered as error:
             raise _Stopped(
+                "not_exposed",
                 f"port {port} isn't exposed, or not to {source.address}",
                 f"its owner has to expose it: 'phantom-tun expose {port}', with '--to "
                 f"{source.address}' if only for you",
             ) from error
         except Unreachable as error:
-            raise _Stopped(f"port {port} can't be reached ({error})", _GONE) from error
+            raise _Stopped("no_way_in", f"port {port} can't be reached ({error})", _GONE) from error
         self._stream = stream
         return f"port {port} accepts connections"
 
@@ -258,6 +290,7 @@ class Inquest:
         rule = self._node.rules.find(own.name, "tcp", port)
         if rule is None:
             raise _Stopped(
+                "not_exposed",
                 f"port {port} isn't exposed",
                 f"'phantom-tun expose {port} --identity {own.name}' lets others reach it",
             )
@@ -269,6 +302,7 @@ class Inquest:
             refused = isinstance(error, OSError) and errno.ECONNREFUSED in _numbers(error)
             what = "nothing listens there" if refused else "it can't be reached on this machine"
             raise _Stopped(
+                "refused" if refused else "no_answer",
                 f"port {port} is exposed{who}, but {what} (local port {rule.target_port})",
                 "start the service, and let it listen at this address or at all of them",
             ) from error

@@ -54,6 +54,14 @@ def node(shell: Shell) -> Iterator[FakeBackend]:
 # --- status and peers --------------------------------------------------------------------------
 
 
+def test_status_says_which_known_nodes_are_of_no_use(shell: Shell, node: FakeBackend) -> None:
+    assert "can be in paths" not in shell.run("status").out
+    node.unusable = {"not dialable": 2, "not relaying": 1}
+    lines = shell.run("status").out.splitlines()
+    assert f"{'':10} 9 of them can be in paths; the others: 2 not dialable, 1 not relaying" in lines
+    assert shell.run("status", "--json").json["netdb"]["unusable"] == node.unusable
+
+
 def test_status_says_what_matters(shell: Shell, node: FakeBackend) -> None:
     node.warnings = ("no trusted guard is configured",)
     done = shell.run("status")

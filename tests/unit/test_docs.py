@@ -14,6 +14,7 @@ from test_layering import LAYERS
 
 from phantom_tun.cli.exits import exit_code
 from phantom_tun.cli.main import app
+from phantom_tun.control.model import WhyReason
 from phantom_tun.control.schema import AnyRequest, ControlError, ErrorCode
 from phantom_tun.lab.nodes import NodeStatus
 
@@ -127,6 +128,11 @@ def test_the_codes_of_the_control_socket_are_those_of_the_document() -> None:
 def test_the_requests_of_the_control_socket_are_those_of_the_document() -> None:
     told = {cell.strip("`") for cell in column("spec/control.md", "type")}
     assert told == {kind.__struct_config__.tag for kind in get_args(AnyRequest)}
+
+
+def test_the_reasons_of_why_are_those_of_the_document() -> None:
+    told = words_in(column("spec/control.md", "reason"), "`(.*?)`")
+    assert told == set(get_args(WhyReason)) - {""}
 
 
 def test_the_document_of_the_lab_has_every_field_and_every_option() -> None:

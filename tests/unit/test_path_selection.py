@@ -108,8 +108,8 @@ def test_exactly_enough_nodes_are_enough(hops):
 @pytest.mark.parametrize(
     ("hops", "sentence"),
     [
-        (8, "8 hops need 23 members in different /16; 14 known"),
-        (1, "1 hop needs 3 members in different /16; 2 known"),
+        (8, "8 hops need 23 members in different /16; of the known nodes 14 fit"),
+        (1, "1 hop needs 3 members in different /16; of the known nodes 2 fit"),
     ],
 )
 def test_too_few_nodes_are_told_in_one_sentence(hops, sentence):
@@ -121,7 +121,7 @@ def test_too_few_nodes_are_told_in_one_sentence(hops, sentence):
 
 def test_nodes_of_one_prefix_count_as_one():
     crowd = [Known(record(100 + number, f"12.1.{number}.1")) for number in range(50)]
-    with pytest.raises(PathUnavailable, match="; 2 known"):
+    with pytest.raises(PathUnavailable, match="; of the known nodes 2 fit"):
         drawn(1, [*nodes(1), *crowd])
     drawn(1, [*nodes(2), *crowd])
 
@@ -139,7 +139,7 @@ def test_a_crowded_prefix_is_drawn_no_more_often_than_another():
 def test_every_address_of_a_node_counts():
     one = Known(record(1, "12.1.0.1", "2001:db8::1"))
     other = Known(record(2, "12.2.0.1", "2001:db8:ffff::1"))
-    with pytest.raises(PathUnavailable, match="; 2 known"):
+    with pytest.raises(PathUnavailable, match="; of the known nodes 2 fit"):
         drawn(1, [one, other, *nodes(1, 3)])
     apart = Known(record(2, "12.2.0.1", "2001:db9::1"))
     drawn(1, [one, apart, *nodes(1, 3)])
@@ -158,7 +158,7 @@ def test_ipv6_prefixes_are_32_bits_long():
 def test_nodes_of_one_family_never_meet():
     family = (b"f" * 16,)
     siblings = [Known(record(number, families=family)) for number in (1, 2)]
-    with pytest.raises(PathUnavailable, match="; 2 known"):
+    with pytest.raises(PathUnavailable, match="; of the known nodes 2 fit"):
         drawn(1, [*siblings, *nodes(1, 3)])
     for seed in range(30):
         ring = drawn(1, [*siblings, *nodes(4, 3)], rng=random.Random(seed))
@@ -191,7 +191,7 @@ def test_nodes_of_one_family_never_meet():
     ],
 )
 def test_unfit_nodes_are_never_members(unfit, changes):
-    with pytest.raises(PathUnavailable, match="; 2 known"):
+    with pytest.raises(PathUnavailable, match="; of the known nodes 2 fit"):
         drawn(1, [Known(unfit), *nodes(2, 20)], **changes)
     fit = Known(record(2))
     drawn(1, [fit, *nodes(2, 20)], **changes)
@@ -250,7 +250,7 @@ def test_who_came_by_itself_is_never_drawn():
         ring = drawn(3, known, guards=guards, rng=random.Random(seed))
         assert all(member.fair for member in ring.outward())
     assert not any(candidate.record.node_id in guards for candidate in crowd)
-    with pytest.raises(PathUnavailable, match="; 2 known"):
+    with pytest.raises(PathUnavailable, match="; of the known nodes 2 fit"):
         drawn(1, [*nodes(2), *crowd])
 
 

@@ -100,6 +100,22 @@ def test_a_node_that_nobody_lets_in_is_told_where_to_look(world: World) -> None:
     assert line.startswith("none of the nodes that the profile names has answered for 10 s")
 
 
+def test_a_node_whose_links_are_all_gone_may_be_banned(tmp_path: Path) -> None:
+    world = World(tmp_path, neighbours=0)
+    (said,) = warnings(world.node)
+    assert said.startswith("no link to any other node stands")
+    assert "banned" not in said
+    world = World(tmp_path, neighbours=0, override_keys=(bytes(32),))
+    (said,) = warnings(world.node)
+    assert "or this node has been banned" in said
+    world.state = "joining"
+    (said,) = warnings(world.node)
+    assert "or this node has been banned" in said
+    world.state = "ready"
+    world.known = []
+    assert warnings(world.node) == []  # the first node of a network has nobody to miss
+
+
 def test_a_node_that_nobody_dials_is_told_of_firewalls(world: World) -> None:
     world.dialable, world.up_for = None, DIALED_WITHIN - 1
     assert warnings(world.node) == []

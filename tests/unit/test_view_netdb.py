@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 from view_world import NOW, World, found_of, resolved_of
 
+from phantom_tun.clock import DAY
 from phantom_tun.control.schema import ControlError
+from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import ConfigError, ProtocolViolation, Unreachable, WorldError
 from phantom_tun.ids import ApAddress, NodeId, PublicKey
 from phantom_tun.net.addresses.pins import PinChange, PinChanged, fingerprint
 from phantom_tun.net.netdb.witnesses import Witness
+from phantom_tun.netdb.banned import pack_prefix
+from phantom_tun.netdb.overrides import Standing
+from phantom_tun.netdb.signing import sign_override
 from phantom_tun.testing.fake_owner import FakeOwner
+from phantom_tun.testing.record_factory import NETWORK
 from phantom_tun.view.backend import NodeView
 from phantom_tun.view.netdb import MOST_PATHS
+from phantom_tun.wire.records import OverrideAction
 
 FAR = FakeOwner()
 KEY, OTHER_KEY = PublicKey(FAR.key.public), PublicKey(b"x" * 32)
@@ -220,6 +227,7 @@ async def test_pins_that_cant_be_written_stay(
 
 def record(created: float) -> Any:
     return SimpleNamespace(
+        node_id=NODE,
         identity=b"i" * 32,
         ips=[ipaddress.ip_address("192.0.2.1")],
         relays=True,
@@ -254,6 +262,29 @@ async def test_votes_about_a_node_are_editions_of_its_record(world: World) -> No
     assert (answer.records[0].votes, answer.records[0].dissent, answer.asked) == (2, 1, 4)
     assert [poll.outcome for poll in answer.polls] == ["found"] * 3 + ["nothing", "failed"]
     assert [poll.votes[0].sequence for poll in answer.polls[:3]] == [int(NOW)] * 2 + [int(NOW) - 50]
+
+
+@pytest.mark.parametrize("by_address", [False, True])
+async def test_a_banned_node_is_said_to_be_banned(world: World, *, by_address: bool) -> None:
+    world.node_record = Unreachable("nobody knows it")
+    world.known = [record(NOW)]
+    place = pack_prefix(ipaddress.ip_network("192.0.2.0/24"))
+    command = sign_override(
+        SigningKey(b"o" * 32),
+        NETWORK.network_id,
+        number=7,
+        action=OverrideAction.BAN_PREFIX if by_address else OverrideAction.BAN_NODE,
+        subject=place if by_address else NODE,
+        created=NOW,
+        expires=NOW + DAY,
+    )
+    for standing in Standing:
+        world.commands = [(command, standing)]
+        with pytest.raises(ControlError) as refusal:
+            await get_node(world, votes=False)
+        assert refusal.value.code == "not_found"
+        banned = "is banned here by override command 7 until 2027-01-16 08:00 UTC"
+        assert (banned in str(refusal.value)) is (standing is Standing.IN_FORCE)
 
 
 async def test_an_unknown_node(world: World) -> None:

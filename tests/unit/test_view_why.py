@@ -120,6 +120,8 @@ async def test_a_relay_reaches_nobody(tmp_path: Path) -> None:
     world = World(tmp_path, config, identities=[], interface=None)
     verdict, steps = await why(world, port=80)
     assert "only relays" in verdict.summary
+    assert verdict.reason == "no_interface"
+    assert verdict.fix == "set node.relay_only = false, or run 'phantom-tun why' on another node"
     assert outcomes(steps) == (
         "interface:failed network:skipped path:skipped record:skipped handshake:skipped "
         "service:skipped"
@@ -166,6 +168,7 @@ async def test_without_ap4_address_only_ap6_can_be_tried(world: World) -> None:
     world.identities[0].ap4_state = LeaseState.RESERVING
     verdict, _ = await why(world, FAR.ap4)
     assert "holds no IPv4 address yet" in verdict.summary
+    assert verdict.reason == "no_ipv4_yet"
     world.echoes = [FakeEcho()]
     assert (await why(world, FAR.ap6))[0].reachable
 
@@ -173,13 +176,16 @@ async def test_without_ap4_address_only_ap6_can_be_tried(world: World) -> None:
 # --- the address ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::1", "240.0.0.7"])
+@pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::1", "240.0.0.7", "2001:2f::1"])
 async def test_an_address_of_another_kind_of_network(world: World, address: str) -> None:
     import ipaddress
 
     verdict, steps = await why(world, ipaddress.ip_address(address))
     assert "can't belong to anybody" in steps["record"].detail
-    assert "240.0.0.0/14 and 2001:2f::/32" in steps["record"].detail
+    assert verdict.reason == "not_an_ap_address"
+    reserved = address in {"240.0.0.7", "2001:2f::1"}
+    assert ("reserved for the interface itself" in steps["record"].detail) is reserved
+    assert ("are in 240.0.0.0/14 and 2001:2f::/32" in steps["record"].detail) is not reserved
     assert verdict.fix == "check the address"
     assert world.resolved == []
 
@@ -189,6 +195,7 @@ async def test_an_address_that_nobody_has(world: World) -> None:
     verdict, steps = await why(world)
     assert steps["record"].detail == f"nobody has published the AP address {FAR.ap6}"
     assert "check the address with its owner" in verdict.fix
+    assert verdict.reason == "not_published"
 
 
 async def test_an_address_without_way_in(world: World) -> None:
@@ -245,22 +252,23 @@ async def test_a_step_that_takes_for_ever_is_given_up(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said", "advice"),
+    ("outcome", "reason", "said", "advice"),
     [
-        (Refused("x"), "port 80 is exposed, but nothing listens there", "start the service"),
-        (Filtered("x"), "port 80 isn't exposed, or not to 2001:", "'phantom-tun expose 80'"),
-        (NoAnswer("x"), "port 80 doesn't answer", "try again in a minute"),
-        (Unreachable("x"), "port 80 can't be reached (x)", "try again in a minute"),
+        (Refused("x"), "refused", "port 80 is exposed, but nothing listens there", "start the"),
+        (Filtered("x"), "not_exposed", "port 80 isn't exposed, or not to 2001:", "expose 80'"),
+        (NoAnswer("x"), "no_answer", "port 80 doesn't answer", "try again in a minute"),
+        (Unreachable("x"), "no_way_in", "port 80 can't be reached (x)", "try again in a minute"),
     ],
 )
 async def test_a_service_that_isnt_there(
-    world: World, autojump_clock: MockClock, outcome: Exception, said: str, advice: str
+    world: World, autojump_clock: MockClock, outcome: Exception, reason: str, said: str, advice: str
 ) -> None:
     world.echoes, world.streams = [FakeEcho()], [outcome]
     verdict, steps = await why(world, port=80)
     assert steps["handshake"].outcome == "ok"
     assert steps["service"].detail.startswith(said)
     assert advice in verdict.fix
+    assert verdict.reason == reason
 
 
 # --- our own addresses ---------------------------------------------------------------------------

@@ -136,6 +136,9 @@ class World:
     witnesses: list[Any] = field(default_factory=list)
     commands: list[Any] = field(default_factory=list)
     """Override commands with their standings."""
+    known: list[Any] = field(default_factory=lambda: [NodeMaker(2).record()])
+    """Records of other nodes, banned ones too."""
+    override_keys: tuple[bytes, ...] = ()
     forgotten: list[tuple[str, ApAddress]] = field(default_factory=list)
     resolved: list[ApAddress] = field(default_factory=list)
     after_add: Callable[[FakeIdentity], None] = lambda _identity: None
@@ -157,6 +160,7 @@ class _Node:
     def __init__(self, world: World) -> None:
         self._world = world
         self.network = SMALL_NETWORK
+        self.profile = SimpleNamespace(override_keys=world.override_keys)
         self.keys = SimpleNamespace(node_id=OWN_ID)
         self.config = world.config
         self.clock = SimpleNamespace(now=lambda: NOW)
@@ -187,6 +191,7 @@ class _Node:
             witnesses=self._witnesses,
             own_record=NodeMaker(1).record(),
             commands=lambda: world.commands,
+            all_records=lambda: world.known,
         )
 
     @property
