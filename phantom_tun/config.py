@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from phantom_tun import places
+from phantom_tun.decoding import in_words
 from phantom_tun.errors import ConfigError
 from phantom_tun.ids import NodeId
 
@@ -386,6 +387,8 @@ def _explain(message: str) -> str:
         return (
             f"{key!r} is not known {place}; {hint} 'phantom-tun config default' shows all settings"
         )
+    if (said := in_words(message, Config)) is not None:
+        return said
     if located := _AT.fullmatch(message):
         what, at = located["what"], located["at"]
         key, separator, rest = what.partition(": ")

@@ -16,6 +16,7 @@ from typing import Annotated
 import msgspec
 
 from phantom_tun.crypto.hashes import h
+from phantom_tun.decoding import in_words
 from phantom_tun.errors import ConfigError
 from phantom_tun.ids import CertHash, NetworkId, NodeId, PublicKey
 
@@ -144,6 +145,9 @@ class Profile:
         return other.network_id == self.network_id and other.update_number > self.update_number
 
 
+_MISSING = re.compile(
+    r"Object missing required field `(?P<key>[^`]*)`(?: - at `\$\.(?P<at>[^`]*)`)?"
+)
 _Hops = Annotated[int, msgspec.Meta(ge=0, le=MAX_HOPS)]
 _Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 
@@ -202,12 +206,22 @@ def parse(data: bytes, *, source: str) -> Profile:
         return _checked(content)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source} isn't a network profile: it is no UTF-8 text") from error
+    except msgspec.ValidationError as error:  # a ValueError too
+        raise ConfigError(_explained(str(error), source)) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} isn't valid TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the network profile {source} is wrong: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"the network profile {source} is wrong: {error}") from error
+
+
+def _explained(message: str, source: str) -> str:
+    """The decoder's message as a sentence for who wrote the file."""
+    missing = _MISSING.fullmatch(message)
+    if missing is None:
+        return f"the network profile {source} is wrong: {in_words(message, _File) or message}"
+    if missing["at"] is None:
+        return f"{source} is no network profile: it has no [{missing['key']}]"
+    return f"the network profile {source} is wrong: [{missing['at']}] has no {missing['key']}"
 
 
 def dump(profile: Profile) -> str:

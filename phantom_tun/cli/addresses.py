@@ -54,6 +54,7 @@ NameArgument = Annotated[
     ),
 ]
 _HIGHEST_PORT = 65535
+_RANGE = re.compile(r"\d+ *(-|:|\.\.) *\d+")
 
 
 @app.command("list")
@@ -218,16 +219,21 @@ def unexpose(
         typer.echo(fitted(f"no longer exposed: {_rule(rule)}", hang=4))
 
 
-def parse_port(text: str) -> tuple[int, Protocol]:
-    """``80``, ``80/tcp`` or ``53/udp``.
+def parse_port(text: str, *, only_tcp: bool = False) -> tuple[int, Protocol]:
+    """``80``, ``80/tcp`` or ``53/udp``; ``only_tcp``: what messages say, no more.
 
     :raises CommandFailed: it is none of these.
     """
     number, slash, protocol = text.lower().partition("/")
+    if _RANGE.fullmatch(number):
+        raise CommandFailed(
+            ExitCode.USAGE, f"{text!r}: ranges of ports aren't supported; name one port at a time"
+        )
     if slash and protocol not in {"tcp", "udp"}:
         raise CommandFailed(ExitCode.USAGE, f"{text!r}: after the port comes /tcp or /udp")
+    examples = "80 or 80/tcp" if only_tcp else "80, 80/tcp or 53/udp"
     if not (number.isascii() and number.isdigit()):
-        raise CommandFailed(ExitCode.USAGE, f"{text!r} is no port; write 80, 80/tcp or 53/udp")
+        raise CommandFailed(ExitCode.USAGE, f"{text!r} is no port; write {examples}")
     check_port(int(number), "port")
     return int(number), "udp" if protocol == "udp" else "tcp"
 

@@ -13,9 +13,11 @@ from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.running import Changes
 from phantom_tun.cli.session import Session, session_of
 from phantom_tun.cli.text import fitted
+from phantom_tun.config import Config
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.schema import ControlError, GetStatus
-from phantom_tun.daemon.account import resolve_account
+from phantom_tun.daemon.account import Account, resolve_account
+from phantom_tun.errors import ConfigError
 from phantom_tun.files import ensure_private_directory
 
 ConfigOption = Annotated[
@@ -72,7 +74,7 @@ def up(
     elif _wants_unit(session, changes):
         starting = background.StartedUnit()
     else:
-        account = resolve_account(settings.node.user)
+        account = _account(settings)
         ensure_private_directory(settings.node.state_dir, uid=account.uid, gid=account.gid)
         arguments = _run_arguments(session, changes)
         starting = background.StartedProcess(arguments, settings.node.state_dir)
@@ -101,6 +103,25 @@ def down(context: typer.Context) -> None:
     else:
         background.stop_daemon(session.client())
     typer.echo("stopped")
+
+
+def _account(settings: Config) -> Account:
+    """Whom the daemon becomes.
+
+    :raises ConfigError: there is no such user; says it too if there is no network profile either.
+    """
+    try:
+        return resolve_account(settings.node.user)
+    except ConfigError as error:
+        missing = str(error)
+    if not os.access(settings.network.profile, os.F_OK):
+        from phantom_tun import profile  # noqa: PLC0415 - takes the cryptography package
+
+        try:
+            profile.load(settings.network.profile)
+        except ConfigError as error:
+            missing = f"{missing}. And {error}"
+    raise ConfigError(missing)
 
 
 def _session(context: typer.Context, config_path: Path | None) -> Session:

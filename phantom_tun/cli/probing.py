@@ -23,7 +23,15 @@ from phantom_tun.control.model import (
     PingSummary,
     WhyStep,
 )
-from phantom_tun.control.schema import GetNetdb, GetStatus, ListPaths, ListPeers, Ping, Why
+from phantom_tun.control.schema import (
+    ControlError,
+    GetNetdb,
+    GetStatus,
+    ListPaths,
+    ListPeers,
+    Ping,
+    Why,
+)
 from phantom_tun.files import atomic_write
 
 netdb_app = typer.Typer(
@@ -192,7 +200,7 @@ def netdb_get(
     session = session_of(context)
     if _BEGINNING_OF_ID.fullmatch(key.lower()):
         key = _whole_id(session, key.lower())
-    parse_key(key)
+    _check_key(key)
     answer = session.ask(GetNetdb(key, votes))
     if save is not None:
         found = next((record.encoded for record in answer.records if record.encoded), None)
@@ -208,9 +216,21 @@ def netdb_get(
         raise CommandFailed(ExitCode.CONFLICT, answer.warning)
 
 
+def _check_key(text: str) -> None:
+    """:raises CommandFailed: it can't be looked up."""
+    try:
+        parse_key(text)
+    except ControlError as error:
+        raise CommandFailed(
+            ExitCode.USAGE,
+            f"{text!r} is neither an AP address nor a node id: all {_NODE_ID_DIGITS} hex digits, "
+            f"or at least {_SHORTEST_ID} from its beginning",
+        ) from error
+
+
 def _tcp_port(text: str) -> int:
     """:raises CommandFailed: it is none."""
-    number, protocol = parse_port(text)
+    number, protocol = parse_port(text, only_tcp=True)
     if protocol != "tcp":
         raise CommandFailed(ExitCode.USAGE, f"{text!r}: only TCP ports can be tried")
     return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import secrets
 import sys
@@ -183,7 +184,10 @@ def join_network(
         str, typer.Argument(metavar="FILE", help="The profile a member gave you; - to paste it.")
     ],
     leave: Annotated[
-        bool, typer.Option("--leave", help="Leave the network this node is in now.")
+        bool,
+        typer.Option(
+            "--leave", help="Leave the network this node is in now; its profile is kept beside."
+        ),
     ] = False,
 ) -> None:
     """Join a network, or take a newer profile of this node's network."""
@@ -191,7 +195,8 @@ def join_network(
 
     session = session_of(context)
     target = session.load_config().network.profile
-    joined = profile.parse(_read(source), source=source)
+    called = "standard input" if source == _STANDARD_INPUT else source
+    joined = profile.parse(_read(source), source=called)
     obeyed: tuple[PublicKey, ...] = ()
     if target.exists():
         current = profile.load(target)
@@ -203,14 +208,17 @@ def join_network(
         if same_network and not current.accepts_update(joined):
             raise CommandFailed(
                 ExitCode.CONFLICT,
-                f"{source} has update {joined.update_number} of {joined.name!r}, this node has "
+                f"{called} has update {joined.update_number} of {joined.name!r}, this node has "
                 f"{current.update_number} already",
             )
         if not same_network and not leave:
             raise CommandFailed(
                 ExitCode.CONFLICT,
-                f"this node is in another network, {current.name!r}; --leave replaces it",
+                f"this node is in another network, {current.name!r}; --leave replaces it "
+                "and keeps the profile",
             )
+        if not same_network:
+            typer.echo(f"kept the profile of {current.name!r} as {_keep(target)}")
     _write(target, profile.dump(joined))
     typer.echo(f"wrote {target}: the network {joined.name!r}, update {joined.update_number}")
     for key in joined.override_keys:
@@ -266,6 +274,19 @@ def _read(source: str) -> bytes:
         return Path(source).read_bytes()
     except OSError as error:
         raise ConfigError(f"can't read {source}: {error.strerror}") from error
+
+
+def _keep(profile: Path) -> Path:
+    """Copy a profile that is about to be replaced, perhaps the only one; returns where it is."""
+    data = profile.read_bytes()
+    for number in itertools.count(1):
+        kept = profile.with_name(f"{profile.name}.old{number if number > 1 else ''}")
+        if not kept.exists():
+            atomic_write(kept, data, mode=_PUBLIC_FILE)
+            return kept
+        if kept.is_file() and kept.read_bytes() == data:
+            return kept
+    raise AssertionError("numbers never end")
 
 
 def _write(target: Path, text: str) -> None:

@@ -110,7 +110,8 @@ def _explain(address: Address, port: int, error: OSError) -> str:
         case errno.EACCES | errno.EPERM:
             return (
                 f"no permission to listen on port {port}: start as root, or give the program "
-                "CAP_NET_BIND_SERVICE, or let systemd pass the socket (phantom-tun.socket), "
+                "CAP_NET_BIND_SERVICE, or let systemd pass the socket (the project's file "
+                "systemd/phantom-tun.socket), "
                 "or choose a port from 1024 on with --port"
             )
         case errno.EADDRINUSE:

@@ -148,6 +148,21 @@ def test_only_the_last_start_is_quoted(machine: Machine) -> None:
     assert "old complaint" not in up.err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user becomes nobody else")
+@pytest.mark.parametrize("has_profile", [False, True])
+def test_up_says_all_that_is_missing_at_once(machine: Machine, *, has_profile: bool) -> None:
+    text = machine.config.read_text()
+    machine.config.write_text(text.replace('user = ""', 'user = "no-such-user"'))
+    (machine.directory / "network.toml").unlink()
+    if has_profile:
+        made = profile.new("home", bytes(32))
+        (machine.directory / "network.toml").write_text(profile.dump(made))
+    done = machine.command("up")
+    assert done.code == ExitCode.CONFIG
+    assert "there is no user 'no-such-user'" in done.err
+    assert ("there is no network profile" in done.err) is not has_profile
+
+
 def test_up_gives_up_waiting_but_the_daemon_goes_on(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

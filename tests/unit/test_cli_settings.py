@@ -71,7 +71,9 @@ def test_a_wrong_configuration_is_one_sentence_for_every_command(machine: Machin
     for command in (("config", "show"), ("status",), ("network", "show"), ("run",), ("up",)):
         done = machine.bare(*command)
         assert done.code == ExitCode.CONFIG
-        assert done.err == f"phantom-tun: {path}: node.port: expected `int` >= 1\n"
+        assert (
+            done.err == f"phantom-tun: {path}: node.port: must be a whole number from 1 to 65535\n"
+        )
 
 
 def test_a_named_configuration_must_exist(machine: Machine) -> None:
@@ -180,11 +182,54 @@ def test_another_network_is_joined_only_on_demand(machine: Machine) -> None:
     assert profile.load(machine.profile).name == "work"
 
 
+def test_the_profile_of_a_network_that_is_left_is_kept(machine: Machine) -> None:
+    texts = {name: profile.dump(profile.new(name, bytes(32))) for name in ("one", "two", "three")}
+    joined(machine, texts["one"])
+    kept = machine.directory / "network.toml.old"
+    for name, before, where in (
+        ("two", "one", kept),
+        ("three", "two", kept.with_name("network.toml.old2")),
+        ("one", "three", kept.with_name("network.toml.old3")),
+        ("two", "one", kept),  # it is kept there already
+    ):
+        given = str(machine.write(texts[name], "given.toml"))
+        assert not where.exists() or where.read_text() == texts[before]
+        done = machine.bare("network", "join", given, "--leave")
+        assert where.read_text() == texts[before]
+        assert f"kept the profile of {before!r} as {where}\n" in done.out
+        assert profile.load(machine.profile).name == name
+
+
 def test_joining_by_pasting(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     pasted = profile.dump(profile.new("home", bytes(32))).encode()
     monkeypatch.setattr(settings.sys, "stdin", io.TextIOWrapper(io.BytesIO(pasted)))
     assert machine.bare("network", "join", "-").code == 0
     assert profile.load(machine.profile).name == "home"
+
+
+def test_nothing_pasted_is_no_profile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    done = machine.bare("network", "join", "-")
+    assert done.code == ExitCode.CONFIG
+    assert done.err == ("phantom-tun: standard input is no network profile: it has no [network]\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("pow_bits = ", "pow_bits = 3", "network.pow_bits: must be a whole number from 0 to 32"),
+        ("exit_hops = ", 'exit_hops = "a" #', "update.exit_hops: must be a whole number from 0 to"),
+        ("pow_bits = ", "#", "[network] has no pow_bits"),
+        ("pow_bits = ", "pow = ", "unknown field `pow`"),
+    ],
+)
+def test_what_is_wrong_with_a_profile_is_said(
+    machine: Machine, old: str, new: str, said: str
+) -> None:
+    text = profile.dump(profile.new("home", bytes(32), pow_bits=12)).replace(old, new)
+    done = joined(machine, text)
+    assert done.code == ExitCode.CONFIG
+    assert said in done.err
 
 
 def test_a_file_that_is_no_profile_is_not_joined(machine: Machine) -> None:

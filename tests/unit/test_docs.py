@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -150,6 +151,15 @@ def test_the_document_of_the_lab_has_every_field_and_every_option() -> None:
     assert options <= words_in(commands, r"--[a-z-]+")
     group: Any = command_of(["lab"])
     assert set(group.list_commands(None)) == words_in(commands, r"`lab ([a-z]+)")
+
+
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("-h", 0), ("--halp", 2)])
+def test_setup_says_how_it_is_used(option: str, code: int) -> None:
+    command = [str(ROOT / "scripts" / "setup"), option]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said, nothing = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
+    assert (done.returncode, nothing) == (code, "")
+    assert "scripts/setup --test" in said
 
 
 def test_the_tests_that_the_threats_name_exist() -> None:
