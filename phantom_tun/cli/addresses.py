@@ -202,6 +202,8 @@ def expose(
         print_json(rule)
     else:
         typer.echo(fitted(f"exposed: {_rule(rule)}", hang=4))
+        if rule.hint:
+            typer.echo(f"phantom-tun: note: {rule.hint}", err=True)
 
 
 def unexpose(
@@ -265,6 +267,6 @@ def _print_rules(rules: tuple[ExposeRule, ...], as_json: bool) -> None:
 
 
 def _rule(rule: ExposeRule) -> str:
-    who = "anybody" if rule.to == "any" else ", ".join(rule.to)
+    who = "anybody" if rule.to == ("any",) else ", ".join(rule.to)
     target = "" if rule.target_port == rule.port else f" (local port {rule.target_port})"
     return f"{rule.port}/{rule.protocol} of {rule.identity}{target} to {who}"

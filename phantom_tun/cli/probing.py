@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from phantom_tun.cli.addresses import parse_port
@@ -170,6 +171,7 @@ def why(
 @netdb_app.command("get")
 def netdb_get(
     context: typer.Context,
+    *,
     key: Annotated[
         str,
         typer.Argument(
@@ -194,6 +196,10 @@ def netdb_get(
             help="Write the address's key record there, for 'override sign pin'.",
         ),
     ] = None,
+    encoded: Annotated[
+        bool,
+        typer.Option("--encoded", help="With --json: the address's key record as it is, too."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the network database holds about an address or a node."""
@@ -209,11 +215,18 @@ def netdb_get(
         text = f"# key record of {answer.key}\n{found}\n"
         atomic_write(save, text.encode(), mode=0o644)
     if as_json:
-        print_json(answer)
+        print_json(answer if encoded else _without_encoded(answer))
     else:
         _print_answer(answer)
     if answer.warning:
         raise CommandFailed(ExitCode.CONFLICT, answer.warning)
+
+
+def _without_encoded(answer: NetdbAnswer) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.to_builtins(answer)
+    for record in shown["records"]:
+        del record["encoded"]
+    return shown
 
 
 def _check_key(text: str) -> None:

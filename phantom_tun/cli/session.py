@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -18,6 +18,9 @@ from phantom_tun.control.schema import Request
 
 EventT = TypeVar("EventT")
 ResultT = TypeVar("ResultT")
+
+_DIGITS = 6
+_DIGITS_MS = 3
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 
@@ -94,7 +97,23 @@ def confirm(question: str, otherwise: str) -> None:
     raise CommandFailed(ExitCode.FAILED, otherwise)
 
 
+def _rounded(value: Any, digits: int = _DIGITS) -> Any:
+    """The same with times, and all other fractions, to a microsecond: the rest is noise."""
+    match value:
+        case float():
+            return round(value, digits)
+        case dict():
+            return {
+                key: _rounded(each, _DIGITS_MS if key.endswith("_ms") else _DIGITS)
+                for key, each in value.items()
+            }
+        case list() | tuple():
+            return [_rounded(each, digits) for each in value]
+    return value
+
+
 def print_json(value: object) -> None:
     """Write ``value`` for programs: JSON, indented, one document."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    rounded = _rounded(msgspec.to_builtins(value, str_keys=True))
+    text = msgspec.json.format(msgspec.json.encode(rounded), indent=2)
     sys.stdout.write(text.decode() + "\n")

@@ -114,10 +114,12 @@ class ExposeRule(Answer, frozen=True):
     identity: str
     port: int
     protocol: Protocol
-    to: Literal["any"] | tuple[str, ...]
-    """Who may: AP addresses, or anybody."""
+    to: tuple[str, ...]
+    """Who may: AP addresses, or ``any`` alone for everybody."""
     target_port: int
     """Where the service listens on this machine."""
+    hint: str = ""
+    """When it is made: what is missing at the service, if this can be seen."""
 
 
 class AddressInfo(Answer, frozen=True):

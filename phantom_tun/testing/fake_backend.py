@@ -84,6 +84,8 @@ class FakeBackend:
     paths_ready: int = 2
     """Of each kind, as the status says."""
     shortage: str = ""
+    hint: str = ""
+    """What is missing at services that are exposed."""
     unusable: dict[str, int] = field(default_factory=dict)
     """Known nodes that are of no use, by reason."""
     missing: tuple[str, ...] = ()
@@ -176,9 +178,9 @@ class FakeBackend:
                 f"port {port}/{protocol} of {key[0]!r} is exposed already: "
                 f"'phantom-tun unexpose {port}/{protocol}' first",
             )
-        to = "any" if allowed is None else tuple(str(address) for address in allowed)
-        self._rules[key] = ExposeRule(key[0], port, protocol, to, target_port)  # type: ignore[arg-type]
-        return self._rules[key]
+        to = ("any",) if allowed is None else tuple(str(address) for address in allowed)
+        self._rules[key] = ExposeRule(key[0], port, protocol, to, target_port)
+        return msgspec.structs.replace(self._rules[key], hint=self.hint)
 
     async def unexpose(self, identity: str | None, port: int, protocol: Protocol) -> ExposeRule:
         """What was exposed."""

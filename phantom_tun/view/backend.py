@@ -7,6 +7,8 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from phantom_tun import __version__
 from phantom_tun.control.model import (
     AddressInfo,
@@ -38,7 +40,7 @@ from phantom_tun.errors import UsageError
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.addresses.identities import ApIdentity
 from phantom_tun.profile import Bootstrap
-from phantom_tun.view import identities, netdb, overrides, pins, probing, shapes
+from phantom_tun.view import identities, listening, netdb, overrides, pins, probing, shapes
 from phantom_tun.view.drops import drops
 from phantom_tun.view.fitness import unusable
 from phantom_tun.view.health import warnings
@@ -170,7 +172,8 @@ class NodeView:
         target_port: int,
     ) -> ExposeRule:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
-        name, rules = identities.one(self._node, identity).name, self._node.rules
+        owner, rules = identities.one(self._node, identity), self._node.rules
+        name = owner.name
         if rules.find(name, protocol, port) is not None:
             raise ControlError(
                 "conflict",
@@ -178,7 +181,10 @@ class NodeView:
                 f"'phantom-tun unexpose {port}/{protocol}{_option(identity)}' first",
             )
         to = () if allowed is None else tuple(str(address) for address in allowed)
-        return shapes.rule_info(rules.expose(name, protocol, port, to=to, target_port=target_port))
+        rule = rules.expose(name, protocol, port, to=to, target_port=target_port)
+        addresses = [each for each in (owner.ap4, owner.ap6) if each is not None]
+        hint = listening.hint(protocol, target_port, addresses)
+        return msgspec.structs.replace(shapes.rule_info(rule), hint=hint)
 
     async def unexpose(self, identity: str | None, port: int, protocol: Protocol) -> ExposeRule:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""

@@ -52,7 +52,7 @@ def rule_info(rule: expose.ExposeRule) -> ExposeRule:
         identity=rule.identity,
         port=rule.port,
         protocol=rule.protocol,
-        to=tuple(sorted(str(address) for address in rule.to)) or "any",
+        to=tuple(sorted(str(address) for address in rule.to)) or ("any",),
         target_port=rule.target_port,
     )
 

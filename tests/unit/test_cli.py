@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from cli_helpers import Shell, answering
 import phantom_tun
 from phantom_tun.cli import completing, exits, main, text
 from phantom_tun.cli.exits import CommandFailed, ExitCode
+from phantom_tun.cli.session import print_json
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.model import OverrideInfo, PingReply, PingSummary, Statistics
 from phantom_tun.control.schema import ControlError, ErrorCode
@@ -259,6 +261,27 @@ def test_an_interrupted_new_address_says_how_to_look(
     assert (done.code, "phantom-tun address show web" in done.err) == (ExitCode.INTERRUPTED, True)
 
 
+def test_a_service_that_is_not_there_is_a_note_and_no_error(
+    shell: Shell, node: FakeBackend
+) -> None:
+    node.hint = "nothing listens on local port 80/tcp at the moment"
+    done = shell.run("expose", "80")
+    assert (done.code, done.out) == (0, "exposed: 80/tcp of default to anybody\n")
+    assert done.err == f"phantom-tun: note: {node.hint}\n"
+    done = shell.run("expose", "81", "--json")
+    assert (done.json["hint"], done.err) == (node.hint, "")
+
+
+def test_fractions_in_json_end_at_a_microsecond(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"rtt_ms": 1 / 3, "age_s": 2 / 3, "of": [{"min_ms": 2 / 3}, 1 / 3], "count": 3})
+    assert json.loads(capsys.readouterr().out) == {
+        "rtt_ms": 0.333,
+        "age_s": 0.666667,
+        "of": [{"min_ms": 0.667}, 0.333333],
+        "count": 3,
+    }
+
+
 def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
     assert "nothing is exposed" in shell.run("expose", "--list").out
     assert shell.run("expose", "80").out == "exposed: 80/tcp of default to anybody\n"
@@ -266,7 +289,7 @@ def test_exposing_and_taking_back(shell: Shell, node: FakeBackend) -> None:
     assert limited.out == (f"exposed: 53/udp of default (local port 5353) to {FAR}, {FAR6}\n")
     assert len(shell.run("expose", "--list").out.splitlines()) == 2
     listed = shell.run("expose", "--list", "--json").json
-    assert [rule["to"] for rule in listed] == ["any", [FAR, str(FAR6)]]
+    assert [rule["to"] for rule in listed] == [["any"], [FAR, str(FAR6)]]
     assert shell.run("unexpose", "80/TCP").out == (
         "no longer exposed: 80/tcp of default to anybody\n"
     )
@@ -597,6 +620,10 @@ def test_netdb_get_shows_what_every_path_says(shell: Shell, node: FakeBackend) -
     polls = shell.run("netdb", "get", FAR, "--votes", "--json").json["polls"]
     assert [poll["outcome"] for poll in polls] == ["found", "nothing", "failed"]
     assert shell.run("netdb", "get", FAR, "--json").json["polls"] == []
+    for asked in (False, True):
+        words = ("netdb", "get", FAR, "--json", *(["--encoded"] if asked else []))
+        for record in shell.run(*words).json["records"]:
+            assert ("encoded" in record) is asked
 
 
 def test_netdb_get_shows_what_every_node_says(shell: Shell, node: FakeBackend) -> None:

@@ -99,7 +99,7 @@ async def test_each_request_gets_its_typed_answer(tmp_path: Path) -> None:
         assert (rule.to, rule.target_port) == ((str(FAR4),), 5353)
         assert (await node.call(schema.Expose(80))).target_port == 80
         assert len(await node.call(schema.ListExposed())) == 2
-        assert (await node.call(schema.Unexpose(80))).to == "any"
+        assert (await node.call(schema.Unexpose(80))).to == ("any",)
         await node.call(schema.RemoveAddress("web"))
         assert [path.kind for path in await node.call(schema.ListPaths())] == ["exit", "entry"]
         (tunnel,) = await node.call(schema.ListTunnels())

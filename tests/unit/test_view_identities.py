@@ -185,6 +185,7 @@ async def test_rules_are_those_of_the_identity_that_is_named(world: World) -> No
     view = NodeView(world.node)
     await view.expose(None, 80, "tcp", None, 80)
     rule = await view.expose("web", 80, "tcp", (world.identities[0].ap6,), 8080)
+    assert rule.hint == "" or "local port 8080/tcp" in rule.hint
     assert (rule.identity, rule.to, rule.target_port) == (
         "web",
         (str(world.identities[0].ap6),),
