@@ -34,8 +34,7 @@ class ExitCode(IntEnum):
 
 MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "it worked",
-    ExitCode.FAILED: "it failed, for a reason that has no code of its own; why: it doesn't work, "
-    "see the verdict",
+    ExitCode.FAILED: "it failed, with no code of its own; why: it doesn't work, see the verdict",
     ExitCode.USAGE: "the command line makes no sense, or a value is out of range",
     ExitCode.NO_DAEMON: "no daemon answers at the control socket",
     ExitCode.NO_PERMISSION: "this user may not control the daemon",

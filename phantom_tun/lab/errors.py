@@ -79,8 +79,7 @@ MEANINGS: dict[int, str] = {
     44: "a lab of that name exists, or is left over",
     45: "not root, or no /dev/net/tun",
     46: "the node is down and should be up, or the other way round",
-    47: "the machine refused: a tool is missing, a command failed, another command is working on "
-    "the lab",
+    47: "a tool is missing, a command failed, or another one is working on the lab",
     48: "not ready: a daemon died or the time was up",
     126: "exec: the command is there, but can't be run",
     127: "exec: there is no such command",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -229,10 +230,13 @@ def no_ap_address(node: Node, address: ApAddress) -> str:
     """That ``address`` is outside the network, or reserved within."""
     network = node.network
     if address in network.ap4 or address in network.ap6:
-        return (
-            f"{address} can't belong to anybody: the first and the last /16 of {network.ap4} and "
-            f"the first /64 of {network.ap6} are reserved for the interface itself"
-        )
+        block = ipaddress.ip_network((address, 16 if address.version == 4 else 64), strict=False)
+        is_first = block.network_address in {
+            network.ap4.network_address,
+            network.ap6.network_address,
+        }
+        what_for = " for the interface itself" if is_first else ""
+        return f"{address} can't belong to anybody: {block} is reserved{what_for}"
     return (
         f"{address} can't belong to anybody: the AP addresses of this network are in "
         f"{network.ap4} and {network.ap6}"

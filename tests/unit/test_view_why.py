@@ -176,16 +176,22 @@ async def test_without_ap4_address_only_ap6_can_be_tried(world: World) -> None:
 # --- the address ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::1", "240.0.0.7", "2001:2f::1"])
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "2001:db8::1", "240.0.0.7", "2001:2f::1", "240.3.0.1"]
+)
 async def test_an_address_of_another_kind_of_network(world: World, address: str) -> None:
     import ipaddress
 
     verdict, steps = await why(world, ipaddress.ip_address(address))
     assert "can't belong to anybody" in steps["record"].detail
     assert verdict.reason == "not_an_ap_address"
-    reserved = address in {"240.0.0.7", "2001:2f::1"}
-    assert ("reserved for the interface itself" in steps["record"].detail) is reserved
-    assert ("are in 240.0.0.0/14 and 2001:2f::/32" in steps["record"].detail) is not reserved
+    reserved = {
+        "240.0.0.7": "240.0.0.0/16 is reserved for the interface itself",
+        "2001:2f::1": "2001:2f::/64 is reserved for the interface itself",
+        "240.3.0.1": "240.3.0.0/16 is reserved",
+    }
+    outside = "the AP addresses of this network are in 240.0.0.0/14 and 2001:2f::/32"
+    assert steps["record"].detail.endswith(f": {reserved.get(address, outside)}")
     assert verdict.fix == "check the address"
     assert world.resolved == []
 
