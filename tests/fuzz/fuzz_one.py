@@ -1,6 +1,6 @@
 """Fuzzes one target: ``fuzz_one.py TARGET [libFuzzer options] DIRECTORY…``; run by scripts/fuzz.
 
-Coverage is measured in this project's own code and in h11, which parses strangers' HTTP.
+Coverage is measured in this project's own code and in h11, which parses what dialed servers say.
 """
 
 from __future__ import annotations

@@ -435,7 +435,15 @@ def _visits() -> list[bytes]:
     ).encode()
     page = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     post = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
-    return [b"\xff" + page + upgrade, b"\x0f" + page + page, b"\x30" + post + page, b"\xffHEAD / H"]
+    part = page[:-2] + b'If-Range: x\r\nRange: bytes=0-1, 2 -,-3\r\nIf-Match: *,W/"a"\r\n'
+    part += b"If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 1\r\n\r\na"
+    return [
+        b"\xff" + part + page,
+        b"\xff" + page + upgrade,
+        b"\x0f" + page + page,
+        b"\x30" + post + page,
+        b"\xffHEAD / H",
+    ]
 
 
 @target(seeds=_visits)

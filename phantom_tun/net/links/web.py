@@ -7,20 +7,14 @@ upgrade, the visitor gets what any other request for an unknown page gets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
-import h11
-
 from phantom_tun.errors import PeerError
-from phantom_tun.net.links.request_lines import (
-    MAX_LINE_LEN,
-    RequestLine,
-    is_host,
-    path_of,
-    read_line,
-)
+from phantom_tun.net.links.conditions import Version, ranges_of
+from phantom_tun.net.links.request_heads import Body, Head, RefusedError
+from phantom_tun.net.links.request_lines import RequestLine, path_of
 from phantom_tun.wire.door import (
     PROTOCOL_NAME,
     TOKEN_HEADER,
@@ -29,17 +23,21 @@ from phantom_tun.wire.door import (
     to_header,
 )
 
-MAX_HEAD_LEN = 16_384
-"""Bytes of a request before its end must have come."""
-
 PAGES = frozenset({b"/", b"/index.html"})
 
 IN_CLEAR = "The plain HTTP request was sent to HTTPS port"
-HEAD_TOO_LARGE = "Request Header Or Cookie Too Large"
+
+MAX_REQUESTS = 1_000
+"""On one connection."""
+MAX_AGE = 3_600.0
+"""Seconds after which a connection ends with the next answer."""
 
 _REASONS = {
     HTTPStatus.METHOD_NOT_ALLOWED: "Not Allowed",
     HTTPStatus.REQUEST_URI_TOO_LONG: "Request-URI Too Large",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Request Entity Too Large",
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "Requested Range Not Satisfiable",
+    HTTPStatus.NOT_MODIFIED: "Not Modified",
     HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: "HTTP Version Not Supported",
 }
 _PADDING = b"<!-- a padding to disable MSIE and Chrome friendly error page -->\r\n" * 6
@@ -55,6 +53,10 @@ class Site:
     """HTML of the one page there is."""
     software: str = "nginx"
     """Server header and signature of error pages."""
+    version: Version = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", Version.of(self.page))
 
     def error_page(self, status: HTTPStatus, detail: str | None = None) -> bytes:
         """The ordinary HTML of an error."""
@@ -73,10 +75,26 @@ def _reason(status: HTTPStatus) -> str:
     return _REASONS.get(status, status.phrase)
 
 
+_TOKEN = TOKEN_HEADER.lower().encode()
+_Headers = list[tuple[str, str]]
+
+
 class Visitor:
     """One connection's requests and answers."""
 
-    __slots__ = ("_asked", "_check", "_http", "_in_clear", "_site", "closing", "nonce")
+    __slots__ = (
+        "_answered",
+        "_begun",
+        "_body",
+        "_check",
+        "_data",
+        "_ended",
+        "_head",
+        "_in_clear",
+        "_site",
+        "closing",
+        "nonce",
+    )
 
     def __init__(
         self, site: Site, check: Callable[[str, bytes, float], bytes], *, in_clear: bool = False
@@ -86,192 +104,190 @@ class Visitor:
         self._site = site
         self._in_clear = in_clear
         self._check = check
-        self._http = _new_http()
-        self._asked: h11.Request | None = None
+        self._data = bytearray()
+        self._ended = False
+        self._head = Head(_TOKEN)
+        self._body: Body | None = None
+        self._answered = 0
+        self._begun: float | None = None
         self.closing = False
         """The connection is to be closed after what was returned is sent."""
         self.nonce: bytes | None = None
         """Of a token that was found good: :meth:`welcome` or :meth:`decline` comes next."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Something was answered, and nothing has come since."""
+        return self._answered > 0 and self._body is None and not self._head.begun
+
     def feed(self, data: bytes, now: float) -> bytes:
         """Take what the visitor sent (``b""`` at its end); returns what to send back."""
-        self._http.receive_data(data)
-        return self._go_on(b"", now)
+        if self._begun is None:
+            self._begun = now
+        self._data += data
+        self._ended = not data
+        return self._go_on(now)
 
-    def _go_on(self, answer: bytes, now: float) -> bytes:
-        while not self.closing:
-            line = self._read_line() if self._http.their_state is h11.IDLE else None
-            if isinstance(line, HTTPStatus):
-                return answer + self._refuse(line, now)
-            if line is not None and line.minor is None:
-                return answer + self._answer_bare(line)
+    def _go_on(self, now: float) -> bytes:
+        answers = []
+        while not self.closing and self.nonce is None:
             try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                status = HTTPStatus(error.error_status_hint)
-                if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-                    return answer + self._refuse(HTTPStatus.BAD_REQUEST, now, HEAD_TOO_LARGE)
-                return answer + self._refuse(status, now)
-            if event is h11.NEED_DATA or event is h11.PAUSED:
-                break
-            if isinstance(event, h11.Request):
-                self.nonce = self._ask_to_upgrade(event, now)
-                if self.nonce is not None:
-                    self._asked = event
-                    break
-                answer += self._answer(event, now)
-            elif isinstance(event, h11.ConnectionClosed):
+                if self._body is not None:
+                    if not self._body.skip(self._data):
+                        break
+                    self._body = None
+                self._head.read(self._data)
+            except RefusedError as error:
                 self.closing = True
-            self._finish_cycle()
-        return answer
-
-    def _finish_cycle(self) -> None:
-        if self._http.our_state is h11.MUST_CLOSE:
-            self.closing = True
-        elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
+                if self._body is None:
+                    answers.append(self._refuse(error, now))
+                break
+            if not self._head.complete or self._head.line is None:
+                break
+            self.nonce = self._ask_to_upgrade(self._head, self._head.line, now)
+            if self.nonce is None:
+                answers.append(self._answer(self._head.line, now))
+        self.closing = self.closing or (self._ended and self.nonce is None)
+        return b"".join(answers)
 
     def decline(self, now: float) -> bytes:
         """The token won't do after all: what any other request would have got, and what is to be
         sent back to what came with it."""
-        asked, self._asked, self.nonce = self._asked, None, None
-        if asked is None:
+        if self.nonce is None or self._head.line is None:
             return b""
-        answer = self._answer(asked, now)
-        self._finish_cycle()
-        return self._go_on(answer, now)
+        self.nonce = None
+        return self._answer(self._head.line, now) + self._go_on(now)
 
     def welcome(self, welcome: bytes) -> bytes:
         """The answer that ends HTTP on this connection.
 
         :raises PeerError: the visitor has already sent more than it can have known about.
         """
-        self._http.next_event()  # the end of the request
-        trailing, _ = self._http.trailing_data
-        if trailing:
+        if self._data:
             raise PeerError("bytes before the upgrade was answered")
-        response = h11.InformationalResponse(
-            status_code=HTTPStatus.SWITCHING_PROTOCOLS,
-            headers=[
+        return _pack(
+            "101 Switching Protocols",
+            [
                 ("Server", self._site.software),
                 ("Connection", "upgrade"),
                 ("Upgrade", PROTOCOL_NAME),
                 (WELCOME_HEADER, to_header(welcome)),
             ],
-            reason="Switching Protocols",
         )
-        return self._http.send(response) or b""
 
-    def _read_line(self) -> RequestLine | HTTPStatus | None:
-        """The request line that comes next, if it is whole. h11 is stricter than web servers are:
-        it gets the line without what it wouldn't take."""
-        data, ended = self._http.trailing_data
-        rest = data.lstrip(b"\r\n")
-        line = read_line(rest)
-        if isinstance(line, RequestLine):
-            rest = line.pack() + rest[line.length :]
-        if rest != data:
-            self._http = _new_http()
-            if rest:
-                self._http.receive_data(rest)
-            if ended:
-                self._http.receive_data(b"")
-        return line
-
-    def _answer_bare(self, line: RequestLine) -> bytes:
-        """To a request without version: only a body."""
-        self.closing = True
-        path = path_of(line.target)
-        if path is None or line.method != b"GET":
-            return self._site.error_page(HTTPStatus.BAD_REQUEST)
-        if self._in_clear:
-            return self._site.error_page(HTTPStatus.BAD_REQUEST, IN_CLEAR)
-        return self._site.page if path in PAGES else self._site.error_page(HTTPStatus.NOT_FOUND)
-
-    def _ask_to_upgrade(self, request: h11.Request, now: float) -> bytes | None:
-        headers = dict(request.headers)
-        token = headers.get(TOKEN_HEADER.lower().encode())
+    def _ask_to_upgrade(self, head: Head, line: RequestLine, now: float) -> bytes | None:
+        token = head.headers.get(_TOKEN)
         if (
             token is None
             or self._in_clear
-            or request.method != b"GET"
-            or headers.get(b"upgrade", b"").lower() != PROTOCOL_NAME.encode()
-            or headers.keys() & {b"content-length", b"transfer-encoding"}
+            or line.method != b"GET"
+            or head.headers.get(b"upgrade", b"").lower() != PROTOCOL_NAME.encode()
+            or head.headers.keys() & {b"content-length", b"transfer-encoding"}
         ):
             return None
         try:
-            return self._check(request.target.decode(), from_header(token), now)
+            return self._check(line.target.decode(), from_header(token), now)
         except PeerError:
             return None
 
-    def _answer(self, request: h11.Request, now: float) -> bytes:
-        headers = dict(request.headers)
-        path = path_of(request.target)
-        padded = _is_padded(headers.get(b"user-agent", b""))
-        if path is None or request.method == b"CONNECT" or not is_host(headers.get(b"host", b"h")):
-            return self._refuse(HTTPStatus.BAD_REQUEST, now)
-        if any(len(name) + len(value) + 4 > MAX_LINE_LEN for name, value in headers.items()):
-            return self._refuse(HTTPStatus.BAD_REQUEST, now, HEAD_TOO_LARGE)
-        if request.method == b"TRACE":
-            return self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, now, padded=padded)
-        head_only = request.method == b"HEAD"
+    def _answer(self, line: RequestLine, now: float) -> bytes:
+        """To a whole head; what comes next begins after it."""
+        head = self._head
+        self._answered += 1
+        too_old = self._begun is not None and now - self._begun > MAX_AGE
+        self.closing = not head.keeps or self._answered >= MAX_REQUESTS or too_old
         if self._in_clear:
             self.closing = True
-            return self._respond(
-                HTTPStatus.BAD_REQUEST, now, IN_CLEAR, padded=padded, head_only=head_only
-            )
-        if request.method not in {b"GET", b"HEAD", b"POST"}:
-            status = HTTPStatus.METHOD_NOT_ALLOWED
-        elif path not in PAGES:
+            return self._refuse(RefusedError(HTTPStatus.BAD_REQUEST, IN_CLEAR), now)
+        try:
+            self._body = head.body()
+        except RefusedError as error:
+            self.closing = True
+            return self._refuse(error, now)
+        if path_of(line.target) not in PAGES:
             status = HTTPStatus.NOT_FOUND
-        elif request.method == b"POST":
+        elif line.method not in {b"GET", b"HEAD"}:
             status = HTTPStatus.METHOD_NOT_ALLOWED
         else:
             status = HTTPStatus.OK
-        has_body = bool(headers.keys() & {b"content-length", b"transfer-encoding"})
-        go_on = _CONTINUE if has_body and self._http.they_are_waiting_for_100_continue else b""
-        return go_on + self._respond(status, now, padded=padded, head_only=head_only)
+        go_on = b""
+        if self._body is not None:
+            expected = head.headers.get(b"expect", b"").lower() == b"100-continue"
+            if status is HTTPStatus.OK and head.is_new and expected:
+                go_on = _CONTINUE
+            try:
+                if self._body.skip(self._data):
+                    self._body = None
+            except RefusedError:
+                self.closing = True
+                status = HTTPStatus.BAD_REQUEST if status is HTTPStatus.OK else status
+        if status is HTTPStatus.OK:
+            answer = self._show(now)
+        else:
+            answer = self._respond(status, now, self._site.error_page(status))
+        self._head = Head(_TOKEN)
+        return go_on + answer
 
-    def _refuse(
-        self, status: HTTPStatus, now: float, detail: str | None = None, *, padded: bool = False
-    ) -> bytes:
-        """Answer what no web server takes, and close."""
-        self.closing = True
-        if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            return self._respond(status, now, detail, padded=padded)
-        return b""
+    def _show(self, now: float) -> bytes:
+        """The page, or what was asked for of it."""
+        site, headers = self._site, self._head.headers
+        status = site.version.check(headers)
+        if status is HTTPStatus.PRECONDITION_FAILED:
+            answer = self._respond(status, now, site.error_page(status))
+            self.closing = True  # that it doesn't say so is what nginx does
+            return answer
+        modified = ("Last-Modified", site.version.date)
+        tag = ("ETag", site.version.tag.decode())
+        if status is HTTPStatus.NOT_MODIFIED:
+            return self._respond(status, now, None, [modified], [tag])
+        ranges: list[range] | None = []
+        if b"range" in headers and site.version.allows_range(headers.get(b"if-range")):
+            ranges = ranges_of(headers[b"range"], len(site.page))
+        if ranges is None:
+            status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            where = ("Content-Range", f"bytes */{len(site.page)}")
+            return self._respond(status, now, site.error_page(status), after=[where])
+        if len(ranges) == 1:
+            (part,) = ranges
+            where = ("Content-Range", f"bytes {part.start}-{part.stop - 1}/{len(site.page)}")
+            piece = site.page[part.start : part.stop]
+            return self._respond(HTTPStatus.PARTIAL_CONTENT, now, piece, [modified], [tag, where])
+        accepts = ("Accept-Ranges", "bytes")
+        return self._respond(status, now, site.page, [modified], [tag, accepts])
+
+    def _refuse(self, error: RefusedError, now: float) -> bytes:
+        """What no web server takes."""
+        page = self._site.error_page(error.status, error.detail)
+        return self._respond(error.status, now, page)
 
     def _respond(
         self,
         status: HTTPStatus,
         now: float,
-        detail: str | None = None,
-        *,
-        padded: bool = False,
-        head_only: bool = False,
+        body: bytes | None,
+        before: _Headers | None = None,
+        after: _Headers | None = None,
     ) -> bytes:
-        if status is HTTPStatus.OK:
-            body = self._site.page
-        else:
-            body = self._site.error_page(status, detail) + (_PADDING if padded else b"")
-        response = h11.Response(
-            status_code=status,
-            headers=[
-                ("Server", self._site.software),
-                ("Date", formatdate(now, usegmt=True)),
-                ("Content-Type", "text/html"),
-                ("Content-Length", str(len(body))),
-                ("Connection", "close" if self.closing else "keep-alive"),
-            ],
-            reason=_reason(status),
-        )
-        http = self._http
-        parts = (response, h11.Data(data=b"" if head_only else body), h11.EndOfMessage())
-        return b"".join(http.send(part) or b"" for part in parts)
+        """``before``, ``after``: headers around the one that says whether the connection stays."""
+        line = self._head.line
+        if line is not None and line.minor is None:
+            return body or b""
+        agent = self._head.headers.get(b"user-agent", b"")
+        if body is not None and status >= HTTPStatus.BAD_REQUEST and _is_padded(agent):
+            body += _PADDING
+        headers = [("Server", self._site.software), ("Date", formatdate(now, usegmt=True))]
+        if body is not None:
+            headers += [("Content-Type", "text/html"), ("Content-Length", str(len(body)))]
+        headers += before or []
+        headers.append(("Connection", "close" if self.closing else "keep-alive"))
+        headers += after or []
+        head = _pack(f"{status.value} {_reason(status)}", headers)
+        return head if line is not None and line.method == b"HEAD" else head + (body or b"")
 
 
-def _new_http() -> h11.Connection:
-    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_LEN)
+def _pack(status: str, headers: _Headers) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode()
 
 
 def _is_padded(user_agent: bytes) -> bool:
