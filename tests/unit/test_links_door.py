@@ -261,6 +261,23 @@ async def test_silent_strangers_are_let_go():
         slow.close()
 
 
+async def test_who_got_an_answer_has_longer_to_ask_again_and_no_longer_to_end():
+    limits = LinkLimits(request_deadline=0.1, idle_deadline=0.4)
+    async with tls_nodes(1, limits) as (node,):
+        idle, slow = await visit(node), await visit(node)
+        begun = trio.current_time()
+        for connection in (idle, slow):
+            await connection.write_all(NOT_FOUND)
+            assert (await read_answer(connection)).startswith(b"HTTP/1.1 404 ")
+        await slow.write_all(NOT_FOUND[:9])
+        assert await read_answer(slow) == b""
+        assert trio.current_time() - begun >= 0.1
+        assert await read_answer(idle) == b""
+        assert trio.current_time() - begun >= 0.4
+        idle.close()
+        slow.close()
+
+
 # --- dialers that lie -----------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ class LinkLimits:
     """TLS handshake computations between two turns of everything else."""
     request_deadline: float = 60.0
     """For TLS, from the TCP connection on, and then for each whole HTTP request."""
+    idle_deadline: float = 75.0
+    """For the next HTTP request to begin."""
     strangers: int = 512
     """Connections that didn't authenticate (yet)."""
     strangers_per_address: int = 64

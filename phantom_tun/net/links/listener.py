@@ -237,6 +237,9 @@ class Greeter:
         """Be a web server; returns our nonce once an upgrade was answered, ``None`` when the
         visitor has left."""
         while not visitor.closing:
+            if visitor.is_idle:
+                with trio.fail_after(self._limits.idle_deadline):
+                    await connection.wait_readable()
             with trio.fail_after(self._limits.request_deadline):
                 answer = b""
                 while not (answer or visitor.closing or visitor.nonce):
