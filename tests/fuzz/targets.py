@@ -453,6 +453,8 @@ def web_visitor(data: bytes) -> None:
     visitor = Visitor(Site(b"page"), DoorKeeper(DOOR).check)
     for start in range(1, len(data) + step, step):
         answer = visitor.feed(data[start : start + step], NOW)
+        while visitor.has_more:
+            answer += visitor.go_on(NOW)
         assert len(answer) <= 400 * (step + len(data))
         if visitor.nonce is not None and step % 8 == 1:
             visitor.decline(NOW)

@@ -113,6 +113,16 @@ async def test_a_connection_serves_several_requests(node):
     connection.close()
 
 
+async def test_many_requests_at_once_are_all_answered(node):
+    connection = await visit(node)
+    await connection.write_all(NOT_FOUND * 100)
+    answers = b""
+    while answers.count(b"</html>") < 100:
+        answers += await read_answer(connection)
+    assert answers.count(b"HTTP/1.1 404 ") == 100
+    connection.close()
+
+
 async def test_garbage_inside_tls_gets_bad_request_and_the_end(node):
     connection = await visit(node)
     await connection.write_all(b"\xff" * 30_000)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom_tun.errors import PeerError, ProtocolViolation
-from phantom_tun.net.links.web import MAX_AGE, MAX_REQUESTS, Site, Visitor
+from phantom_tun.net.links.web import ENOUGH, MAX_AGE, MAX_REQUESTS, Site, Visitor
 
 NOW = 1_800_000_000.0
 PAGE = b"<html>hello</html>"
@@ -294,6 +294,18 @@ def test_the_last_wish_for_the_connection_counts(
     answer = one.feed(with_headers(*headers, line=b"GET / HTTP/" + version), NOW)
     assert (b"Connection: keep-alive" in answer) is keeps
     assert one.closing is not keeps
+
+
+def test_no_more_is_answered_at_once_than_can_be_sent_soon() -> None:
+    one = visitor()
+    answers = [one.feed(GET * 200, NOW)]
+    assert one.feed(b"", NOW)
+    assert not one.is_idle
+    while one.has_more:
+        assert not one.closing
+        answers.append(one.go_on(NOW))
+    assert all(len(answer) < ENOUGH + len(ask(GET)) for answer in answers)
+    assert one.closing
 
 
 def test_a_connection_has_a_last_request() -> None:

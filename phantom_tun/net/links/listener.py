@@ -243,6 +243,9 @@ class Greeter:
             with trio.fail_after(self._limits.request_deadline):
                 answer = b""
                 while not (answer or visitor.closing or visitor.nonce):
+                    if visitor.has_more:
+                        answer = visitor.go_on(self._clock.now())
+                        continue
                     await connection.wait_readable()
                     view = memoryview(bytearray(READ_LEN))
                     count = await connection.read_some(view)

@@ -23,6 +23,9 @@ from phantom_tun.wire.door import (
     to_header,
 )
 
+ENOUGH = 16_384
+"""Bytes of answers after which the next request waits until they are sent."""
+
 PAGES = frozenset({b"/", b"/index.html"})
 
 IN_CLEAR = "The plain HTTP request was sent to HTTPS port"
@@ -93,6 +96,7 @@ class Visitor:
         "_in_clear",
         "_site",
         "closing",
+        "has_more",
         "nonce",
     )
 
@@ -112,13 +116,16 @@ class Visitor:
         self._begun: float | None = None
         self.closing = False
         """The connection is to be closed after what was returned is sent."""
+        self.has_more = False
+        """Requests may have come that are not answered yet: :meth:`go_on` comes next."""
         self.nonce: bytes | None = None
         """Of a token that was found good: :meth:`welcome` or :meth:`decline` comes next."""
 
     @property
     def is_idle(self) -> bool:
         """Something was answered, and nothing has come since."""
-        return self._answered > 0 and self._body is None and not self._head.begun
+        waits = self._body is None and not self._head.begun and not self.has_more
+        return self._answered > 0 and waits
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Take what the visitor sent (``b""`` at its end); returns what to send back."""
@@ -126,11 +133,16 @@ class Visitor:
             self._begun = now
         self._data += data
         self._ended = not data
-        return self._go_on(now)
+        return self.go_on(now)
 
-    def _go_on(self, now: float) -> bytes:
-        answers = []
+    def go_on(self, now: float) -> bytes:
+        """What is to be sent back to what has come and wasn't answered so far."""
+        answers: list[bytes] = []
+        self.has_more = False
         while not self.closing and self.nonce is None:
+            if self._data and sum(map(len, answers)) >= ENOUGH:
+                self.has_more = True
+                break
             try:
                 if self._body is not None:
                     if not self._body.skip(self._data):
@@ -147,7 +159,8 @@ class Visitor:
             self.nonce = self._ask_to_upgrade(self._head, self._head.line, now)
             if self.nonce is None:
                 answers.append(self._answer(self._head.line, now))
-        self.closing = self.closing or (self._ended and self.nonce is None)
+        waits = self.has_more or self.nonce is not None
+        self.closing = self.closing or (self._ended and not waits)
         return b"".join(answers)
 
     def decline(self, now: float) -> bytes:
@@ -156,7 +169,7 @@ class Visitor:
         if self.nonce is None or self._head.line is None:
             return b""
         self.nonce = None
-        return self._answer(self._head.line, now) + self._go_on(now)
+        return self._answer(self._head.line, now) + self.go_on(now)
 
     def welcome(self, welcome: bytes) -> bytes:
         """The answer that ends HTTP on this connection.
