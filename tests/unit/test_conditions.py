@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 import pytest
 
-from phantom_tun.net.links.conditions import Version, ranges_of
+from phantom_tun.net.links.conditions import Version, ranges_of, takes_gzip
 
 VERSION = Version.of(b"page")
 TAG, DATE = VERSION.tag, VERSION.date.encode()
@@ -91,3 +91,21 @@ def test_no_range_takes_long_to_read() -> None:
 )
 def test_ranges(value: bytes, ranges: list[range] | None) -> None:
     assert ranges_of(value, 100) == ranges
+
+
+@pytest.mark.parametrize(
+    ("value", "takes"),
+    [
+        (b"gzip", True),
+        (b"deflate, GZIP;q=0.5, br", True),
+        (b"gzip; q=1", True),
+        (b"gzip;q=0", False),
+        (b"gzip;q=0.000", False),
+        (b"gzipx", False),
+        (b"xgzip", False),
+        (b"*", False),
+    ],
+)
+def test_who_takes_gzip(value: bytes, takes: bool) -> None:
+    assert takes_gzip({b"accept-encoding": value}) is takes
+    assert not takes_gzip({b"accept-encoding": value, b"via": b"x"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import h11
 import pytest
 from hypothesis import given
@@ -348,6 +350,31 @@ def test_a_part_of_the_page() -> None:
     answer = ask(with_headers(b"Range: bytes=18-"))
     assert answer.startswith(b"HTTP/1.1 416 Requested Range Not Satisfiable\r\n")
     assert b"\r\nContent-Range: bytes */18\r\n\r\n" in answer
+
+
+def test_who_understands_gzip_gets_it() -> None:
+    page = PAGE * 2
+    one = Visitor(Site(page), check)
+    asked = with_headers(b"Accept-Encoding: gzip, br", b"Range: bytes=0-1")
+    head, _, chunks = one.feed(asked, NOW).partition(b"\r\n\r\n")
+    assert b"\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\nETag: W/" in head
+    assert head.endswith(b"\r\nContent-Encoding: gzip")
+    assert b"Content-Length" not in head
+    length, _, rest = chunks.partition(b"\r\n")
+    assert rest.endswith(b"\r\n0\r\n\r\n")
+    assert zlib.decompress(rest[: int(length, 16)], 16 + zlib.MAX_WBITS) == page
+    without = head.replace(b"Transfer-Encoding: chunked\r\n", b"")
+    assert one.feed(asked.replace(b"GET", b"HEAD"), NOW) == without + b"\r\n\r\n"
+    answer = one.feed(asked.replace(b"/1.1", b"/1.0"), NOW)
+    assert answer.startswith(b"HTTP/1.1 206 ")
+
+
+def test_only_pages_worth_it_are_compressed() -> None:
+    gzip = b"Accept-Encoding: gzip"
+    assert ask(with_headers(gzip)) == ask(GET)
+    unknown = b"GET /x HTTP/1.1"
+    assert b"Content-Encoding: gzip" in ask(with_headers(gzip, line=unknown))
+    assert b"Content-Encoding" not in ask(with_headers(gzip, line=b"POST / HTTP/1.1"))
 
 
 def test_another_page_than_there_is() -> None:

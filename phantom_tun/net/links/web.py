@@ -12,7 +12,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from phantom_tun.errors import PeerError
-from phantom_tun.net.links.conditions import Version, ranges_of
+from phantom_tun.net.links.conditions import Version, gzip, ranges_of, takes_gzip
 from phantom_tun.net.links.request_heads import Body, Head, RefusedError
 from phantom_tun.net.links.request_lines import RequestLine, path_of
 from phantom_tun.wire.door import (
@@ -25,6 +25,8 @@ from phantom_tun.wire.door import (
 
 ENOUGH = 16_384
 """Bytes of answers after which the next request waits until they are sent."""
+
+MIN_PACKED_LEN = 20
 
 PAGES = frozenset({b"/", b"/index.html"})
 
@@ -79,6 +81,7 @@ def _reason(status: HTTPStatus) -> str:
 
 
 _TOKEN = TOKEN_HEADER.lower().encode()
+_WANTED = (_TOKEN, b"accept-encoding", b"via")
 _Headers = list[tuple[str, str]]
 
 
@@ -110,7 +113,7 @@ class Visitor:
         self._check = check
         self._data = bytearray()
         self._ended = False
-        self._head = Head(_TOKEN)
+        self._head = Head(*_WANTED)
         self._body: Body | None = None
         self._answered = 0
         self._begun: float | None = None
@@ -238,7 +241,7 @@ class Visitor:
             answer = self._show(now)
         else:
             answer = self._respond(status, now, self._site.error_page(status))
-        self._head = Head(_TOKEN)
+        self._head = Head(*_WANTED)
         return go_on + answer
 
     def _show(self, now: float) -> bytes:
@@ -253,6 +256,9 @@ class Visitor:
         tag = ("ETag", site.version.tag.decode())
         if status is HTTPStatus.NOT_MODIFIED:
             return self._respond(status, now, None, [modified], [tag])
+        if self._packs(status, site.page):
+            weak = ("ETag", "W/" + site.version.tag.decode())
+            return self._respond(status, now, site.page, [modified], [weak])
         ranges: list[range] | None = []
         if b"range" in headers and site.version.allows_range(headers.get(b"if-range")):
             ranges = ranges_of(headers[b"range"], len(site.page))
@@ -267,6 +273,11 @@ class Visitor:
             return self._respond(HTTPStatus.PARTIAL_CONTENT, now, piece, [modified], [tag, where])
         accepts = ("Accept-Ranges", "bytes")
         return self._respond(status, now, site.page, [modified], [tag, accepts])
+
+    def _packs(self, status: HTTPStatus, body: bytes) -> bool:
+        head = self._head
+        worth_it = status in {HTTPStatus.OK, HTTPStatus.NOT_FOUND} and len(body) >= MIN_PACKED_LEN
+        return worth_it and head.is_new and takes_gzip(head.headers)
 
     def _refuse(self, error: RefusedError, now: float) -> bytes:
         """What no web server takes."""
@@ -289,13 +300,23 @@ class Visitor:
         if body is not None and status >= HTTPStatus.BAD_REQUEST and _is_padded(agent):
             body += _PADDING
         headers = [("Server", self._site.software), ("Date", formatdate(now, usegmt=True))]
+        head_only = line is not None and line.method == b"HEAD"
+        packed = body is not None and self._packs(status, body)
         if body is not None:
-            headers += [("Content-Type", "text/html"), ("Content-Length", str(len(body)))]
+            headers.append(("Content-Type", "text/html"))
+            if not packed:
+                headers.append(("Content-Length", str(len(body))))
         headers += before or []
+        if packed and not head_only:
+            headers.append(("Transfer-Encoding", "chunked"))
         headers.append(("Connection", "close" if self.closing else "keep-alive"))
         headers += after or []
+        if packed:
+            headers.append(("Content-Encoding", "gzip"))
         head = _pack(f"{status.value} {_reason(status)}", headers)
-        return head if line is not None and line.method == b"HEAD" else head + (body or b"")
+        if body is None or head_only:
+            return head
+        return head + (gzip(body) if packed else body)
 
 
 def _pack(status: str, headers: _Headers) -> bytes:
