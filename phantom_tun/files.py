@@ -6,6 +6,7 @@ sentence that says what to do, because a person has to do it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -45,6 +46,26 @@ def atomic_write(path: Path, data: bytes, *, mode: int = _PRIVATE_FILE) -> None:
         ) from error
 
 
+def read_plain(path: Path, at_most: int) -> bytes:
+    """What is in a file of the node's own, whatever somebody has put in its place: it is neither
+    waited for nor read without end.
+
+    :param at_most: bytes it can have.
+    :raises OSError: there is none, it can't be read, is no plain file, or is longer.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(at_most + 1)
+    finally:
+        os.close(handle)
+    if len(data) > at_most:
+        raise OSError(errno.EFBIG, f"it is longer than {at_most} bytes")
+    return data
+
+
 def load_secret(path: Path, *, size: int | None = None) -> bytes | None:
     """Read a secret, or return ``None`` when there is no such file.
 
@@ -70,8 +91,8 @@ def load_secret(path: Path, *, size: int | None = None) -> bytes | None:
     expected = f"{size} bytes" if size is not None else f"1 to {SECRET_MAX_BYTES} bytes"
     if (size is not None and len(data) != size) or not 0 < len(data) <= SECRET_MAX_BYTES:
         raise ConfigError(
-            f"the key file {path} doesn't hold {expected}: it is damaged; restore it from a "
-            "backup, or move it away and a new key (a new identity) is made at the next start"
+            f"the file {path} doesn't hold {expected}: it is damaged; restore it from a backup, or "
+            "move it away and a new one is made at the next start (a key: another identity)"
         )
     return data
 

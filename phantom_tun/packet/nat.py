@@ -24,6 +24,7 @@ The table is changed by one thread; :attr:`NatTable.rewrites` may be read by ano
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -32,9 +33,13 @@ from phantom_tun.errors import CapacityExceeded, UsageError
 from phantom_tun.packet.checksum import difference
 from phantom_tun.packet.header import FlowKey, flow_key, reverse_key
 
-Rewrite = tuple[bytes, int, int]
-"""Replacement for the flow key, what that adds to the TCP checksum, and to the IPv4 checksum.
-A bare tuple because the hot loop unpacks one per packet."""
+Witness = Callable[[memoryview], None]
+"""Is shown a packet after it was rewritten and sent on, in the thread that did so."""
+
+Rewrite = tuple[bytes, int, int, Witness | bool]
+"""Replacement for the flow key, what that adds to the TCP checksum, and to the IPv4 checksum; and
+``True``, or who has to see the packet then. A bare tuple because the hot loop unpacks one per
+packet."""
 
 FIRST_PORT = 1024
 LAST_PORT = 65_535
@@ -60,7 +65,7 @@ class _Lingering:
 
 def rewrite(old: FlowKey, new: FlowKey) -> Rewrite:
     """The entry that turns packets of key ``old`` into packets of key ``new``."""
-    return new, difference(new, old), difference(new[:-4], old[:-4])
+    return new, difference(new, old), difference(new[:-4], old[:-4]), True
 
 
 class NatTable:
@@ -94,11 +99,16 @@ class NatTable:
         return len(self._released)
 
     def bind(
-        self, application: FlowKey, local: Endpoint, peer: IPv4Address | IPv6Address
+        self,
+        application: FlowKey,
+        local: Endpoint,
+        peer: IPv4Address | IPv6Address,
+        witness: Witness | None = None,
     ) -> Binding:
         """Join the application's key to the daemon's socket at ``local``; the socket's packets will
         go to a fresh port of ``peer``.
 
+        :param witness: is shown what the application sends until :meth:`settle`.
         :raises UsageError: the application's key has a live binding.
         :raises CapacityExceeded: all ports of ``peer`` are taken.
         """
@@ -111,13 +121,21 @@ class NatTable:
         self._forget_lingering(application)
         self._by_application[application] = binding
         self.rewrites[socket_key] = rewrite(socket_key, reverse_key(application))
-        self.rewrites[application] = rewrite(application, reverse_key(socket_key))
+        entry = rewrite(application, reverse_key(socket_key))
+        self.rewrites[application] = (*entry[:3], witness or True)
         return binding
+
+    def settle(self, binding: Binding) -> None:
+        """Nobody has to see the flow's packets any more. Idempotent."""
+        if self._by_application.get(binding.application) is binding:
+            entry = self.rewrites[binding.application]
+            self.rewrites[binding.application] = (*entry[:3], True)
 
     def release(self, binding: Binding, now: float) -> None:
         """The flow is over; keep translating its late segments for a while. Idempotent."""
         if self._by_application.get(binding.application) is not binding:
             return
+        self.settle(binding)
         del self._by_application[binding.application]
         for key in (binding.application, binding.socket):
             # In this order: who looks into both tables, one after the other, finds it.

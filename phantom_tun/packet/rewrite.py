@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from phantom_tun.packet.checksum import Buffer
 from phantom_tun.packet.header import FRAGMENT_MASK, HEADER4, HEADER6, Protocol
-from phantom_tun.packet.nat import Rewrite
+from phantom_tun.packet.nat import Rewrite, Witness
 
 TCP_HEADER = 20
 SHORTEST_BUFFER = HEADER6 + TCP_HEADER
@@ -31,10 +31,11 @@ _TCP_SUM6_AT = HEADER6 + 16
 _FLAGS4_AT = HEADER4 + 13
 _FLAGS6_AT = HEADER6 + 13
 _SYN_ACK_RST_FIN = 0x17
-_SYN = 0x02
+_SYN, _RST = 0x02, 0x04
 
-Translator = Callable[[bytearray, int], bool]
-"""Takes a buffer and the length of the packet at its start; true if the packet was rewritten."""
+Translator = Callable[[bytearray, int], Witness | bool]
+"""Takes a buffer and the length of the packet at its start; true if the packet was rewritten, or
+who has to see it then."""
 
 
 def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
@@ -47,7 +48,7 @@ def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
     read4, write4, read6, write_sum = _READ4, _WRITE4, _READ6, _WRITE_SUM
     shortest4, shortest6 = HEADER4 + TCP_HEADER, HEADER6 + TCP_HEADER
 
-    def translate(buffer: bytearray, length: int) -> bool:
+    def translate(buffer: bytearray, length: int) -> Witness | bool:
         first = buffer[0]
         if first == 0x45:
             fragment, protocol, ip_sum, key, tcp_sum = read4(buffer)
@@ -56,13 +57,13 @@ def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
             entry = find(key)
             if entry is None:
                 return False
-            new, tcp_delta, ip_delta = entry
+            new, tcp_delta, ip_delta, outcome = entry
             # checksum.updated(), written out: a call would cost as much as the rest.
             total = (ip_sum ^ 0xFFFF) + ip_delta
             write4(buffer, _SUM4_AT, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF, new)
             total = (tcp_sum ^ 0xFFFF) + tcp_delta
             write_sum(buffer, _TCP_SUM4_AT, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF)
-            return True
+            return outcome
         if first >> 4 == 6:
             protocol, key, tcp_sum = read6(buffer)
             if protocol != tcp or length < shortest6:
@@ -70,11 +71,11 @@ def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
             entry = find(key)
             if entry is None:
                 return False
-            new, tcp_delta, _ = entry
+            new, tcp_delta, _, outcome = entry
             buffer[_KEY6_AT : _KEY6_AT + 36] = new
             total = (tcp_sum ^ 0xFFFF) + tcp_delta
             write_sum(buffer, _TCP_SUM6_AT, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF)
-            return True
+            return outcome
         return False
 
     return translate
@@ -82,5 +83,13 @@ def make_translator(rewrites: Mapping[bytes, Rewrite]) -> Translator:
 
 def is_syn(packet: Buffer) -> bool:
     """Whether a packet that a translator rewrote asks for a new connection."""
-    at = _FLAGS4_AT if packet[0] >> 4 == 4 else _FLAGS6_AT
-    return packet[at] & _SYN_ACK_RST_FIN == _SYN
+    return _flags(packet) & _SYN_ACK_RST_FIN == _SYN
+
+
+def is_reset(packet: Buffer) -> bool:
+    """Whether a packet that a translator rewrote ends its connection at once."""
+    return _flags(packet) & _RST != 0
+
+
+def _flags(packet: Buffer) -> int:
+    return packet[_FLAGS4_AT if packet[0] >> 4 == 4 else _FLAGS6_AT]

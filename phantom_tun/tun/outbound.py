@@ -42,7 +42,7 @@ from phantom_tun.errors import (
 from phantom_tun.packet.answer import host_unreachable, reset_for
 from phantom_tun.packet.header import FlowKey, endpoints_of
 from phantom_tun.packet.nat import Binding
-from phantom_tun.packet.rewrite import SHORTEST_BUFFER, make_translator
+from phantom_tun.packet.rewrite import SHORTEST_BUFFER, is_reset, make_translator
 from phantom_tun.tasks import Tasks
 from phantom_tun.tun.bridge import prepare, release, reset
 from phantom_tun.tun.device import TunDevice
@@ -90,6 +90,7 @@ class _Rendezvous:
     """Where the acceptor leaves the socket of an injected SYN."""
 
     arrived: trio.Event = field(default_factory=trio.Event)
+    """Set, too, if there is nobody any more who could come."""
     sock: socket.socket | None = None
 
 
@@ -259,12 +260,21 @@ class Outbound:
     async def _connect(self, held: _Held, stream: ByteStream) -> None:
         shared, version = self._shared, held.flow.source.address.version
         sock = None
+        rendezvous = _Rendezvous()
+
+        def witness(packet: memoryview) -> None:
+            # A program that closes before it is connected says nothing; its kernel does, as soon as
+            # it is told that it is.
+            if is_reset(packet):
+                shared.token.run_sync_soon(rendezvous.arrived.set)
+
         try:
             binding = shared.nat.bind(
-                held.key, self._listeners[version], shared.plan.roles[version].peer
+                held.key, self._listeners[version], shared.plan.roles[version].peer, witness
             )
             try:
-                sock = await self._handshake(held, binding)
+                sock = await self._handshake(held, binding, rendezvous)
+                shared.nat.settle(binding)
                 if sock is None:
                     shared.counters.add("application_gone")
                 else:
@@ -277,9 +287,10 @@ class Outbound:
             if sock is None:
                 await release(stream)
 
-    async def _handshake(self, held: _Held, binding: Binding) -> socket.socket | None:
+    async def _handshake(
+        self, held: _Held, binding: Binding, rendezvous: _Rendezvous
+    ) -> socket.socket | None:
         """Let the SYN through and wait for what comes of it."""
-        rendezvous = _Rendezvous()
         self._expected[binding.peer] = rendezvous
         self._forget(held)
         try:

@@ -93,13 +93,16 @@ class Pump:
                 continue
             except OSError as error:
                 raise WorldError(self._removed) from error
-            if not translate(buffer, length):
+            outcome = translate(buffer, length)
+            if not outcome:
                 self._sort(view[:length])
                 continue
             try:
                 write(fd, view[:length])
             except OSError:
                 self.counters.add("dropped_by_kernel")
+            if outcome is not True:
+                outcome(view[:length])
 
     @property
     def _removed(self) -> str:

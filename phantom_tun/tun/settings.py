@@ -28,8 +28,8 @@ class Timeouts:
     """For the overlay to answer a connection attempt; Linux gives up on a SYN after 127."""
     filtered_retry: float = 15.0
     """A flow to a filtered port isn't tried again before this, whatever the application sends."""
-    accept: float = 10.0
-    """For the local handshake once the far side has accepted."""
+    accept: float = 3.0
+    """For the local handshake once the far side has accepted; it never leaves the machine."""
     local_connect: float = 15.0
     """For a local service to accept."""
     drain: float = 900.0

@@ -65,8 +65,16 @@ def warnings(node: Node) -> list[str]:
         *node.publishers.warnings(),
         *_bans(node),
         *node.deaths.warnings(node.clock.now()),
+        *_files(node),
         *_dialing(node),
         *_exposure(node),
+    ]
+
+
+def _files(node: Node) -> list[str]:
+    return [
+        f"{reason}; until then a restart may know less than this node does now"
+        for reason in node.netdb.unwritten.values()
     ]
 
 

@@ -40,6 +40,25 @@ def test_keys_name_their_endpoints(pair: tuple[Endpoint, Endpoint]) -> None:
     assert reverse_key(reverse_key(key)) == key
 
 
+def test_a_witness_sees_what_the_application_sends_until_the_flow_is_settled() -> None:
+    table = NatTable(linger=10)
+
+    def witness(_packet: memoryview) -> None:
+        raise AssertionError
+
+    binding = table.bind(KEY, LISTENER, PEER, witness)
+    assert table.rewrites[KEY][3] is witness
+    assert table.rewrites[binding.socket][3] is True
+    table.settle(binding)
+    assert table.rewrites[KEY][3] is True
+    table.release(binding, 0)
+    again = table.bind(KEY, LISTENER, PEER, witness)
+    table.settle(binding)  # of the earlier one
+    assert table.rewrites[KEY][3] is witness
+    table.release(again, 0)
+    assert table.lingering[KEY][3] is True
+
+
 def test_a_binding_is_two_mirrored_rewrites() -> None:
     table = NatTable(linger=65)
     binding = table.bind(KEY, LISTENER, PEER)
@@ -149,7 +168,7 @@ class NatMachine(RuleBasedStateMachine):
         assert len(self.table) == len(self.live)
         assert len(self.table.rewrites) == 2 * len(self.live)
         for entries in (self.table.rewrites, self.table.lingering):
-            for key, (new, _, _) in entries.items():
+            for key, (new, *_) in entries.items():
                 assert entries[reverse_key(FlowKey(new))][0] == reverse_key(FlowKey(key))
         ports = [binding.peer for binding in self.live.values()]
         assert len(set(ports)) == len(ports)

@@ -150,6 +150,25 @@ async def test_an_application_gone_before_the_handshake(mock_clock: Any) -> None
             await far.receive()
 
 
+@pytest.mark.parametrize("version", [4, 6])
+async def test_an_application_that_closed_while_it_connected_is_not_waited_for(
+    mock_clock: Any, version: int
+) -> None:
+    async with world(mock_clock) as w:
+        far = (await ask(w, version)).accept_stream()
+        injected = await w.receive()
+        # Its kernel says so as soon as it hears that the connection stands.
+        await w.send(bytes(ip(version) / TCP(sport=5000, dport=80, flags="R", seq=2)))
+        passed = await w.receive()
+        assert passed[TCP].flags == "R"
+        assert (passed[TCP].sport, passed.dst) == (injected[TCP].sport, injected.dst)
+        await w.all_decided()
+        assert w.flows() == []
+        assert w.count("application_gone") == 1
+        with pytest.raises(StreamReset):
+            await far.receive()
+
+
 # --- established --------------------------------------------------------------------------------
 
 

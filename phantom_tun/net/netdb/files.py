@@ -13,7 +13,7 @@ import trio
 
 from phantom_tun.clock import MINUTE, Rng
 from phantom_tun.errors import ConfigError, WireError
-from phantom_tun.files import atomic_write
+from phantom_tun.files import atomic_write, read_plain
 from phantom_tun.ids import NetworkId
 from phantom_tun.netdb import cachefile, holdings, override_file
 from phantom_tun.netdb.book import NodeBook
@@ -29,6 +29,9 @@ SAVE_HOLDINGS_EVERY = 2.0
 """Seconds between writing what is held, if it changed."""
 SAVE_RATE = 100_000.0
 """Bytes per second of holdings that are written at most, on average."""
+
+LARGEST = 64 << 20
+"""Bytes that any of these files can have, with room to spare."""
 
 _log = structlog.get_logger()
 
@@ -63,6 +66,12 @@ class Keeper:
         self._store = store
         self._rng = rng
         self._saved_changes = 0
+        self._unwritten: dict[Path, str] = {}
+
+    @property
+    def unwritten(self) -> dict[Path, str]:
+        """Files that couldn't be written the last time, and why."""
+        return dict(self._unwritten)
 
     def load(self, verifier: Verifier, now: float) -> list[NodeRecord]:
         """Bring back what earlier runs left; returns nodes that can be asked, also some that were
@@ -95,36 +104,42 @@ class Keeper:
         await trio.sleep(FIRST_SAVE)
         while True:
             if self._files.nodes is not None:
-                await trio.to_thread.run_sync(_write, self._files.nodes, self._nodes())
+                await trio.to_thread.run_sync(self._write, self._files.nodes, self._nodes())
             await trio.sleep(SAVE_NODES_EVERY * self._rng.uniform(0.75, 1.25))
 
     async def save_holdings(self) -> None:
         """Write what is held whenever it changed, for ever."""
         while True:
             await trio.sleep(SAVE_HOLDINGS_EVERY * self._rng.uniform(0.75, 1.25))
-            if self._files.overrides is not None and self._commands_changed:
-                await trio.to_thread.run_sync(_write, self._files.overrides, self._commands())
-            if self._files.holdings is None or self._store.changes == self._saved_changes:
+            if self._files.overrides is not None and self._commands_due:
+                await trio.to_thread.run_sync(self._write, self._files.overrides, self._commands())
+            if self._files.holdings is None or not self._holdings_due:
                 continue
             content = self._holdings()
-            await trio.to_thread.run_sync(_write, self._files.holdings, content)
+            await trio.to_thread.run_sync(self._write, self._files.holdings, content)
             await trio.sleep(len(content) / SAVE_RATE)
 
     def save(self) -> None:
         """Write everything once more, at the end."""
-        if self._files.overrides is not None and self._commands_changed:
-            _write(self._files.overrides, self._commands())
+        if self._files.overrides is not None and self._commands_due:
+            self._write(self._files.overrides, self._commands())
         if self._files.nodes is not None and len(self._book):
-            _write(self._files.nodes, self._nodes())
-        if self._files.holdings is not None and self._store.changes != self._saved_changes:
-            _write(self._files.holdings, self._holdings())
+            self._write(self._files.nodes, self._nodes())
+        if self._files.holdings is not None and self._holdings_due:
+            self._write(self._files.holdings, self._holdings())
 
     def _nodes(self) -> bytes:
         return cachefile.dump(self._network_id, self._book)
 
     @property
-    def _commands_changed(self) -> bool:
-        return self._overrides.changes != self._saved_commands
+    def _commands_due(self) -> bool:
+        changed = self._overrides.changes != self._saved_commands
+        return changed or self._files.overrides in self._unwritten
+
+    @property
+    def _holdings_due(self) -> bool:
+        changed = self._store.changes != self._saved_changes
+        return changed or self._files.holdings in self._unwritten
 
     def _commands(self) -> bytes:
         self._saved_commands = self._overrides.changes
@@ -134,20 +149,24 @@ class Keeper:
         self._saved_changes = self._store.changes
         return holdings.dump(self._network_id, self._store)
 
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            atomic_write(path, content)
+        except ConfigError as error:
+            if path not in self._unwritten:
+                _log.warning("netdb file not written", reason=str(error))
+            self._unwritten[path] = str(error)
+        else:
+            if self._unwritten.pop(path, None) is not None:
+                _log.info("netdb file written again", file=str(path))
+
 
 def _read(path: Path | None, use: Callable[[bytes], None]) -> None:
     if path is None:
         return
     try:
-        use(path.read_bytes())
+        use(read_plain(path, LARGEST))
     except FileNotFoundError:
         return
     except (OSError, WireError) as error:
         _log.warning("netdb file ignored", file=str(path), reason=str(error))
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        atomic_write(path, content)
-    except ConfigError as error:
-        _log.warning("netdb file not written", reason=str(error))

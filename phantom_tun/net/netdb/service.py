@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
+from pathlib import Path
 from typing import Protocol
 
 import trio
@@ -336,6 +337,11 @@ class NetdbService:
     def report_success(self, node_id: NodeId) -> None:
         """A node did what it should."""
         self._book.succeeded(node_id, self._clock.now())
+
+    @property
+    def unwritten(self) -> dict[Path, str]:
+        """Files that couldn't be written the last time, and why."""
+        return self._keeper.unwritten
 
     def statistics(self) -> dict[str, int]:
         """Counts for people."""
