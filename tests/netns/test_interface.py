@@ -283,6 +283,23 @@ def test_refused_at_once(nodes: tuple[Node, Node], version: int) -> None:
     assert time.monotonic() - started < 10  # the kernel would go on trying for minutes
 
 
+@versions
+def test_who_closes_while_it_connects_leaves_nothing_behind(
+    nodes: tuple[Node, Node], version: int
+) -> None:
+    a, b = nodes
+    before = [node.ask("flows") for node in nodes]
+    with b.listen(version, AP_B[version]) as server:
+        for _ in range(20):
+            with a.socket(version) as sock:
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.connect((AP_B[version], server.getsockname()[1]))
+        began = time.monotonic()
+        wait_until(lambda: [node.ask("flows") for node in nodes] == before)
+        assert time.monotonic() - began < 3
+
+
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs the nft tool")
 @versions
 def test_a_port_that_the_servers_firewall_rejects_is_refused(
