@@ -147,8 +147,8 @@ class Node:
             clock=self.clock,
             rng=rng,
         )
-        self._guard_file = GuardFile(self._state_dir)
-        self._guards = self._guard_file.load(config.guards.trusted_ids)
+        self.guard_file = GuardFile(self._state_dir)
+        self._guards = self.guard_file.load(config.guards.trusted_ids)
         self.netdb = NetdbService(
             self.network,
             self._own_record.current,
@@ -221,7 +221,7 @@ class Node:
                 own_record=lambda: self._own_record.current,
                 candidates=lambda _now: self.netdb.candidates(),
                 relatives=config.node.family_ids,
-                save_guards=self._guard_file.save,
+                save_guards=self.guard_file.save,
             ),
             clock=self.clock,
             rng=rng,

@@ -28,6 +28,7 @@ from phantom_tun.files import (
     ensure_private_directory,
     load_or_create_secret,
     load_secret,
+    read_plain,
 )
 from phantom_tun.ids import CertHash, NetworkId, NodeId
 from phantom_tun.netdb import proof
@@ -108,7 +109,7 @@ def _pow_nonce(path: Path, network: NetworkParams, identity: bytes) -> int:
 
 def _stored_nonce(path: Path, network_id: NetworkId) -> int | None:
     try:
-        content = path.read_bytes()
+        content = read_plain(path, len(network_id) + _NONCE_LEN)
     except FileNotFoundError:
         return None
     except OSError as error:

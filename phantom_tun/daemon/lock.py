@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from phantom_tun.errors import ConfigError
-from phantom_tun.files import atomic_write
+from phantom_tun.files import atomic_write, read_plain
 
 PID_FILE = "daemon.pid"
 
@@ -52,7 +52,7 @@ class StateLock:
 
     def _named(self) -> str:
         try:
-            return f" (process {int(self._pid_file.read_bytes()[:20])})"
+            return f" (process {int(read_plain(self._pid_file, 20))})"
         except (OSError, ValueError):
             return ""
 

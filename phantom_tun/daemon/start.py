@@ -71,6 +71,7 @@ def run_daemon(
         drop_privileges(account, INTERFACE_CAPABILITIES if config.wants_interface else ())
         check_program()
         lock.write_pid()
+        node = new_node(config, profile, listeners, interface)
         _log.info(
             "started",
             version=__version__,
@@ -80,7 +81,6 @@ def run_daemon(
             interface=config.interface.name if interface is not None else None,
             open_files=open_files,
         )
-        node = new_node(config, profile, listeners, interface)
         try:
             trio.run(serve, node, control, access, whereabouts)
         except ExceptionGroup as group:

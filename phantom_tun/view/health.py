@@ -72,9 +72,11 @@ def warnings(node: Node) -> list[str]:
 
 
 def _files(node: Node) -> list[str]:
+    reasons = [*node.netdb.unwritten.values(), node.guard_file.problem]
     return [
         f"{reason}; until then a restart may know less than this node does now"
-        for reason in node.netdb.unwritten.values()
+        for reason in reasons
+        if reason is not None
     ]
 
 

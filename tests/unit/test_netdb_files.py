@@ -15,6 +15,7 @@ import trio
 from phantom_tun.files import read_plain
 from phantom_tun.ids import NetworkId
 from phantom_tun.net.netdb.files import LARGEST, SAVE_HOLDINGS_EVERY, Keeper, NetdbFiles
+from phantom_tun.net.paths.guard_file import GuardFile
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.store import ApStore
@@ -86,7 +87,7 @@ async def test_what_could_not_be_written_is_told_and_tried_again(
     monkeypatch.setattr(trio.to_thread, "run_sync", at_once)
     directory = tmp_path / "state"
     kept = keeper(directory, monkeypatch)
-    node = SimpleNamespace(netdb=kept)
+    node = SimpleNamespace(netdb=kept, guard_file=GuardFile(tmp_path))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept.save_holdings)
         await trio.sleep(2 * SAVE_HOLDINGS_EVERY)

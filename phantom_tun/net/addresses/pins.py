@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phantom_tun.errors import ConfigError, Unreachable, UsageError
-from phantom_tun.files import atomic_write
+from phantom_tun.files import atomic_write, read_plain
 from phantom_tun.ids import PublicKey
 
 PINS_FILE = "pins"
@@ -182,17 +182,13 @@ def fingerprint(public_key: bytes) -> str:
 
 def _load(path: Path) -> dict[ipaddress.IPv4Address, Pin]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        text = data.decode("ascii")
+        text = read_plain(path, _MAX_BYTES).decode("ascii")
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"can't read the pins {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the pins {path} are damaged: not a text; restore a backup") from error
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"the pins {path} are larger than they can be; restore a backup")
     pins: dict[ipaddress.IPv4Address, Pin] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if line.startswith("#") or not line.strip():

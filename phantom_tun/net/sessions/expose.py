@@ -15,7 +15,7 @@ import msgspec
 
 from phantom_tun.decoding import UNREADABLE
 from phantom_tun.errors import ConfigError, UsageError
-from phantom_tun.files import atomic_write
+from phantom_tun.files import atomic_write, read_plain
 from phantom_tun.ids import ApAddress
 
 Transport = Literal["tcp", "udp"]
@@ -86,8 +86,7 @@ class ExposeRules:
         if self._file is None:
             return
         try:
-            with self._file.open("rb") as file:
-                data = file.read(_FILE_LIMIT)
+            data = read_plain(self._file, _FILE_LIMIT)
         except FileNotFoundError:
             return
         except OSError as error:
