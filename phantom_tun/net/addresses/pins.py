@@ -186,7 +186,9 @@ def _load(path: Path) -> dict[ipaddress.IPv4Address, Pin]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise ConfigError(f"can't read the pins {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"can't read the pins {path}: {error.strerror}; make that readable, or restore a backup"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the pins {path} are damaged: not a text; restore a backup") from error
     pins: dict[ipaddress.IPv4Address, Pin] = {}
