@@ -39,6 +39,14 @@ def test_a_healthy_node_has_nothing_to_say(world: World) -> None:
     assert warnings(world.node) == []
 
 
+def test_files_that_could_not_be_written_are_told(world: World) -> None:
+    world.node.netdb.unwritten = {Path("nodes.cache"): "can't write nodes.cache"}
+    world.node.guard_file.problem = "can't write guards.json"
+    first, second = warnings(world.node)
+    assert first.startswith("can't write nodes.cache; ")
+    assert second.startswith("can't write guards.json; ")
+
+
 def test_deaths_count_within_their_time() -> None:
     deaths = PathDeaths()
     for time in (0.0, 300.0, 599.0):

@@ -192,7 +192,9 @@ class _Node:
             own_record=NodeMaker(1).record(),
             commands=lambda: world.commands,
             all_records=lambda: world.known,
+            unwritten={},
         )
+        self.guard_file = SimpleNamespace(problem=None)
 
     @property
     def state(self) -> str:
