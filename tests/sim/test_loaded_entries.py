@@ -15,6 +15,7 @@ from whole_network import IDENTITY, Owner, WholeNetwork, WholeNode, echo, exchan
 
 from phantom_tun.errors import Unreachable, WorldError
 from phantom_tun.net.tunnels import entry_gate, puzzles
+from phantom_tun.net.tunnels.exit_node import share_of_lookups
 from phantom_tun.net.tunnels.puzzles import MAX_PUZZLES
 from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.testing.path_nodes import at_once
@@ -55,7 +56,7 @@ class Crowd:
         sealed = number.to_bytes(8, "big").ljust(SEALED_REQUEST_LEN, b"x")
         request = ConnectRequest(*self.entry[:2], sealed)
         with node.viewing():
-            status, said, _ = await node.dialer.ask(request)
+            status, said, _ = await node.dialer.ask(request, share_of_lookups())
         assert (said != NO_CHALLENGE) == (status is Status.PUZZLE)
         self.answers[status] += 1
 
@@ -151,7 +152,7 @@ async def test_an_exit_node_that_asks_for_work_for_nothing_gets_little(
         caller.hub.workshop = Workshop(RNG, at_once)
         _, entry_path, entry_node = await both_paths(nodes, 1, 0)
 
-        async def ask(_):
+        async def ask(*_):
             return Status.PUZZLE, Challenge(b"s" * 16, bits).pack(), None
 
         for hop in nodes[1].hops._hops.values():

@@ -192,7 +192,7 @@ async def test_an_entry_path_needs_a_route(autojump_clock):
 async def test_too_few_nodes_are_reported_and_counted(autojump_clock):
     async with path_world(5) as world:
         owner = world.nodes[0]
-        with pytest.raises(PathUnavailable, match=r"3 hops need 8 members .* 4 known"):
+        with pytest.raises(PathUnavailable, match=r"3 hops need 8 members .* 4 fit"):
             await build(owner)
         assert owner.builder.statistics()["builds_failed_members"] == 1
         assert not world.network.recorded
