@@ -19,6 +19,8 @@ SECRET_MAX_BYTES = 64 * 1024
 _PRIVATE_FILE = 0o600
 _PRIVATE_DIRECTORY = 0o700
 _OTHERS = 0o077
+_AS_IT_IS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""No link is followed, and a FIFO in a file's place is reported, not waited for."""
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = _PRIVATE_FILE) -> None:
@@ -53,7 +55,7 @@ def read_plain(path: Path, at_most: int) -> bytes:
     :param at_most: bytes it can have.
     :raises OSError: there is none, it can't be read, is no plain file, or is longer.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    handle = os.open(path, _AS_IT_IS)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is no plain file")
@@ -73,8 +75,7 @@ def load_secret(path: Path, *, size: int | None = None) -> bytes | None:
     :raises ConfigError: unreadable, not a plain file, not ours, open to others, or of wrong length.
     """
     try:
-        # O_NONBLOCK: a FIFO put in the key's place must be reported, not waited for.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = os.open(path, _AS_IT_IS)
     except FileNotFoundError:
         return None
     except OSError as error:
