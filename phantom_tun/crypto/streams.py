@@ -21,7 +21,7 @@ SLACK = 16
 """Writable bytes that must follow a region given to :meth:`ChainedStream.process`."""
 
 _BOUNDARIES = (PACKAGE_LEN, 4_096, 16_384, 65_536)
-_LATER_BOUNDARY = 262_144
+_LATER_BOUNDARY = 1_048_576
 _KEY, _POLY = slice(0, 32), slice(32, 64)
 
 WITH, AGAINST = b"with", b"against"

@@ -59,6 +59,27 @@ async def test_a_single_one_waits_for_the_scheduler_only() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_who_moves_alone_has_its_turns_at_once_until_somebody_else_had_one() -> None:
+    turns, looks = Turns(), Looks()
+    trio.lowlevel.add_instrument(looks)
+
+    async def passes(name: int | None) -> int:
+        await trio.lowlevel.checkpoint()  # for what is to be moved
+        before = looks.count
+        await turns.wait(name)
+        return looks.count - before
+
+    assert [await passes(1) for _ in range(4)] == [1, 0, 0, 0]
+    assert [await passes(name) for name in (2, 1, 1, None, None, 1)] == [1, 1, 0, 1, 1, 1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(passes, 2)
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()  # now it is the other's turn, or will be
+        await passes(1)
+    assert await passes(2) == 1
+    trio.lowlevel.remove_instrument(looks)
+
+
 async def test_who_is_cancelled_takes_no_turn_and_gives_none_back() -> None:
     turns = Turns()
     happened: list[str] = []

@@ -119,7 +119,7 @@ class BulkLink:
         """See :meth:`Bulk.receive_pooled`."""
         await self.wait_arrival()
         if self._received >= BULK:
-            await TURNS.wait()
+            await TURNS.wait(id(self))
         while (buffer := self.receive_now(REGION_LEN)) is None:
             await self.connection.wait_arrival()
         self._received = buffer.payload_len()

@@ -126,13 +126,13 @@ class TlsConnection:
         """Bytes read; 0 at the end; ``None`` if nothing has arrived."""
         if self._closed:
             raise LinkBroken("the link was closed")
-        read = self._socket.recv_into
+        read = self._socket.read
         limit = len(view)
         filled = 0
         looking = False
         try:
             while filled < limit:
-                count = read(view[filled:] if filled else view, limit - filled)
+                count: int = read(limit - filled, view[filled:] if filled else view)  # type: ignore[assignment]
                 if not count:
                     break
                 filled += count

@@ -16,24 +16,34 @@ BULK = 32_768
 class Turns:
     """One turn at a time, in the order of asking; for one thread."""
 
-    __slots__ = ("_is_given", "_waiting")
+    __slots__ = ("_is_given", "_last", "_waiting")
 
     def __init__(self) -> None:
         self._is_given = False
+        self._last: int | None = None
+        """Who had the last turn that was asked for with a name."""
         self._waiting = trio.lowlevel.ParkingLot()
 
-    async def wait(self) -> None:
+    async def wait(self, name: int | None = None) -> None:
         """Wait for a turn, which lasts until the caller waits for anything. The next one begins
-        when the scheduler has looked at all sockets, at the earliest."""
+        when the scheduler has looked at all sockets, at the earliest.
+
+        :param name: of a caller that has waited for something since its last turn. If nobody else
+            had one since, sockets were looked at meanwhile, and it needn't wait again.
+        """
         if self._is_given:
             await self._waiting.park()  # if this is cancelled, no turn was given
-            self._pass_on()
+        elif name is not None and name == self._last:
             return
-        self._is_given = True
-        try:
-            await trio.lowlevel.checkpoint()
-        finally:
-            self._pass_on()
+        else:
+            self._is_given = True
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException:
+                self._pass_on()
+                raise
+        self._last = name
+        self._pass_on()
 
     def _pass_on(self) -> None:
         if self._waiting:
