@@ -1,4 +1,4 @@
-"""How our figures change with the number of hops, of tunnels, and of nodes."""
+"""How our figures change with the number of hops, of tunnels, of nodes, and of processes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from phantom_tun.lab.bench.load_wire import Job
 from phantom_tun.lab.bench.measuring import LoadClient
 from phantom_tun.lab.bench.model import GrowthResult, Settings
 from phantom_tun.lab.bench.systems import Place, Running, Say
+from phantom_tun.lab.bench.workers import workers
 from phantom_tun.lab.plan import plan_lab
 
 HOPS = (0, 1, 2, 3, 4, 6, 8)
@@ -163,6 +164,7 @@ GROWTHS: Mapping[str, Growth] = {
         Growth("hops", "Hops on either side", "hops on either side", hops),
         Growth("tunnels", "Idle connections besides, 3 + 3 hops", "connections", tunnels),
         Growth("nodes", "Nodes of the network, 3 + 3 hops", "nodes", nodes),
+        Growth("workers", "A relay that carries 16 tunnels", "processes", workers),
     )
 }
 

@@ -173,3 +173,13 @@ GROWTH_FIGURES = (
     _F("tunnel_relay", "memory of an idle tunnel at a relay", "KiB", "lower"),
     _F("tunnel_edge", "memory of an idle connection at the client's side", "KiB", "lower"),
 )
+    _F("tunnels", "16 tunnels", "Mbit/s", "higher", 0),
+    _F("tunnels_relay", "processor of the relay", "CPU-s/GB", "lower", 2),
+    _F("tunnels_tls", "16 tunnels, TLS at the load's ends too", "Mbit/s", "higher", 0),
+    _F(
+        "tunnels_relay_tls",
+        "processor of the relay, TLS at the load's ends too",
+        "CPU-s/GB",
+        "lower",
+        2,
+    ),

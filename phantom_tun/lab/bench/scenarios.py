@@ -13,7 +13,7 @@ from phantom_tun.lab.bench.model import Condition, Settings
 from phantom_tun.lab.errors import BadLabOption
 
 SYSTEMS = ("ours", "tor", "tor-vanilla", "yggdrasil", "i2pd", "tls-chain", "ours-0")
-GROWTH = ("hops", "tunnels", "nodes")
+GROWTH = ("hops", "tunnels", "nodes", "workers")
 
 _ALL = (
     "connections", "burst", "echo_idle", "down_1", "up_1", "down_8", "up_8", "echo_loaded", "udp",
@@ -68,7 +68,7 @@ _LEFT_OUT = {
 }
 
 _SECONDS_TO_START = {"tor": 30, "tor-vanilla": 30, "i2pd": 45, "ours": 25, "ours-0": 8}
-_SECONDS_OF_GROWTH = {"hops": 150, "tunnels": 150, "nodes": 320}
+_SECONDS_OF_GROWTH = {"hops": 150, "tunnels": 150, "nodes": 320, "workers": 130}
 _OVERHEAD_S = 0.6
 """Of each measurement: a process, connections, a pause."""
 
