@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from phantom_tun.lab.bench import goals, merge, report
-from phantom_tun.lab.bench.goals import GOALS, Grown, Times, Value, met
+from phantom_tun.lab.bench.goals import GOALS, Grown, GrownTimes, Times, Value, met
 from phantom_tun.lab.bench.model import (
     FIGURES,
     GROWTH_FIGURES,
@@ -74,6 +74,37 @@ def test_times_better_is_taken_within_repetitions() -> None:
     assert met(Times("plain", "connect", 2.6, "tor"), run) is False
 
 
+def test_a_share_of_what_a_peer_takes_is_taken_within_repetitions() -> None:
+    ours, tor = system("ours", connect=[10.0, 4.0]), system("tor", connect=[40.0, 10.0])
+    run = run_of(PLAIN, ours, tor)
+    goal = Times("plain", "connect", 0.4, "tor", "<=")
+    found = goal.value(run)
+    assert found is not None
+    assert (found.lowest, found.highest) == (pytest.approx(0.25), pytest.approx(0.4))
+    assert met(goal, run) is True
+    assert met(Times("plain", "connect", 0.2, "tor", "<="), run) is False
+
+
+def test_a_figure_beside_which_something_was_amiss_says_so() -> None:
+    ours = system("ours", down_1=[95.0])
+    ours.remarks.append("repetition 1: something was amiss")
+    run = run_of(Condition("limited", "Slow", rate="100mbit"), ours)
+    text = report.markdown(run)
+    assert "| limited: 1 stream down | ≥ 90 Mbit/s | 95 \\* | reached |" in text
+    assert "|  | ours \\* |" in text
+    assert "- \\* ours, repetition 1: something was amiss" in text
+    ours.remarks.clear()
+    assert "\\*" not in report.markdown(run)
+
+
+def test_a_peer_is_marked_only_in_its_column() -> None:
+    ours, tor = system("ours", down_1=[95.0]), system("tor", down_1=[9.0])
+    tor.remarks.append("repetition 1: something was amiss")
+    text = report.markdown(run_of(PLAIN, ours, tor))
+    assert "|  | ours | tor \\* |" in text
+    assert "9 × | 10.6 |" in text
+
+
 def test_limits_follow_the_links() -> None:
     (share,) = (
         g for g in GOALS if isinstance(g, Value) and g.title().startswith("both: 1 stream d")
@@ -82,7 +113,9 @@ def test_limits_follow_the_links() -> None:
     assert share.limit(run) == pytest.approx(85.0)
     assert met(share, run) is True
     delayed = Condition("delayed", "Far", 20.0)
-    (stands,) = (g for g in GOALS if isinstance(g, Value) and g.figure == "established")
+    (stands,) = (
+        g for g in GOALS if isinstance(g, Value) and g.title().startswith("delayed: new connection")
+    )
     assert stands.limit(run_of(delayed)) == pytest.approx(1.1 * 280)
 
 
@@ -90,6 +123,42 @@ def test_a_size_has_goals_of_its_own() -> None:
     run = grown("nodes", GrowthPoint(12, {"start": [20.0]}), GrowthPoint(17, {"start": [10.0]}))
     assert met(Grown("nodes", 17, "start", "<=", 12), run) is True
     assert met(Grown("nodes", 12, "start", "<=", 12), run) is False
+
+
+def test_two_sizes_are_compared_within_repetitions() -> None:
+    one, two = GrowthPoint(1, {"tunnels": [2.0, 5.0]}), GrowthPoint(2, {"tunnels": [3.0, 7.0]})
+    goal = GrownTimes("workers", 2, 1, "tunnels", ">=", 1.4)
+    found = goal.value(grown("workers", one, two))
+    assert found is not None
+    assert (found.lowest, found.highest) == (pytest.approx(1.4), pytest.approx(1.5))
+    assert met(goal, grown("workers", one, two)) is True
+    assert met(goal, grown("workers", one)) is None
+
+
+def test_all_that_was_asked_for_is_a_goal() -> None:
+    wanted = {
+        (goal.title(), f"{goal.way} {goal.limit(run_of(BOTH)):.4g} {goal.unit()}")
+        for goal in GOALS
+        if not isinstance(goal, Value) or not callable(goal.at)
+    }
+    for title, limit in (
+        ("plain: 1 stream up, compared to Tor as shipped", ">= 9 ×"),
+        ("plain: 1 stream down, compared to Tor with Vanilla", ">= 4.5 ×"),
+        ("plain: 1 stream down, compared to Yggdrasil-8", ">= 1.25 ×"),
+        ("plain: 1 stream up, compared to the C TLS chain", ">= 0.5 ×"),
+        ("plain: 8 streams up, compared to Tor with Vanilla", ">= 5 ×"),
+        ("plain: processor, 1 stream down, compared to Tor as shipped", "<= 0.1667 ×"),
+        ("plain: new connection stands, median", "<= 12 ms"),
+        ("plain: new connection stands, median, compared to Tor as shipped", "<= 0.5 ×"),
+        ("delayed: new connection stands, median, compared to Tor as shipped", "<= 0.55 ×"),
+        ("tunnels = 500: memory of an idle tunnel at a relay", "<= 39.06 KiB"),
+        ("tunnels = 3000: memory, service's side", "<= 381.5 MiB"),
+        ("nodes = 17: start to reachable", "<= 12 s"),
+        ("nodes = 12: path build, median", "<= 0.7 s"),
+        ("workers = 2: 16 tunnels, compared to workers = 1", ">= 1.3 ×"),
+        ("workers = 2: processor of the relay, compared to workers = 1", "<= 1.1 ×"),
+    ):
+        assert (title, limit) in wanted
 
 
 def test_the_table_says_what_is_missed() -> None:
@@ -103,10 +172,10 @@ def test_every_goal_is_about_something_that_is_measured() -> None:
     keys = {figure.key for figure in (*FIGURES, *GROWTH_FIGURES)}
     assert len({goal.title() for goal in GOALS}) == len(GOALS)
     for goal in GOALS:
-        assert isinstance(goal, Value | Times | Grown)
+        assert isinstance(goal, Value | Times | Grown | GrownTimes)
         assert goal.figure in keys
         assert goal.unit()
-        if isinstance(goal, Grown):
+        if isinstance(goal, Grown | GrownTimes):
             assert goal.growth in GROWTH
         else:
             assert goal.condition in CONDITIONS
@@ -119,11 +188,14 @@ def test_every_goal_is_about_something_that_is_measured() -> None:
 def test_repetitions_add_up_side_by_side() -> None:
     earlier = run_of(PLAIN, system("ours", echo=[1.0, 2.0]), system("tor", echo=[5.0]))
     later = run_of(PLAIN, system("ours", echo=[3.0]), system("tor", echo=[6.0]))
+    earlier.conditions[0].systems[0].remarks.append("amiss")
+    later.conditions[0].systems[0].remarks.append("again")
     (found,) = merge.merged(earlier, later).conditions
     assert [each.samples for each in found.systems] == [
         {"echo": [1.0, 2.0, 3.0]},
         {"echo": [5.0, None, 6.0]},
     ]
+    assert found.systems[0].remarks == ["amiss", "again"]
     assert earlier.conditions[0].systems[0].samples == {"echo": [1.0, 2.0]}
 
 

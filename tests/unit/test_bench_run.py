@@ -229,6 +229,36 @@ def test_systems_take_turns_at_being_first_and_failures_are_noted(
     assert subjects[1].result.errors == ["echo_idle: broke", "echo_idle: broke"]
 
 
+def prepared(system: FakeSystem, prepare: Callable[[], str]) -> Subject:
+    found = subject(system)
+    return dataclasses.replace(found, running=dataclasses.replace(found.running, prepare=prepare))
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_what_is_amiss_before_a_measurement_is_noted_and_it_is_measured_anyway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent() -> str:
+        raise LabFailed("no answer")
+
+    monkeypatch.setattr(measuring, "MEASUREMENTS", {"echo_idle": lambda *_: {"echo": 1.0}})
+    amiss = iter(["", "crooked"])
+    subjects = [
+        prepared(FakeSystem("a"), lambda: next(amiss)),
+        prepared(FakeSystem("b"), silent),
+        subject(FakeSystem("c")),
+    ]
+    for number in range(2):
+        measuring.repetition(number, subjects, SETTINGS, ECHO, quiet)
+    assert [each.result.remarks for each in subjects] == [
+        ["echo_idle of repetition 2: crooked"],
+        ["echo_idle of repetition 1: no answer", "echo_idle of repetition 2: no answer"],
+        [],
+    ]
+    assert all(each.result.samples == {"echo": [1.0, 1.0]} for each in subjects)
+    assert not any(each.result.errors for each in subjects)
+
+
 # --- a whole condition ----------------------------------------------------------------------------
 
 

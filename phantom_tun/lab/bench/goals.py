@@ -22,13 +22,16 @@ KB_IN_KIB = 1e3 / 2**10
 
 _FIGURE = {figure.key: figure for figure in (*FIGURES, *GROWTH_FIGURES)}
 _TITLES = {
-    "tor": "Tor",
-    "tor-vanilla": "Tor, Vanilla",
-    "yggdrasil": "the Yggdrasil line",
-    "tls-chain": "the TLS chain",
+    "tor": "Tor as shipped",
+    "tor-vanilla": "Tor with Vanilla",
+    "yggdrasil": "Yggdrasil-8",
+    "tls-chain": "the C TLS chain",
 }
 
 Way = Literal[">=", "<="]
+REMARKED = "\\*"
+"""Beside a figure, in Markdown: something was not as it should be while it was measured."""
+
 _HOLDS: dict[Way, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 _SIGN: dict[Way, str] = {">=": "≥", "<=": "≤"}
 
@@ -51,6 +54,9 @@ class Goal(Protocol):
 
     def value(self, run: Report) -> Spread | None:
         """What was measured; ``None``: it wasn't."""
+
+    def remarks(self, run: Report) -> list[str]:
+        """What was not as it should be meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +90,14 @@ class Value:
         found = system_of(condition_of(run, self.condition), self.system)
         return None if found is None else spread(found.samples.get(self.figure, ()))
 
+    def remarks(self, run: Report) -> list[str]:
+        """See :class:`Goal`."""
+        return _remarks(run, self.condition, self.system)
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How many times better ours is than a peer."""
+    """Ours as a multiple of a peer's figure, whichever is better."""
 
     condition: str
     figure: str
@@ -97,7 +107,7 @@ class Times:
 
     def title(self) -> str:
         """See :class:`Goal`."""
-        return f"{self.condition}: {_FIGURE[self.figure].title}, better than {_TITLES[self.peer]}"
+        return f"{self.condition}: {_FIGURE[self.figure].title}, compared to {_TITLES[self.peer]}"
 
     def unit(self) -> str:
         """See :class:`Goal`."""
@@ -113,7 +123,15 @@ class Times:
         mine, theirs = system_of(found, "ours"), system_of(found, self.peer)
         if mine is None or theirs is None:
             return None
-        return ratio(_FIGURE[self.figure], mine, theirs)
+        better = ratio(_FIGURE[self.figure], mine, theirs)
+        if better is None or self.way == ">=":
+            return better
+        # Of a figure of which less is wanted, the share that is left.
+        return Spread(1 / better.median, 1 / better.highest, 1 / better.lowest)
+
+    def remarks(self, run: Report) -> list[str]:
+        """See :class:`Goal`."""
+        return _remarks(run, self.condition, "ours")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +158,56 @@ class Grown:
 
     def value(self, run: Report) -> Spread | None:
         """See :class:`Goal`."""
-        for growth in run.growth:
-            for point in growth.points:
-                if (growth.key, point.x) == (self.growth, self.x):
-                    return spread(point.samples.get(self.figure, ()))
-        return None
+        return spread(samples_of(run, self.growth, self.x, self.figure))
+
+    def remarks(self, _run: Report) -> list[str]:
+        """See :class:`Goal`."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class GrownTimes:
+    """A figure of ours at one size as a multiple of what it is at another."""
+
+    growth: str
+    x: float
+    than: float
+    figure: str
+    way: Way
+    at: float
+
+    def title(self) -> str:
+        """See :class:`Goal`."""
+        title = _FIGURE[self.figure].title
+        return f"{self.growth} = {self.x:g}: {title}, compared to {self.growth} = {self.than:g}"
+
+    def unit(self) -> str:
+        """See :class:`Goal`."""
+        return "×"
+
+    def limit(self, _run: Report) -> float | None:
+        """See :class:`Goal`."""
+        return self.at
+
+    def value(self, run: Report) -> Spread | None:
+        """See :class:`Goal`."""
+        mine = samples_of(run, self.growth, self.x, self.figure)
+        others = samples_of(run, self.growth, self.than, self.figure)
+        pairs = zip(mine, others, strict=False)
+        return spread(one / other for one, other in pairs if other)
+
+    def remarks(self, _run: Report) -> list[str]:
+        """See :class:`Goal`."""
+        return []
+
+
+def samples_of(run: Report, growth: str, x: float, figure: str) -> Sequence[float]:
+    """What was measured at one size, one value for each repetition."""
+    for found in run.growth:
+        for point in found.points:
+            if (found.key, point.x) == (growth, x):
+                return point.samples.get(figure, ())
+    return ()
 
 
 def condition_of(run: Report, key: str) -> ConditionResult | None:
@@ -174,8 +237,15 @@ def rows(run: Report) -> list[list[str]]:
             measured = _short(value.median)
             if value.lowest != value.highest:
                 measured += f" ({_short(value.lowest)}–{_short(value.highest)})"
+            if goal.remarks(run):
+                measured += f" {REMARKED}"
             found.append([goal.title(), wanted, measured, "reached" if verdict else "**missed**"])
     return found
+
+
+def _remarks(run: Report, condition: str, system: str) -> list[str]:
+    found = system_of(condition_of(run, condition), system)
+    return [] if found is None else found.remarks
 
 
 def _short(value: float) -> str:
@@ -203,38 +273,54 @@ GOALS: tuple[Goal, ...] = (
         )
         for figure in ("down_1", "up_1")
     ),
-    Times("plain", "down_8", 5, "tor"),
-    Times("plain", "down_8", 5, "tor-vanilla"),
-    Times("plain", "up_8", 5, "tor"),
+    # Tor's best is the better of the two.
+    *(
+        Times("plain", figure, 5, peer)
+        for figure in ("down_8", "up_8")
+        for peer in ("tor", "tor-vanilla")
+    ),
     Value("plain", "down_1_cpu", "<=", 28),
     Value("plain", "up_1_cpu", "<=", 28),
-    Times("plain", "down_1_cpu", 6, "tor"),
-    Times("plain", "up_1_cpu", 6, "tor"),
+    Times("plain", "down_1_cpu", 1 / 6, "tor", "<="),
+    Times("plain", "up_1_cpu", 1 / 6, "tor", "<="),
     Value("plain", "down_1_hop", "<=", 4),
     Value("plain", "up_1_hop", "<=", 4),
     Value("plain", "down_1", ">=", 1300, "ours-0"),
     Value("plain", "up_1", ">=", 1300, "ours-0"),
-    Value("plain", "connect", "<=", 12),
-    Times("plain", "connect", 2, "tor"),
+    # Tor's proxy answers when the far side has connected, so "stands" compares with "stands".
+    Value("plain", "established", "<=", 12),
+    Times("plain", "established", 0.5, "tor", "<="),
+    Times("plain", "connect", 0.5, "tor", "<="),
     Value("plain", "connects", ">=", 150),
+    Value("delayed", "established", "<=", _round_trips(1.1)),
+    Times("delayed", "established", 0.55, "tor", "<="),
+    Times("delayed", "connect", 0.55, "tor", "<="),
     Value("plain", "echo", "<=", 4),
     Value("plain", "echo_loaded_p95", "<=", 50),
-    Value("plain", "memory_relay", "<=", 50 * MB_IN_MIB),
-    Value("plain", "memory_client", "<=", 80 * MB_IN_MIB),
-    Value("plain", "memory_service", "<=", 80 * MB_IN_MIB),
-    Value("delayed", "established", "<=", _round_trips(1.1)),
-    Times("delayed", "connect", 1 / 0.55, "tor"),
+    *(
+        Value(condition, figure, ">=", _share_of_rate(share))
+        for condition, share in (("limited", 0.9), ("both", 0.85))
+        for figure in ("down_1", "up_1")
+    ),
     *(
         Times("delayed", figure, times, peer)
         for peer, times in (("tor", 20), ("tls-chain", 0.8))
         for figure in ("down_1", "up_1")
     ),
-    Value("limited", "down_1", ">=", _share_of_rate(0.9)),
-    Value("limited", "up_1", ">=", _share_of_rate(0.9)),
-    Value("both", "down_1", ">=", _share_of_rate(0.85)),
-    Value("both", "up_1", ">=", _share_of_rate(0.85)),
     Grown("nodes", 12, "path_build", "<=", 0.7),
     Grown("nodes", 17, "start", "<=", 12),
+    Value("plain", "memory_relay", "<=", 50 * MB_IN_MIB),
+    Value("plain", "memory_client", "<=", 80 * MB_IN_MIB),
+    Value("plain", "memory_service", "<=", 80 * MB_IN_MIB),
     Grown("tunnels", 500, "tunnel_relay", "<=", 40 * KB_IN_KIB),
     Grown("tunnels", 3000, "memory_service", "<=", 400 * MB_IN_MIB),
+    *(
+        goal
+        for load in ("", "_tls")
+        for goal in (
+            GrownTimes("workers", 2, 1, f"tunnels{load}", ">=", 1.3),
+            GrownTimes("workers", 2, 1, f"tunnels_relay{load}", "<=", 1.1),
+        )
+    ),
 )  # fmt: skip
+"""In the order of what is asked for."""

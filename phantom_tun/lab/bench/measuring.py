@@ -17,6 +17,7 @@ from typing import Literal, Self
 import msgspec
 
 from phantom_tun.decoding import UNREADABLE
+from phantom_tun.errors import PhantomError
 from phantom_tun.lab.bench import cost
 from phantom_tun.lab.bench.load_wire import Job, Outcome
 from phantom_tun.lab.bench.model import Settings, SystemResult
@@ -305,10 +306,24 @@ def repetition(
                 measure_once(number, name, subject, settings, say)
 
 
+def put_in_order(number: int, name: str, subject: Subject, say: Say) -> None:
+    """What a system does before each measurement; what is amiss is noted."""
+    if subject.running.prepare is None:
+        return
+    try:
+        amiss = subject.running.prepare()
+    except PhantomError as error:
+        amiss = str(error)
+    if amiss:
+        subject.result.remarks.append(f"{name} of repetition {number + 1}: {amiss}")
+        say(f"   {subject.system.title}: {amiss}")
+
+
 def measure_once(number: int, name: str, subject: Subject, settings: Settings, say: Say) -> None:
     """One measurement of one system, unless it has failed there too often."""
     if subject.failures.get(name, 0) >= GIVE_UP_AFTER:
         return
+    put_in_order(number, name, subject, say)
     try:
         found = MEASUREMENTS[name](subject.running, settings)
     except LoadFailed as error:

@@ -66,6 +66,7 @@ def _systems(earlier: list[SystemResult], later: list[SystemResult]) -> list[Sys
             known = found[each.key] = SystemResult(each.key, each.title, each.version)
         known.version = each.version
         known.errors += each.errors
+        known.remarks += each.remarks
         for key, values in each.samples.items():
             for repetition, value in enumerate(values):
                 known.add(done + repetition, key, value)

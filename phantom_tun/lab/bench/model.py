@@ -60,6 +60,8 @@ class SystemResult(msgspec.Struct):
 
     def add(self, repetition: int, key: str, value: float | None) -> None:
         """Note what a repetition (from 0) gave; those left out before count as failed."""
+    remarks: list[str] = msgspec.field(default_factory=list)
+    """What was not as it should be while it was measured, once for each repetition."""
         values = self.samples.setdefault(key, [])
         values += [None] * (repetition + 1 - len(values))
         values[repetition] = value

@@ -43,7 +43,11 @@ def values_table(result: ConditionResult) -> str:
         cells = [cell(spread(s.samples.get(figure.key, ())), figure.digits) for s in result.systems]
         if any(text != NOTHING for text in cells):
             rows.append([f"{figure.title} ({figure.unit})", *cells])
-    return table(["", *(system.title for system in result.systems)], rows)
+    titles = [
+        f"{system.title} {goals.REMARKED}" if system.remarks else system.title
+        for system in result.systems
+    ]
+    return table(["", *titles], rows)
 
 
 def ratios_table(result: ConditionResult) -> str:
@@ -105,6 +109,11 @@ def markdown(report: Report, pictures: Mapping[str, Sequence[str]] = MappingProx
         lines += [values_table(result), ratios_table(result)]
         lines += [f"- {system.title}: {system.version}" for system in result.systems]
         lines += _failures(f"{s.title}: {text}" for s in result.systems for text in s.errors)
+        lines += [
+            f"- {goals.REMARKED} {system.title}, {remark}"
+            for system in result.systems
+            for remark in system.remarks
+        ]
     for growth in report.growth:
         lines += ["", f"## {growth.title}", "", *_busy(growth), ""]
         lines += _shown(pictures.get(growth.key, ()))

@@ -63,7 +63,6 @@ _LEFT_OUT = {
     "i2pd": frozenset({"burst", "up_1", "down_8", "up_8", "echo_loaded"}),
     # A process for each connection.
     "tls-chain": frozenset({"burst"}),
-    "tor-vanilla": frozenset({"up_8"}),
     "ours-0": frozenset({"burst", "down_8", "up_8", "echo_loaded"}),
 }
 

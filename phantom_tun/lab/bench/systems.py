@@ -51,6 +51,9 @@ class Running:
     """Processes between those of the two sides that a byte passes."""
     datagrams: bool = False
     """UDP gets through."""
+    prepare: Callable[[], str] | None = None
+    """Called before each measurement: puts in order what changes by itself. Returns what is amiss
+    nevertheless, in words, else nothing; raises :class:`PhantomError` if it can't be told."""
 
     @property
     def pids(self) -> list[int]:
