@@ -62,7 +62,9 @@ def test_transfers_last_longer_with_delay_unless_told() -> None:
     usual, told = parse([]), parse(["--seconds", "1"])
     assert run.under(usual.conditions["delayed"], usual.settings).bulk_s == 8
     assert run.under(usual.conditions["limited"], usual.settings).bulk_s == 2.5
+    assert run.under(usual.conditions["both"], usual.settings).bulk_s == 20
     assert run.under(told.conditions["delayed"], told.settings).bulk_s == 1
+    assert run.under(told.conditions["both"], told.settings).bulk_s == 1
 
 
 def test_peers_have_as_many_relays_as_our_paths() -> None:

@@ -36,6 +36,9 @@ class Settings(msgspec.Struct, frozen=True):
     """Of our own lab."""
     hops: int
     """On each side."""
+    far_bulk_s: float = 8.0
+    """Each transfer with delay and a rate limit, where it takes longest; earlier
+    results don't say."""
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -57,11 +60,11 @@ class SystemResult(msgspec.Struct):
     samples: dict[str, list[float | None]] = msgspec.field(default_factory=dict)
     """By figure: one value per repetition, ``None`` where the measurement failed."""
     errors: list[str] = msgspec.field(default_factory=list)
+    remarks: list[str] = msgspec.field(default_factory=list)
+    """What was not as it should be while it was measured, once for each measurement."""
 
     def add(self, repetition: int, key: str, value: float | None) -> None:
         """Note what a repetition (from 0) gave; those left out before count as failed."""
-    remarks: list[str] = msgspec.field(default_factory=list)
-    """What was not as it should be while it was measured, once for each repetition."""
         values = self.samples.setdefault(key, [])
         values += [None] * (repetition + 1 - len(values))
         values[repetition] = value
@@ -173,8 +176,6 @@ GROWTH_FIGURES = (
     _F("path_build", "path build, median", "s", "lower", 2),
     _F("opened", "connections opened", "1/s", "higher"),
     _F("tunnel_relay", "memory of an idle tunnel at a relay", "KiB", "lower"),
-    _F("tunnel_edge", "memory of an idle connection at the client's side", "KiB", "lower"),
-)
     _F("tunnels", "16 tunnels", "Mbit/s", "higher", 0),
     _F("tunnels_relay", "processor of the relay", "CPU-s/GB", "lower", 2),
     _F("tunnels_tls", "16 tunnels, TLS at the load's ends too", "Mbit/s", "higher", 0),
@@ -185,3 +186,5 @@ GROWTH_FIGURES = (
         "lower",
         2,
     ),
+    _F("tunnel_edge", "memory of an idle connection at the client's side", "KiB", "lower"),
+)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from phantom_tun.lab.bench.apart import RELAYS
 from phantom_tun.lab.bench.chain import TlsChain
 from phantom_tun.lab.bench.i2pd import I2pd
 from phantom_tun.lab.bench.model import Condition, Settings
-from phantom_tun.lab.bench.ours import PhantomTun
+from phantom_tun.lab.bench.ours import OWNERS, PhantomTun
 from phantom_tun.lab.bench.scenarios import KEYS, SYSTEMS, Choice, choose, conditions
 from phantom_tun.lab.bench.systems import System
 from phantom_tun.lab.bench.tor import Tor
@@ -47,13 +48,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     quick = found.quick
     repetitions = (2 if quick else 3) if found.repetitions is None else found.repetitions
     seconds = (2.0 if quick else 2.5) if found.seconds is None else found.seconds
-    delayed_seconds = 8.0 if found.seconds is None else seconds
+    delayed_seconds, far_seconds = (8.0, 20.0) if found.seconds is None else (seconds, seconds)
     only = [item for text in found.only for item in text.split(",")] or (QUICK if quick else ())
     _check(found, repetitions, seconds)
     settings = Settings(
         repetitions=repetitions,
         bulk_s=seconds,
         delayed_bulk_s=delayed_seconds,
+        far_bulk_s=far_seconds,
         connections=20 if quick else 30,
         burst_s=min(seconds, 5.0),
         echoes=200 if quick else 400,
@@ -84,11 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         help="not everything; may be repeated")  # fmt: skip
     add("--repetitions", type=int, metavar="N", help="3, with --quick 2")
     add("--seconds", type=float, metavar="S",
-        help="of each transfer: 2.5, with delay 8, with --quick 2")  # fmt: skip
+        help="of each transfer: 2.5, with delay 8, with a rate too 20, with --quick 2")  # fmt: skip
     add("--merge", action="store_true", help="add to the results that are there")
     add("--delay-ms", type=float, default=20.0, help="one way, of delayed and both (20)")
     add("--rate", default="100mbit", help="of every link, of limited and both (100mbit)")
-    add("--nodes", type=int, default=12, help="of our lab (12)")
+    add("--nodes", type=int, default=12,
+        help=f"of our lab (12; with a rate {RELAYS + OWNERS} at least)")  # fmt: skip
     add("--hops", type=int, default=3, help="on each side (3)")
     add("--install", action="store_true", help="apt-get install what is missing, unasked")
     add("--out", type=Path, default=RESULTS, help="directory for the results (docs/benchmarks)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import subprocess
 import time
@@ -13,6 +14,8 @@ from phantom_tun.control.client import ControlClient
 from phantom_tun.control.schema import Expose
 from phantom_tun.lab import lifecycle, processes
 from phantom_tun.lab import nodes as lab_nodes
+from phantom_tun.lab.bench import apart
+from phantom_tun.lab.bench.apart import Chain, End
 from phantom_tun.lab.bench.hosts import Inside
 from phantom_tun.lab.bench.load_wire import Target
 from phantom_tun.lab.bench.systems import SERVICE_PORT, Place, Running, load_server
@@ -66,19 +69,27 @@ class PhantomTun:
         :raises PhantomError: the lab could not be brought up.
         :raises ControlError: the service could not be exposed.
         """
+        rated = place.condition.rate is not None and self.hops > 0
+        nodes = max(self.nodes, apart.relays_for(self.hops) + OWNERS) if rated else self.nodes
         plan = plan_lab(
             name=place.name,
-            nodes=self.nodes,
+            nodes=nodes,
             exit_hops=self.hops,
             entry_hops=self.hops,
             rate=place.condition.rate,
             delay_ms=place.condition.delay_ms,
-            relay_only=0 if self.all_own else self.nodes - OWNERS,
+            relay_only=0 if self.all_own else nodes - OWNERS,
         )
         began = bring_up(plan, place)
         client, service = [node.name for node in plan.nodes if not node.relay_only][-2:]
         expose(place, service)
-        return between(place, client, service, hops=2 * self.hops, began=began)
+        running = between(place, client, service, hops=2 * self.hops, began=began)
+        if not rated:
+            return running
+        chain = chain_between(place, client, service)
+        # Once before the client hears of the service's paths: what it knows, it may use.
+        chain.part()
+        return dataclasses.replace(running, prepare=chain.part)
 
 
 def bring_up(plan: LabPlan, place: Place) -> float:
@@ -110,6 +121,22 @@ def expose(place: Place, service: str) -> None:
     control = ControlClient(Path(store.read().node(service).control_socket))
     control.call(Expose(port=SERVICE_PORT))
     control.call(Expose(port=SERVICE_PORT, protocol="udp"))
+
+
+def chain_between(place: Place, client: str, service: str) -> Chain:
+    """What keeps the relays between two nodes of the lab different from each other.
+
+    :raises LabFailed: one of them doesn't say who it is.
+    """
+    found = {node.name: node for node in lab_nodes.status(lifecycle.open_lab(place.name))}
+
+    def end(name: str) -> End:
+        node_id = found[name].node_id
+        if node_id is None:
+            raise LabFailed(f"{name} doesn't tell its node id")
+        return End(node_id, ControlClient(Path(found[name].control_socket)))
+
+    return Chain(end(client), end(service), place.say)
 
 
 def between(

@@ -94,7 +94,8 @@ def markdown(report: Report, pictures: Mapping[str, Sequence[str]] = MappingProx
         "",
         f"{report.when}, {machine.cpus} processor cores ({machine.model}), "
         f"{machine.memory_gib:.0f} GiB, Linux {machine.kernel}, Python {machine.python}. "
-        f"Transfers of {settings.bulk_s:g} s, with delay {settings.delayed_bulk_s:g} s. "
+        f"Transfers of {settings.bulk_s:g} s, with delay {settings.delayed_bulk_s:g} s, with "
+        f"delay and a rate limit {settings.far_bulk_s:g} s. "
         "Everything, the load generator included, shares these cores.",
         "",
         "Median (lowest–highest) of the repetitions. Ratios are taken within a repetition; above "
@@ -108,12 +109,12 @@ def markdown(report: Report, pictures: Mapping[str, Sequence[str]] = MappingProx
         lines += _shown(pictures.get(result.condition.key, ()))
         lines += [values_table(result), ratios_table(result)]
         lines += [f"- {system.title}: {system.version}" for system in result.systems]
-        lines += _failures(f"{s.title}: {text}" for s in result.systems for text in s.errors)
         lines += [
             f"- {goals.REMARKED} {system.title}, {remark}"
             for system in result.systems
             for remark in system.remarks
         ]
+        lines += _failures(f"{s.title}: {text}" for s in result.systems for text in s.errors)
     for growth in report.growth:
         lines += ["", f"## {growth.title}", "", *_busy(growth), ""]
         lines += _shown(pictures.get(growth.key, ()))

@@ -225,7 +225,10 @@ def busy_before() -> float:
 
 def under(condition: Condition, how: Settings) -> Settings:
     """With the transfers that these links need."""
-    return msgspec.structs.replace(how, bulk_s=how.delayed_bulk_s) if condition.delay_ms else how
+    if not condition.delay_ms:
+        return how
+    longer = how.delayed_bulk_s if condition.rate is None else how.far_bulk_s
+    return msgspec.structs.replace(how, bulk_s=longer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ SCENARIOS = (
         ("ours", "tor", "yggdrasil", "tls-chain"),
         (*_SPEED, "down_8", "echo_loaded"),
     ),
-    Scenario("both", ("ours", "tor", "yggdrasil", "tls-chain"), ("connections", *_SPEED)),
+    Scenario("both", ("ours", "tor", "tls-chain"), ("connections", *_SPEED)),
 )
 CONDITIONS = tuple(scenario.key for scenario in SCENARIOS)
 KEYS = (*CONDITIONS, *GROWTH)
@@ -141,6 +141,8 @@ def seconds_of(measurement: str, scenario: str, how: Settings) -> float:
         case "echo_loaded":
             return how.bulk_s + 1.5
         case _:
+            if scenario == "both":
+                return how.far_bulk_s
             return how.delayed_bulk_s if delayed else how.bulk_s
 
 
