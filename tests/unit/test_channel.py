@@ -246,7 +246,7 @@ contents = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(contents, st.integers(1, 70_000))
 def test_a_mixture_arrives_in_order(frames: list[tuple[FrameKind, bytes]], piece: int) -> None:
     caller, callee = pair()
