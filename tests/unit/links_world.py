@@ -39,7 +39,7 @@ CERTIFICATES = [make_certificate("www.example.org", time.time()) for _ in range(
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that a real socket is about to bring."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.001)
 

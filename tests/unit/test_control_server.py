@@ -78,7 +78,7 @@ async def serving(tmp_path: Path, access: Access = OWN) -> AsyncIterator[Serving
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.005)
 

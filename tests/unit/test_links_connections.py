@@ -48,7 +48,7 @@ async def test_what_is_written_arrives_in_order_both_ways_at_once(pair):
             found += await read(connection)
         assert found == data
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for one, other, data in ((*pair, BIG), (*reversed(pair), BIG[::-1])):
                 nursery.start_soon(send, one, data)
@@ -81,10 +81,21 @@ async def test_the_end_is_seen_after_all_bytes(pair):
 
 
 async def test_a_reader_that_stops_stops_the_writer(pair):
-    with trio.move_on_after(0.3) as patience:
+    written = 0
+
+    async def flood():
+        nonlocal written
         while True:
             await pair[0].write_all(bytes(65_536))
-    assert patience.cancelled_caught
+            written += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood)
+        before = -1
+        while written != before:
+            before = written
+            await trio.testing.wait_all_tasks_blocked(0.1)
+        nursery.cancel_scope.cancel()
     assert not pair[0].usable  # the write was cut short
     with pytest.raises(LinkBroken):
         await pair[0].write_all(b"more")
@@ -104,7 +115,7 @@ async def test_closing_wakes_who_waits(pair, method):
         with pytest.raises(LinkBroken):
             await getattr(pair[0], method)(*arguments)
 
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -127,7 +138,7 @@ async def test_nothing_works_after_closing_and_closing_twice_is_fine(pair):
 
 async def test_writing_to_a_closed_peer_fails_before_long(pair):
     pair[1].close()
-    with trio.fail_after(10), pytest.raises(LinkBroken):
+    with trio.fail_after(30), pytest.raises(LinkBroken):
         while True:
             await pair[0].write_all(bytes(1000))
             await trio.sleep(0)
@@ -171,17 +182,27 @@ async def test_a_stopped_reader_leaves_little_in_the_senders_kernel():
     async with tls_pair() as (near, _):
         near.become_link(LinkKind.BULK, LinkLimits(unsent=32_768))
         sent = 0
-        with trio.move_on_after(0.3):
+
+        async def flood():
+            nonlocal sent
             while True:
                 await near.write_all(bytes(16_384))
                 sent += 16_384
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            before = -1
+            while sent != before:
+                before = sent
+                await trio.testing.wait_all_tasks_blocked(0.1)
+            nursery.cancel_scope.cancel()
         assert sent < 8_000_000
 
 
 async def test_an_unreachable_port_is_reported_at_once():
     with listening() as listener:
         port = listener.getsockname()[1]
-    with trio.fail_after(5), pytest.raises(ConnectionRefusedError):
+    with trio.fail_after(30), pytest.raises(ConnectionRefusedError):
         await connect_tcp(LOOPBACK, port, LinkLimits())
 
 
@@ -214,7 +235,7 @@ async def test_a_handshake_that_waits_holds_no_place():
     steps, limits = HandshakeSteps(1), LinkLimits()
     context = links_world.link_server_context(links_world.CERTIFICATES[0])
     streams = []
-    with listening() as listener, trio.fail_after(5):
+    with listening() as listener, trio.fail_after(30):
         port = listener.getsockname()[1]
 
         async def accept():
@@ -289,7 +310,7 @@ async def test_half_a_tls_record_is_not_readable(nursery):
         await far.wait_readable()
     assert patience.cancelled_caught
     await right.send_all(record[10:])
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         await far.wait_readable()
     assert not far.is_quiet()
     assert await read(far) == b"secret"

@@ -54,7 +54,7 @@ async def visit(node: TlsNode) -> TlsConnection:
 
 async def read_answer(connection: TlsConnection) -> bytes:
     view = memoryview(bytearray(65_536))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         return bytes(view[: await connection.read_some(view)])
 
 
@@ -136,7 +136,7 @@ async def send_raw(node: TlsNode, data: bytes) -> bytes:
     tcp = await connect_tcp(LOOPBACK, node.ref.port, LinkLimits())
     async with trio.SocketStream(trio.socket.from_stdlib_socket(tcp)) as stream:
         await stream.send_all(data)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             return b"".join([piece async for piece in stream])
 
 
@@ -253,7 +253,7 @@ async def test_the_address_with_most_places_loses_one():
 
 
 async def test_silent_strangers_are_let_go():
-    limits = LinkLimits(request_deadline=0.1)
+    limits = LinkLimits(request_deadline=0.5)
     async with tls_nodes(1, limits) as (node,):
         tcp = await connect_tcp(LOOPBACK, node.ref.port, limits)
         idle = await visit(node)
@@ -272,7 +272,7 @@ async def test_silent_strangers_are_let_go():
 
 
 async def test_who_got_an_answer_has_longer_to_ask_again_and_no_longer_to_end():
-    limits = LinkLimits(request_deadline=0.1, idle_deadline=0.4)
+    limits = LinkLimits(request_deadline=0.5, idle_deadline=1.0)
     async with tls_nodes(1, limits) as (node,):
         idle, slow = await visit(node), await visit(node)
         begun = trio.current_time()
@@ -281,9 +281,9 @@ async def test_who_got_an_answer_has_longer_to_ask_again_and_no_longer_to_end():
             assert (await read_answer(connection)).startswith(b"HTTP/1.1 404 ")
         await slow.write_all(NOT_FOUND[:9])
         assert await read_answer(slow) == b""
-        assert trio.current_time() - begun >= 0.1
+        assert trio.current_time() - begun >= 0.5
         assert await read_answer(idle) == b""
-        assert trio.current_time() - begun >= 0.4
+        assert trio.current_time() - begun >= 1.0
         idle.close()
         slow.close()
 
@@ -455,7 +455,7 @@ async def test_servers_that_answer_something_else_are_refused(nursery, answer):
         nursery.start_soon(serve)
         ref = NodeRef(b"s" * 32, CERTIFICATES[0].hash, LOOPBACK, listener.getsockname()[1])
         async with tls_nodes(0, undialable=1) as (dialer,):
-            with trio.fail_after(10), pytest.raises(LinkBroken):
+            with trio.fail_after(30), pytest.raises(LinkBroken):
                 await dialer.links.ensure(ref)
 
 
@@ -473,7 +473,7 @@ async def test_a_refused_connection_is_reported_at_once():
         port = listener.getsockname()[1]
     ref = NodeRef(b"s" * 32, CERTIFICATES[0].hash, LOOPBACK, port)
     async with tls_nodes(0, undialable=1) as (dialer,):
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             for attempt in (
                 dialer.links.ensure(ref),
                 dialer.links.signal(ref, b"x"),
