@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import Outcome, Shell, answering
+from free_ports import free_ports
 
 import phantom_tun
 from phantom_tun import profile
@@ -66,13 +67,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -83,7 +77,7 @@ def machine(
     script = Path(__file__).with_name("fake_daemon.py")
     monkeypatch.setattr(background, "DAEMON", (sys.executable, str(script)))
     made = Machine(capsys, tmp_path / "control.sock")
-    made.configure(free_port())
+    made.configure(free_ports())
     (tmp_path / "network.toml").write_text(profile.dump(profile.new("test", bytes(32))))
     yield made
     try:
@@ -117,7 +111,7 @@ def test_up_twice_is_no_mistake(machine: Machine) -> None:
 
 
 def test_up_hands_its_options_on(machine: Machine) -> None:
-    port = free_port()
+    port = free_ports()
     other = machine.directory / "other.sock"
     up = machine.bare(
         "--socket", str(other), "up", "--config", str(machine.config), "--port", str(port)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import structlog
+from free_ports import free_ports
 
 import phantom_tun
 from phantom_tun.config import LogConfig, NodeConfig
@@ -204,15 +205,8 @@ def test_the_control_group_must_exist() -> None:
 # --- listeners ---------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_listening_on_both_families() -> None:
-    port = free_port()
+    port = free_ports()
     bound = listeners.bind_listeners([LOOPBACK, ipaddress.ip_address("::1")], port)
     assert [each.getsockname()[:2] for each in bound] == [("127.0.0.1", port), ("::1", port)]
     for each in bound:
@@ -230,7 +224,7 @@ def test_a_taken_port_is_explained_and_nothing_stays_open() -> None:
 
 def test_a_foreign_address_is_explained() -> None:
     with pytest.raises(ConfigError, match=r"node.listen: 192.0.2.1 is not an address"):
-        listeners.bind_listeners([ipaddress.ip_address("192.0.2.1")], free_port())
+        listeners.bind_listeners([ipaddress.ip_address("192.0.2.1")], free_ports())
 
 
 @pytest.mark.parametrize(
@@ -262,7 +256,7 @@ def test_a_missing_family_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         return bind(address, port)
 
     monkeypatch.setattr(listeners, "_bind", only_ipv4)
-    (bound,) = listeners.bind_listeners([ipaddress.ip_address("::"), LOOPBACK], free_port())
+    (bound,) = listeners.bind_listeners([ipaddress.ip_address("::"), LOOPBACK], free_ports())
     assert bound.family == socket.AF_INET
     bound.close()
 

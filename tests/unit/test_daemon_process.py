@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_ports
 
 import phantom_tun
 from phantom_tun import profile
@@ -49,19 +50,12 @@ def place() -> Iterator[Path]:
         yield Path(made)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def configure(place: Path, *, user: str = "", interface: bool = False, port: int = 0) -> Path:
     made = Config(
         node=NodeConfig(
             state_dir=place / "state",
             listen=("127.0.0.1",),
-            port=port or free_port(),
+            port=port or free_ports(),
             relay_only=not interface,
             user=user,
         ),

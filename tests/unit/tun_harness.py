@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address
 from typing import Any
 
+import pytest
 import trio
+from free_ports import free_ports
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 
@@ -26,6 +28,8 @@ from phantom_tun.tun.settings import InterfaceConfig
 OWN = {4: "127.1.0.1", 6: "2001:2f:1::1"}
 FAR = {4: "127.2.0.2", 6: "2001:2f:2::2"}
 LISTENER, PEER = "127.0.0.1", "127.0.0.2"
+PORTS = 16
+"""More than one test has connections."""
 GATEWAY = {4: PEER, 6: "2001:2f::2"}
 
 CONFIG = InterfaceConfig(
@@ -116,7 +120,11 @@ async def world(
 ) -> AsyncIterator[World]:
     tun, host, overlay = FakeTun(), FakeHost(), MemoryOverlay()
     interface = Interface(config, tun, host)
-    with ExitStack() as sockets:
+    with ExitStack() as sockets, pytest.MonkeyPatch.context() as patch:
+        # The test will play the kernel at ports of this machine, which must be free.
+        first = free_ports(PORTS, PEER)
+        for name in ("FIRST_PORT", "LAST_PORT"):
+            patch.setattr(f"phantom_tun.tun.interface.{name}", first)
         sockets.callback(tun.hang_up)
         async with trio.open_nursery() as nursery:
             await nursery.start(interface.run, overlay)
