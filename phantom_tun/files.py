@@ -80,7 +80,7 @@ def load_secret(path: Path, *, size: int | None = None) -> bytes | None:
         return None
     except OSError as error:
         raise ConfigError(
-            f"can't read the key file {path}: {error.strerror}; it must be a plain file that "
+            f"can't read the file {path}: {error.strerror}; it must be a plain file that "
             f"uid {os.geteuid()} can read (chown {os.geteuid()} {path}; chmod 600 {path})"
         ) from error
     try:
@@ -147,16 +147,16 @@ def ensure_private_directory(path: Path, *, uid: int, gid: int) -> None:
 
 def _check_private(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"the key file {path} isn't a plain file; move it away")
+        raise ConfigError(f"the file {path} isn't a plain file; move it away")
     if status.st_uid != os.geteuid():
         raise ConfigError(
-            f"the key file {path} belongs to uid {status.st_uid}, not to the node's uid "
+            f"the file {path} belongs to uid {status.st_uid}, not to the node's uid "
             f"{os.geteuid()}: chown {os.geteuid()} {path}"
         )
     if status.st_mode & _OTHERS:
         raise ConfigError(
-            f"the key file {path} can be read by other users (mode {status.st_mode & 0o777:o}): "
-            f"chmod 600 {path}, and treat the key as known to whoever could read it"
+            f"the file {path} can be read by other users (mode {status.st_mode & 0o777:o}): "
+            f"chmod 600 {path}, and treat what it holds as known to whoever could read it"
         )
 
 
