@@ -72,7 +72,7 @@ def warnings(node: Node) -> list[str]:
 
 
 def _files(node: Node) -> list[str]:
-    reasons = [*node.netdb.unwritten.values(), node.guard_file.problem]
+    reasons = [*node.netdb.unwritten.values(), node.guard_file.problem, node.pins.problem]
     return [
         f"{reason}; until then a restart may know less than this node does now"
         for reason in reasons

@@ -87,7 +87,9 @@ async def test_what_could_not_be_written_is_told_and_tried_again(
     monkeypatch.setattr(trio.to_thread, "run_sync", at_once)
     directory = tmp_path / "state"
     kept = keeper(directory, monkeypatch)
-    node = SimpleNamespace(netdb=kept, guard_file=GuardFile(tmp_path))
+    node = SimpleNamespace(
+        netdb=kept, guard_file=GuardFile(tmp_path), pins=SimpleNamespace(problem=None)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept.save_holdings)
         await trio.sleep(2 * SAVE_HOLDINGS_EVERY)

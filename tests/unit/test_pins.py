@@ -145,3 +145,14 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / PINS_FILE).mkdir()
     with pytest.raises(ConfigError, match="can't read the pins"):
         make(tmp_path)
+
+
+def test_what_can_not_be_written_is_told_until_it_can(tmp_path: Path) -> None:
+    pins = make(tmp_path / "none")
+    with pytest.raises(ConfigError) as caught:
+        pins.confirm(ADDRESS, KEY, 2)
+    assert pins.problem == str(caught.value)
+    assert pins.get(ADDRESS) is None
+    (tmp_path / "none").mkdir()
+    pins.confirm(ADDRESS, KEY, 2)
+    assert pins.problem is None

@@ -42,9 +42,11 @@ def test_a_healthy_node_has_nothing_to_say(world: World) -> None:
 def test_files_that_could_not_be_written_are_told(world: World) -> None:
     world.node.netdb.unwritten = {Path("nodes.cache"): "can't write nodes.cache"}
     world.node.guard_file.problem = "can't write guards.json"
-    first, second = warnings(world.node)
+    world.node.pins.problem = "can't write pins"
+    first, second, third = warnings(world.node)
     assert first.startswith("can't write nodes.cache; ")
     assert second.startswith("can't write guards.json; ")
+    assert third.startswith("can't write pins; ")
 
 
 def test_deaths_count_within_their_time() -> None:

@@ -82,6 +82,8 @@ class Pins:
         self._pins = _load(self._path)
         self._changes: dict[ipaddress.IPv4Address, PinChange] = {}
         self._evicted = 0
+        self.problem: str | None = None
+        """Why the file couldn't be written the last time, if it couldn't."""
 
     def get(self, address: ipaddress.IPv4Address) -> Pin | None:
         """The pin of ``address``, if it has one."""
@@ -170,7 +172,12 @@ class Pins:
             f"{pin.address} {pin.public_key.hex()} {pin.confirmations} {_moment(pin.since)}\n"
             for pin in pins.values()
         ]
-        atomic_write(self._path, "".join(lines).encode())
+        try:
+            atomic_write(self._path, "".join(lines).encode())
+        except ConfigError as error:
+            self.problem = str(error)
+            raise
+        self.problem = None
         self._pins = pins
 
 
