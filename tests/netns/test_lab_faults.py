@@ -181,38 +181,34 @@ def test_ten_builds(lab: Lab, client: Node, server: Node, figures: Figures) -> N
 
 
 @pytest.mark.parametrize("kind", ["exit", pytest.param("entry", marks=slow)])
+@pytest.mark.parametrize(
+    ("who", "place", "count"),
+    [
+        ("middle of an {} path", 1, 1),
+        pytest.param("first members of all {} paths", 0, PATHS, marks=slow),
+    ],
+    ids=["middle", "first"],
+)
 @pytest.mark.usefixtures("settled")
-def test_a_killed_member_is_replaced(
-    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
+def test_killed_members_are_replaced(
+    lab: Lab,
+    client: Node,
+    server: Node,
+    kind: str,
+    who: str,
+    place: int,
+    count: int,
+    figures: Figures,
 ) -> None:
     owner = client if kind == "exit" else server
-    victim = member(lab, owner, kind, 1)
-    lost = {victim.node_id}
-    with Prober(client, server, ECHO) as prober, killed(lab, victim):
-        since = time.monotonic()
-        stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
-        time.sleep(PROBED)
-    figures(f"middle of an {kind} path killed: {prober.story(since)}; paths after {stand:.1f} s")
-    assert not prober.failed(since)
-
-
-@slow
-@pytest.mark.parametrize("kind", ["exit", "entry"])
-@pytest.mark.usefixtures("settled")
-def test_both_first_members_are_killed(
-    lab: Lab, client: Node, server: Node, kind: str, figures: Figures
-) -> None:
-    owner = client if kind == "exit" else server
-    victims = {node.name: node for node in (member(lab, owner, kind, 0, n) for n in range(PATHS))}
+    found = (member(lab, owner, kind, place, number) for number in range(count))
+    victims = {node.name: node for node in found}
     lost = {node.node_id for node in victims.values()}
     with Prober(client, server, ECHO) as prober, killed(lab, *victims.values()):
         since = time.monotonic()
         stand = seconds_until(lambda: are_rid_of(owner, kind, lost), since)
         time.sleep(PROBED)
-    figures(
-        f"first members of all {kind} paths killed: {prober.story(since)}; "
-        f"paths after {stand:.1f} s"
-    )
+    figures(f"{who.format(kind)} killed: {prober.story(since)}; paths after {stand:.1f} s")
     assert not prober.failed(since)
 
 
