@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import trio
 
+from phantom_tun.crypto.certificates import caller_context
+from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
+from phantom_tun.errors import Unreachable
 from phantom_tun.ids import EntryId, NetworkId, NodeId
 from phantom_tun.net.sessions.datagrams import SessionDatagrams
 from phantom_tun.net.sessions.expose import ExposeRules
@@ -27,6 +30,10 @@ from phantom_tun.testing.fake_host import (
     FakeRecord,
 )
 from phantom_tun.testing.fake_tunnel import FakeNetwork, Way
+from phantom_tun.tunnel.answer import unlock_answer
+from phantom_tun.tunnel.channel import CallerHandshake
+from phantom_tun.tunnel.request import request_time, seal_request
+from phantom_tun.wire.session import Outcome, Protocol, Request
 
 NETWORK = NetworkParams(
     NetworkId(b"N" * 32),
@@ -185,3 +192,43 @@ async def receive_exactly(stream: ByteStream, length: int) -> bytes:
         found += data
     assert len(found) == length
     return bytes(found)
+
+
+# --- requests by hand ----------------------------------------------------------------------------
+
+CONTEXT = caller_context(ALICE.certificate)
+
+
+def crafted(world: World, **changes: object) -> Request:
+    """A request as Alice's node would make it, with changes."""
+    request = Request(
+        protocol=Protocol.TCP,
+        destination=BOB.ap6,
+        port=80,
+        caller=ALICE.signing.public,
+        certificate=ALICE.certificate.der,
+        client_hello=CallerHandshake(CONTEXT).hello,
+        time=request_time(world.alice.clock.now()),
+        nonce=world.rng.randbytes(32),
+        secret=b"s" * 32,
+        session_id=b"i" * 16,
+        source_ap4=ALICE.ap4,
+        source_port=SOURCE_PORT,
+    )
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+def sealed(request: Request, signing: SigningKey = ALICE.signing) -> bytes:
+    return seal_request(
+        request, signing, BOB.signing.public, BOB.request_keys[0].public, NETWORK.network_id
+    )
+
+
+async def submitted(world: World, request: Request, data: bytes | None = None) -> Outcome | None:
+    """What Bob answers; None: nothing."""
+    try:
+        locked, tunnel = await world.network.carry(*ENTRY, data or sealed(request))
+    except Unreachable:
+        return None
+    tunnel.reset()
+    return unlock_answer(locked, request).outcome
