@@ -15,7 +15,9 @@ import pytest
 import trio
 
 from phantom_tun.cli.main import main
+from phantom_tun.control.client import ControlClient
 from phantom_tun.control.listener import Access, bind_control_socket
+from phantom_tun.control.model import PingReply, PingSummary
 from phantom_tun.control.server import ControlServer
 from phantom_tun.testing.fake_backend import FakeBackend
 
@@ -84,3 +86,16 @@ def answering(path: Path, backend: FakeBackend) -> Iterator[threading.Event]:
     finally:
         tokens[0].run_sync_soon(scope.cancel)
         thread.join()
+
+
+def pinged(monkeypatch: pytest.MonkeyPatch, *replies: PingReply, interrupt: bool = False) -> None:
+    """Have commands answered so: ``replies``, and then Ctrl-C or a result."""
+
+    def call(_client: Any, _request: Any, on_event: Any) -> PingSummary:
+        for reply in replies:
+            on_event(reply)
+        if interrupt:
+            raise KeyboardInterrupt
+        return PingSummary.of([])
+
+    monkeypatch.setattr(ControlClient, "call", call)

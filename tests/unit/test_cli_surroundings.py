@@ -5,27 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_helpers import Shell, answering
+from cli_helpers import Shell
 
 import phantom_tun
 from phantom_tun.cli.exits import ExitCode
-from phantom_tun.testing.fake_backend import FakeBackend
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys, tmp_path / "control.sock")
-
-
-@pytest.fixture
-def node(shell: Shell) -> Iterator[FakeBackend]:
-    backend = FakeBackend()
-    with answering(shell.socket, backend):
-        yield backend
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
