@@ -4,45 +4,33 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
-import trio
-from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
+from trio.lowlevel import checkpoint, notify_closing, wait_writable
 
 from phantom_tun.errors import LinkBroken
+from phantom_tun.net.links.socket_connection import BROKEN, SocketConnection
 from phantom_tun.net.links.tls import linger
 
-_BROKEN = (OSError, trio.ClosedResourceError)
 
-
-class PlainConnection:
+class PlainConnection(SocketConnection):
     """A :class:`~phantom_tun.net.links.connection.Connection` over a stream socket as it is."""
 
-    __slots__ = ("_closed", "_socket", "_torn")
+    __slots__ = ()
 
     def __init__(self, stream: socket.socket) -> None:
         stream.setblocking(False)
-        self._socket = stream
-        self._closed = False
-        self._torn = False
+        super().__init__(stream)
 
-    @property
-    def usable(self) -> bool:
-        """Neither closed nor in the middle of a write."""
-        return not self._closed and not self._torn
-
-    async def wait_readable(self) -> None:
+    def wait_readable(self) -> Coroutine[Any, Any, None]:
         """Return when a read gives something; after at least one turn of the scheduler."""
-        if self._closed:
-            raise LinkBroken("the link was closed")
-        try:
-            await wait_readable(self._socket)
-        except _BROKEN as error:
-            raise LinkBroken("the link was closed") from error
+        return self._wait()
 
-    async def wait_arrival(self) -> None:
+    def wait_arrival(self) -> Coroutine[Any, Any, None]:
         """As :meth:`wait_readable`."""
-        await self.wait_readable()
+        return self._wait()
 
     def read_now(self, view: memoryview) -> int | None:
         """Take what is there; ``None`` if nothing is, 0 at the end."""
@@ -59,7 +47,7 @@ class PlainConnection:
         """Take what has arrived, waiting for it; 0 at the end."""
         await checkpoint()
         while (count := self.read_now(view)) is None:
-            await self.wait_readable()
+            await self._wait()
         return count
 
     async def write_all(self, data: memoryview | bytes) -> None:
@@ -74,7 +62,7 @@ class PlainConnection:
                     view = view[self._socket.send(view) :]
                 except BlockingIOError:
                     await wait_writable(self._socket)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise LinkBroken("the link failed") from error
         self._torn = False
 

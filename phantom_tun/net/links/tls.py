@@ -26,6 +26,7 @@ from trio.lowlevel import (
 
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.socket_connection import SocketConnection
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.nodes import IpAddress
 
@@ -41,29 +42,21 @@ LINGER = 2.0
 _ONE_BYTE = memoryview(bytearray(1))
 """What was read is taken out before anybody else gets a turn."""
 
-_BROKEN = (OSError, trio.ClosedResourceError)
-"""What a socket raises when the connection is no more; ssl.SSLError is an OSError."""
 
-
-class TlsConnection:
+class TlsConnection(SocketConnection):
     """A :class:`~phantom_tun.net.links.connection.Connection` over an ``SSLSocket`` that has shaken
     hands."""
 
-    __slots__ = ("_ahead", "_closed", "_lone", "_socket", "_torn")
+    __slots__ = ("_ahead", "_lone")
+
+    _socket: ssl.SSLSocket
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
-        self._socket = tls
-        self._closed = False
-        self._torn = False
+        super().__init__(tls)
         self._ahead = b""
         """The next byte, if it was read already."""
         self._lone = 0
         """Reads since we last looked behind a short record in vain."""
-
-    @property
-    def usable(self) -> bool:
-        """Neither closed nor in the middle of a write."""
-        return not self._closed and not self._torn
 
     async def wait_readable(self) -> None:
         """Return when a read gives something, after exactly one turn of the scheduler or more. To
@@ -113,14 +106,6 @@ class TlsConnection:
         while (count := self.read_now(view)) is None:
             await self._wait()
         return count
-
-    async def _wait(self) -> None:
-        if self._closed:
-            raise LinkBroken("the link was closed")
-        try:
-            await wait_readable(self._socket)
-        except _BROKEN as error:
-            raise LinkBroken("the link was closed") from error
 
     def _read_now(self, view: memoryview) -> int | None:
         """Bytes read; 0 at the end; ``None`` if nothing has arrived."""

@@ -1,0 +1,42 @@
+"""What connections over a non-blocking socket have in common: whether they are usable, and waiting
+for what arrives."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+from trio.lowlevel import wait_readable
+
+from phantom_tun.errors import LinkBroken
+
+BROKEN = (OSError, trio.ClosedResourceError)
+"""What a socket raises when the connection is no more; ssl.SSLError is an OSError."""
+
+
+class SocketConnection:
+    """The part of a :class:`~phantom_tun.net.links.connection.Connection` that is the same whatever
+    lies between it and the kernel."""
+
+    __slots__ = ("_closed", "_socket", "_torn")
+
+    _socket: socket.socket
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._socket = stream
+        self._closed = False
+        self._torn = False
+
+    @property
+    def usable(self) -> bool:
+        """Neither closed nor in the middle of a write."""
+        return not self._closed and not self._torn
+
+    async def _wait(self) -> None:
+        """Return when the kernel has something; after at least one turn of the scheduler."""
+        if self._closed:
+            raise LinkBroken("the link was closed")
+        try:
+            await wait_readable(self._socket)
+        except BROKEN as error:
+            raise LinkBroken("the link was closed") from error
