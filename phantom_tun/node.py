@@ -10,7 +10,6 @@ import importlib.resources
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +32,11 @@ from phantom_tun.net.links.peers import Peer
 from phantom_tun.net.links.workers import Spawn, WorkerPlan
 from phantom_tun.net.netdb.files import NetdbFiles
 from phantom_tun.net.netdb.node_database import NodeDatabase
-from phantom_tun.net.netdb.own_record import NodeFacts, OwnRecord
+from phantom_tun.net.netdb.own_record import NodeFacts, OwnRecord, in_record
 from phantom_tun.net.netdb.service import NetdbService
 from phantom_tun.net.paths.builder import PathBuilder, Surroundings
 from phantom_tun.net.paths.guard_file import GuardFile
+from phantom_tun.net.paths.machine_events import MachineEvents
 from phantom_tun.net.paths.member import PathMember
 from phantom_tun.net.paths.pool import Change, PathEvent
 from phantom_tun.net.paths.pools import PathPools, PathWishes
@@ -248,6 +248,14 @@ class Node:
             clock=self.clock,
             rng=rng,
         )
+        self.machine = MachineEvents(
+            self.links,
+            self._own_record,
+            self.netdb,
+            hub=self.hub,
+            connector=self.connector,
+            paths=self.paths,
+        )
         self.pins = Pins(self._state_dir, self.clock.now)
         self.directory = Directory(
             self.connector, self.identities, self.pins, clock=self.clock, rng=rng
@@ -284,7 +292,7 @@ class Node:
         if node.dialable:
             capabilities = Capability.DIALABLE | Capability.RELAY
         return NodeFacts(
-            _or_none(node.advertised_addresses),
+            in_record(node.advertised_addresses),
             node.port if node.dialable else 0,
             capabilities,
         )
@@ -387,24 +395,6 @@ class Node:
                     if address is not None
                 ]
             )
-
-    # --- what happens to the machine --------------------------------------------------------------
-
-    def moved(self, addresses: Sequence[IpAddress]) -> None:
-        """The machine has other addresses than before; at these it is to be dialed now. Members of
-        our paths know the old ones, so all paths are replaced."""
-        self._own_record.move(_or_none(addresses), self.netdb.set_own_record)
-        self.links.start_over()
-        for user in self.connector.users():
-            self.hub.start(self._replace, user.path)
-
-    async def _replace(self, path: OwnedPath) -> None:
-        with suppress(WorldError):
-            await self.paths.replace(path)
-
-    def woke(self) -> None:
-        """The machine slept for so long that others have closed its links."""
-        self.links.start_over()
 
     # --- what the parts ask of each other ---------------------------------------------------------
 
@@ -528,11 +518,6 @@ class Node:
         if self._interface is not None:
             parts["interface"] = self._interface.statistics
         return {"tunnels": dict(self.hub.counts), **{name: part() for name, part in parts.items()}}
-
-
-def _or_none(addresses: Sequence[IpAddress]) -> Sequence[IpAddress]:
-    """What stands in a record: something has to."""
-    return addresses or (ipaddress.IPv4Address(0),)
 
 
 def _web_page(path: str) -> bytes:

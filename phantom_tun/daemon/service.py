@@ -74,7 +74,7 @@ async def serve(
 async def _run_node(node: DaemonNode, whereabouts: Whereabouts) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
-        nursery.start_soon(whereabouts.watch, node)
+        nursery.start_soon(whereabouts.watch, node.machine)
         spare_what_stays()
         share_the_processor()
         notify(READY, status("ready"))

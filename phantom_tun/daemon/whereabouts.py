@@ -12,7 +12,7 @@ import trio
 
 from phantom_tun.config import Address, NodeConfig
 from phantom_tun.daemon.underlay import addresses_of_default_routes, advertised_addresses
-from phantom_tun.daemon.wiring import DaemonNode
+from phantom_tun.daemon.wiring import Watched
 from phantom_tun.errors import ConfigError
 
 LOOK_EVERY = 2.0
@@ -60,13 +60,13 @@ class Whereabouts:
         self._slept = asleep()
         self._addresses = frozenset(find())
 
-    async def watch(self, node: DaemonNode) -> None:
+    async def watch(self, node: Watched) -> None:
         """Tell ``node`` what happens until cancelled."""
         while True:
             await trio.sleep(LOOK_EVERY)
             self.look(node)
 
-    def look(self, node: DaemonNode) -> None:
+    def look(self, node: Watched) -> None:
         """Look once."""
         before, self._slept = self._slept, self._asleep()
         found = frozenset(self._find())
@@ -88,7 +88,7 @@ class Whereabouts:
         known = {address.version for address in self._addresses}
         return any(address.version not in known for address in found)
 
-    def _move(self, node: DaemonNode, found: frozenset[Address]) -> None:
+    def _move(self, node: Watched, found: frozenset[Address]) -> None:
         try:
             addresses = advertised_addresses(self._settings)
         except ConfigError:

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from phantom_tun.tun.interface import Interface
 
 
+class Watched(Protocol):
+    """Hears what happens to the machine."""
+
+    def moved(self, addresses: Sequence[Address]) -> None:
+        """The machine has other addresses than before; at these it is to be dialed now."""
+        ...
+
+    def woke(self) -> None:
+        """The machine slept for so long that others have given it up."""
+        ...
+
+
 class DaemonNode(Protocol):
     """What the daemon needs of a node."""
 
@@ -30,12 +42,9 @@ class DaemonNode(Protocol):
         and the network database joined."""
         ...
 
-    def moved(self, addresses: Sequence[Address]) -> None:
-        """The machine has other addresses than before; at these it is to be dialed now."""
-        ...
-
-    def woke(self) -> None:
-        """The machine slept for so long that others have given it up."""
+    @property
+    def machine(self) -> Watched:
+        """To be told what happens to the machine while :meth:`run` runs."""
         ...
 
 

@@ -49,6 +49,11 @@ class FakeNode:
             with trio.CancelScope(shield=True):
                 await trio.sleep(self.stop_s)
 
+    @property
+    def machine(self) -> FakeNode:
+        """It hears itself what happens to its machine."""
+        return self
+
     def moved(self, addresses: Sequence[Address]) -> None:
         """Nothing to do."""
         self.moved_to = tuple(addresses)

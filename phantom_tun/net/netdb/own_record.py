@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,11 @@ class NodeFacts:
     port: int
     capabilities: Capability
     families: Sequence[bytes] = ()
+
+
+def in_record(addresses: Sequence[IpAddress]) -> Sequence[IpAddress]:
+    """What stands in a record of a node at ``addresses``: something has to."""
+    return addresses or (ipaddress.IPv4Address(0),)
 
 
 class OwnRecord:
