@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import trio
-from test_netdb_network import everybody_knows, memory_network, start, wait_until
+from netdb_world import everybody_knows, memory_network, start, wait_until
 from trio.testing import MockClock
 
 from phantom_tun.net.netdb.witnesses import MOST_WITNESSES
