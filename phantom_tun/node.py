@@ -7,7 +7,6 @@ the order of the layers; :meth:`Node.run` starts them, each under the nursery th
 from __future__ import annotations
 
 import importlib.resources
-import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +18,10 @@ import trio
 from phantom_tun.clock import MINUTE, SYSTEM_RNG, SystemClock
 from phantom_tun.config import Config
 from phantom_tun.control.model import NodeState
-from phantom_tun.errors import ConfigError, PeerError, WorldError
+from phantom_tun.errors import ConfigError, PeerError, UsageError, WorldError
 from phantom_tun.ids import CertHash, NodeId
-from phantom_tun.net.addresses.directory import Directory
 from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore, LeaseState
 from phantom_tun.net.addresses.pins import Pins
-from phantom_tun.net.addresses.publishers import Publishers
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.links import Links
@@ -41,7 +38,6 @@ from phantom_tun.net.paths.member import PathMember
 from phantom_tun.net.paths.pool import Change, PathEvent
 from phantom_tun.net.paths.pools import PathPools, PathWishes
 from phantom_tun.net.sessions.expose import ExposeRules
-from phantom_tun.net.sessions.service import SessionService, SessionSettings
 from phantom_tun.net.tunnels.connector import Connector
 from phantom_tun.net.tunnels.entry_node import EntryDesk
 from phantom_tun.net.tunnels.exit_node import EntryDialer
@@ -65,15 +61,16 @@ from phantom_tun.wire.nodes import IpAddress, NodeRef
 from phantom_tun.wire.records import Capability
 
 if TYPE_CHECKING:
+    from phantom_tun.net.addresses.directory import Directory
+    from phantom_tun.net.sessions.service import SessionService
+    from phantom_tun.net.sessions.table import SessionInfo
+    from phantom_tun.owner import Owner
     from phantom_tun.tun.interface import Interface
 
 CACHE_FILE = "nodes.cache"
 HOLDINGS_FILE = "records.held"
 OVERRIDES_FILE = "overrides.known"
 RULES_FILE = "expose.json"
-_RESERVED4, _RESERVED6 = 16, 64
-NAT4_PREFIX, NAT6_PREFIX = 17, 80
-"""The part of the reserved blocks that stands for callers without an address."""
 
 _log = structlog.get_logger(__name__)
 
@@ -257,33 +254,23 @@ class Node:
             paths=self.paths,
         )
         self.pins = Pins(self._state_dir, self.clock.now)
-        self.directory = Directory(
-            self.connector, self.identities, self.pins, clock=self.clock, rng=rng
-        )
-        self.publishers = Publishers(
-            self.identities,
-            self.connector,
-            self.connector.routes,
-            on_lease=self._lease_changed,
-            clock=self.clock,
-            rng=rng,
-        )
         self.rules = ExposeRules(self._state_dir / RULES_FILE, (self.network.ap4, self.network.ap6))
         self.rules.load()
-        self.sessions = SessionService(
-            network=self.network,
-            identities=self.identities,
-            directory=self.directory,
+        self._owner = None if self._interface is None else self._new_owner()
+
+    def _new_owner(self) -> Owner:
+        from phantom_tun.owner import Owner  # noqa: PLC0415 - a node that only relays does without
+
+        return Owner(
+            self.network,
+            self.identities,
             connector=self.connector,
+            pins=self.pins,
             rules=self.rules,
-            settings=SessionSettings(
-                nat4=_last_part4(self.network.ap4),
-                nat6=_last_part6(self.network.ap6),
-                answer_echo=config.interface.answer_echo,
-                ephemeral=frozenset(config.interface.ephemeral_callers),
-            ),
+            settings=self.config.interface,
+            on_lease=self._lease_changed,
             clock=self.clock,
-            rng=rng,
+            rng=self._rng,
         )
 
     def _facts(self) -> NodeFacts:
@@ -308,8 +295,8 @@ class Node:
         try:
             async with trio.open_nursery() as nursery:
                 await self._start_relay(nursery)
-                if self._interface is not None:
-                    await self._start_owner(nursery, self._interface)
+                if self._interface is not None and self._owner is not None:
+                    await self._start_owner(nursery, self._owner, self._interface)
                 self._phase = "ready"
                 task_status.started()
         finally:
@@ -330,42 +317,41 @@ class Node:
             self.hub.guard.forever, self._own_record.keep_fresh, self.netdb.set_own_record
         )
 
-    async def _start_owner(self, nursery: trio.Nursery, interface: Interface) -> None:
+    async def _start_owner(self, nursery: trio.Nursery, owner: Owner, interface: Interface) -> None:
         await nursery.start(self.paths.run)
-        await nursery.start(self.directory.run)
-        await nursery.start(self.publishers.run)
-        await nursery.start(self.sessions.run, interface)
-        await nursery.start(interface.run, self.sessions)
+        await owner.start(nursery, interface)
         for number, identity in enumerate(self.identities.all()):
-            await self._bring_up(identity, hurry=number == 0)
+            await self._bring_up(owner, identity, hurry=number == 0)
 
-    async def _bring_up(self, identity: ApIdentity, *, hurry: bool) -> None:
+    async def _bring_up(self, owner: Owner, identity: ApIdentity, *, hurry: bool) -> None:
         await self._assign_addresses()
         self.paths.add(identity)
-        self.publishers.add(identity, hurry=hurry)
+        owner.publishers.add(identity, hurry=hurry)
 
     # --- identities -----------------------------------------------------------------------------
 
     async def add_identity(self, name: str) -> ApIdentity:
         """Make an AP identity and bring it up.
 
-        :raises UsageError: the name is taken or not a name.
+        :raises UsageError: the name is taken or not a name, or this node has no interface.
         """
+        owner = self._owned()
         identity = self.identities.create(name)
         # Whoever asked for it may go away; an identity that is half there helps nobody.
         with trio.CancelScope(shield=True):
-            await self._bring_up(identity, hurry=True)
+            await self._bring_up(owner, identity, hurry=True)
         return identity
 
     async def remove_identity(self, name: str) -> None:
         """Delete an AP identity for good.
 
-        :raises UsageError: there is none of that name.
+        :raises UsageError: there is none of that name, or this node has no interface.
         """
+        owner = self._owned()
         self.identities.remove(name)
-        self.publishers.remove(name)
+        owner.publishers.remove(name)
         self.paths.remove(name)
-        self.directory.forget_identity(name)
+        owner.directory.forget_identity(name)
         for rule in [found for found in self.rules.rules() if found.identity == name]:
             self.rules.unexpose(name, rule.protocol, rule.port)
         with trio.CancelScope(shield=True):
@@ -424,8 +410,8 @@ class Node:
         if event.change is Change.DIED:
             self.deaths.note(self.clock.now())
         _log.info("path", change=event.change.name.lower(), kind=path.kind, hops=path.hops)
-        if path.kind == "entry":
-            self.publishers.routes_changed(path.identity)
+        if path.kind == "entry" and self._owner is not None:
+            self._owner.publishers.routes_changed(path.identity)
         if event.change is Change.UP and path.route is not None:
             self.hub.start(self._publish_own_route, path.route)
 
@@ -464,6 +450,35 @@ class Node:
                 self.paths.died(user.path)
 
     # --- what the owner sees (view) ---------------------------------------------------------------
+
+    def _owned(self) -> Owner:
+        if self._owner is None:
+            raise UsageError("this node has no interface, so it has no AP addresses")
+        return self._owner
+
+    @property
+    def directory(self) -> Directory:
+        """Finds others' addresses.
+
+        :raises UsageError: this node has no interface.
+        """
+        return self._owned().directory
+
+    @property
+    def sessions(self) -> SessionService:
+        """Makes and takes connections.
+
+        :raises UsageError: this node has no interface.
+        """
+        return self._owned().sessions
+
+    def connections(self) -> list[SessionInfo]:
+        """All connections of programs of this machine, oldest first."""
+        return [] if self._owner is None else self._owner.sessions.sessions()
+
+    def publisher_warnings(self) -> list[str]:
+        """What the publishers of our addresses have to say, as sentences."""
+        return [] if self._owner is None else self._owner.publishers.warnings()
 
     @property
     def state(self) -> NodeState:
@@ -510,14 +525,15 @@ class Node:
             "hops": self.hops.statistics,
             "entries": self.desk.statistics,
             "switchboard": self.board.statistics,
-            "directory": self.directory.statistics,
             "pins": self.pins.statistics,
-            "publisher": self.publishers.statistics,
-            "sessions": self.sessions.statistics,
         }
         if self._interface is not None:
             parts["interface"] = self._interface.statistics
-        return {"tunnels": dict(self.hub.counts), **{name: part() for name, part in parts.items()}}
+        return {
+            "tunnels": dict(self.hub.counts),
+            **{name: part() for name, part in parts.items()},
+            **({} if self._owner is None else self._owner.statistics()),
+        }
 
 
 def _web_page(path: str) -> bytes:
@@ -527,13 +543,3 @@ def _web_page(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"node.web_page: can't read {path}: {error.strerror}") from error
-
-
-def _last_part4(prefix: ipaddress.IPv4Network) -> ipaddress.IPv4Network:
-    block = ipaddress.IPv4Network((prefix.network_address, _RESERVED4))
-    return ipaddress.IPv4Network((block.broadcast_address, NAT4_PREFIX), strict=False)
-
-
-def _last_part6(prefix: ipaddress.IPv6Network) -> ipaddress.IPv6Network:
-    block = ipaddress.IPv6Network((prefix.network_address, _RESERVED6))
-    return ipaddress.IPv6Network((block.broadcast_address, NAT6_PREFIX), strict=False)

@@ -40,18 +40,20 @@ from phantom_tun.errors import UsageError
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.addresses.identities import ApIdentity
 from phantom_tun.profile import Bootstrap
-from phantom_tun.view import identities, listening, netdb, overrides, pins, probing, shapes
+from phantom_tun.view import identities, listening, overrides, pins, shapes
 from phantom_tun.view.drops import drops
 from phantom_tun.view.fitness import unusable
 from phantom_tun.view.health import warnings
-from phantom_tun.view.why import Inquest
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
 
 
 class NodeView:
-    """Implements :class:`~phantom_tun.control.backend.ControlBackend` for a node."""
+    """Implements :class:`~phantom_tun.control.backend.ControlBackend` for a node.
+
+    What is asked now and then, and by nobody at a node that only relays, is imported when it is.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -85,7 +87,7 @@ class NodeView:
             ),
             tunnels=TunnelStatus(
                 ready=sum(user.ready for user in users if user.path.members),
-                active=len(node.sessions.sessions()),
+                active=len(node.connections()),
                 relayed=node.hub.counts["tunnels_relayed_now"],
             ),
             builds=BuildStatus(
@@ -243,7 +245,7 @@ class NodeView:
 
     async def tunnels(self) -> tuple[TunnelInfo, ...]:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
-        return tuple(shapes.tunnel_info(found) for found in self._node.sessions.sessions())
+        return tuple(shapes.tunnel_info(found) for found in self._node.connections())
 
     async def close_tunnel(self, tunnel_id: str) -> None:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
@@ -268,11 +270,15 @@ class NodeView:
         report: Callable[[PingReply], Awaitable[None]],
     ) -> PingSummary:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
+        from phantom_tun.view import probing  # noqa: PLC0415 - see the class
+
         pace = probing.Pace(count, interval_s, timeout_s, size)
         return await probing.ping(self._node, address, pace, report)
 
     async def netdb_get(self, key: ApAddress | NodeId, *, votes: bool) -> NetdbAnswer:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
+        from phantom_tun.view import netdb  # noqa: PLC0415 - see the class
+
         return await netdb.answer(self._node, key, votes=votes)
 
     async def why(
@@ -282,6 +288,8 @@ class NodeView:
         report: Callable[[WhyStep], Awaitable[None]],
     ) -> Verdict:
         """See :class:`~phantom_tun.control.backend.ControlBackend`."""
+        from phantom_tun.view.why import Inquest  # noqa: PLC0415 - see the class
+
         return await Inquest(self._node, address, port).hold(report)
 
     # --- pins -----------------------------------------------------------------------------------

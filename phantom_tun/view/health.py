@@ -62,7 +62,7 @@ def warnings(node: Node) -> list[str]:
         *(str(PinChanged(change)) for change in node.pins.changes()),
         *_links(node),
         *_paths(node),
-        *node.publishers.warnings(),
+        *node.publisher_warnings(),
         *_bans(node),
         *node.deaths.warnings(node.clock.now()),
         *_files(node),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from phantom_tun.control.model import (
     AddressInfo,
     ExposeRule,
@@ -14,8 +16,10 @@ from phantom_tun.endpoints import Endpoint
 from phantom_tun.ids import ApAddress
 from phantom_tun.net.addresses import identities
 from phantom_tun.net.sessions import expose
-from phantom_tun.net.sessions.table import SessionInfo
 from phantom_tun.path.hop import OwnedPath
+
+if TYPE_CHECKING:
+    from phantom_tun.net.sessions.table import SessionInfo
 
 LEASES: dict[identities.LeaseState, LeaseState] = {
     identities.LeaseState.NONE: "claiming",

@@ -19,7 +19,7 @@ LAYERS = {
     1: {"wire", "crypto", "packet", "files", "places", "guard", "tasks"},
     2: {"netdb", "path", "tunnel", "profile", "config", "node_keys"},
     3: {"net", "tun"},
-    4: {"node", "view", "control"},
+    4: {"node", "owner", "view", "control"},
     5: {"daemon", "cli", "__main__"},
 }
 SEAMLESS = {"lab", "testing", "analysis"}

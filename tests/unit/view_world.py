@@ -179,7 +179,6 @@ class _Node:
             wishes=SimpleNamespace(exit_hops=world.exit_hops, entry_hops=world.entry_hops),
         )
         self.links = SimpleNamespace(neighbours=lambda: [None] * world.neighbours)
-        self.publishers = SimpleNamespace(warnings=lambda: world.publisher_warnings)
         self.directory = SimpleNamespace(
             resolve=self._resolve,
             ask=self._ask,
@@ -207,6 +206,9 @@ class _Node:
     @property
     def dialable(self) -> bool | None:
         return self._world.dialable
+
+    def publisher_warnings(self) -> list[str]:
+        return self._world.publisher_warnings
 
     def uptime(self) -> float:
         return self._world.up_for
