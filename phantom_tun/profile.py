@@ -149,11 +149,12 @@ _MISSING = re.compile(
     r"Object missing required field `(?P<key>[^`]*)`(?: - at `\$\.(?P<at>[^`]*)`)?"
 )
 _Hops = Annotated[int, msgspec.Meta(ge=0, le=MAX_HOPS)]
+_NAME = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 _Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 
 
 class _Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+    name: Annotated[str, msgspec.Meta(pattern=f"^{_NAME.pattern}$")]
     nonce: _Hex32
     ap4: str
     ap6: str
@@ -265,6 +266,11 @@ def new(
 
     :raises ConfigError: a value is out of its range.
     """
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"{name!r} can't be a network's name: lower-case letters, digits and '-' can be in it, "
+            "63 at most, and it begins with a letter or digit"
+        )
     profile = Profile(
         name=name,
         nonce=nonce,

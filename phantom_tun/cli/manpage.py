@@ -71,7 +71,10 @@ def render() -> str:
         ".SH ENVIRONMENT",
         *_item(places.CONFIG_VARIABLE, "The configuration file, as \\-\\-config."),
         *_item(places.SOCKET_VARIABLE, "The control socket, as \\-\\-socket."),
-        *_item(places.START_VARIABLE, "What messages say starts the node."),
+        *_item(
+            places.START_VARIABLE,
+            "The command that messages name when they say how to start the node.",
+        ),
         *_item(places.NO_COLOUR_VARIABLE, "If set to anything: no colours, as for TERM=dumb."),
         ".SH FILES",
         *_item(f"{places.SYSTEM_CONFIG}/config.toml", "The configuration of the system's node."),

@@ -206,8 +206,8 @@ def plan_lab(
     longest = max(exit_hops, entry_hops)
     if nodes < nodes_needed(longest):
         raise TooFewNodes(
-            f"paths of {longest} hops need a lab of at least {nodes_needed(longest)} nodes, "
-            f"not {nodes}"
+            f"paths of {longest} hop{'s' if longest > 1 else ''} need a lab of at least "
+            f"{nodes_needed(longest)} nodes, not {nodes}"
         )
     if not 0 <= relay_only < nodes:
         raise BadLabOption(

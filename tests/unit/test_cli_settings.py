@@ -124,7 +124,7 @@ def test_a_new_network_takes_its_options(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("No Name",), ExitCode.USAGE, "network.name"),
+        (("No Name",), ExitCode.USAGE, "can't be a network's name"),
         (("home", "--hops", "9"), ExitCode.USAGE, "'--hops'"),
         (("home", "--bootstrap", "nonsense"), ExitCode.USAGE, "isn't a bootstrap node"),
         (("home", "-o", "/proc/none/net.toml"), ExitCode.CONFIG, "can't make /proc/none"),

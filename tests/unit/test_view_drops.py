@@ -9,6 +9,7 @@ import pytest
 
 import phantom_tun
 from phantom_tun.cli.drops import WORDS, in_words
+from phantom_tun.path.member import Reason
 from phantom_tun.view.drops import drops, reason
 
 NO_DROPS = {"answered_refused", "registrations_refused"}
@@ -68,6 +69,8 @@ def test_no_counter_with_such_a_name_is_forgotten() -> None:
 
 
 def test_people_read_words_for_reasons_that_there_are() -> None:
-    assert set(WORDS) <= {reason(name) for name in counter_names()}
+    put_together = {f"drop_array_{refused.value}" for refused in Reason}
+    put_together.add("dropped_destination_reserved")
+    assert set(WORDS) <= {reason(name) for name in counter_names() | put_together}
     assert in_words("link of banned", 37) == "37 links of banned nodes"
     assert in_words("something rare", 1) == "1 something rare"

@@ -259,8 +259,8 @@ class Neighbour:
             address=self.peer.address,
             signalling=link is not None,
             dialed=link is not None and link.dialed,
-            bulk_in_use=self.in_use + len(self.served),
-            bulk_idle=self.pool.idle,
+            bulk_in_use=self.in_use + self.uses_served,
+            bulk_idle=self.pool.idle + max(0, len(self.served) - self.uses_served),
             silent=trio.current_time() - self.heard if self._signalling else None,
         )
 

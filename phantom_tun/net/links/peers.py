@@ -37,9 +37,9 @@ class NeighbourInfo:
     dialed: bool
     """Whether we dialed the signalling link."""
     bulk_in_use: int
-    """Bulk links in use, and those that the neighbour may use."""
+    """Bulk links that carry something for somebody."""
     bulk_idle: int
-    """Bulk links ready for us to use."""
+    """Bulk links that wait, for us or for the neighbour to use them."""
     silent: float | None
     """Seconds since something last came over signalling; None without a link."""
 
