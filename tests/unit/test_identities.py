@@ -172,14 +172,29 @@ def test_files_open_to_others_are_refused(state: Path, clock: SettableClock, nam
         load(state, clock)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_missing_files_are_named(state: Path, clock: SettableClock, name: str) -> None:
+def test_a_missing_key_is_named(state: Path, clock: SettableClock) -> None:
     load(state, clock)
-    path = state / DIRECTORY / DEFAULT_NAME / name
+    path = state / DIRECTORY / DEFAULT_NAME / "ap.key"
     path.unlink()
-    with pytest.raises(ConfigError, match="incomplete") as caught:
+    with pytest.raises(ConfigError, match="has lost its key") as caught:
         load(state, clock)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"ap.key"}))
+def test_other_missing_files_are_made_anew_and_the_addresses_stay(
+    state: Path, clock: SettableClock, name: str
+) -> None:
+    before = load(state, clock)
+    identity = before.get(DEFAULT_NAME)
+    used = [before.next_sequence(identity) for _ in range(3)]
+    (state / DIRECTORY / DEFAULT_NAME / name).unlink()
+    clock.moment += HOUR
+    after = load(state, clock)
+    found = after.get(DEFAULT_NAME)
+    assert (found.ap6, found.candidate) == (identity.ap6, identity.candidate)
+    assert after.next_sequence(found) > max(used)
+    assert load(state, clock).get(DEFAULT_NAME).certificate == found.certificate
 
 
 @pytest.mark.parametrize("name", FILES)

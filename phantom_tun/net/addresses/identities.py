@@ -210,13 +210,10 @@ class IdentityStore:
             raise UsageError(f"there is an address named {name!r} already")
         if len(self._identities) >= MAX_IDENTITIES:
             raise UsageError(f"a node has at most {MAX_IDENTITIES} AP addresses")
-        now = self._clock.now()
         unfinished = self._directory / f"{_UNFINISHED}{name}"
         ensure_private_directory(unfinished, uid=os.geteuid(), gid=os.getegid())
         atomic_write(unfinished / _KEY, SigningKey.generate().seed)
-        atomic_write(unfinished / _CERTIFICATE, to_pem(make_certificate(_COMMON_NAME, now)))
-        _write_request_keys(unfinished, (_RequestKey(SealingKey.generate(), now),))
-        _write_state(unfinished, _State(now, 0, 0.0, int(now)))
+        _make_what_is_missing(unfinished, self._clock.now())
         unfinished.rename(self._directory / name)
         identity = self._load(self._directory / name)
         self._identities[name] = identity
@@ -314,6 +311,7 @@ class IdentityStore:
     def _load(self, directory: Path) -> ApIdentity:
         ensure_private_directory(directory, uid=os.geteuid(), gid=os.getegid())
         signing = SigningKey(_secret(directory / _KEY, SEED_LEN))
+        _make_what_is_missing(directory, self._clock.now())
         state = _read_state(directory / _STATE)
         held = state.held_until > self._clock.now()
         lease = Lease(state.n, LeaseState.HELD, state.held_until) if held else Lease(state.n)
@@ -345,14 +343,28 @@ def _secret(path: Path, size: int | None = None) -> bytes:
     secret = load_secret(path, size=size)
     if secret is None:
         raise ConfigError(
-            f"the AP address {path.parent.name!r} is incomplete: there is no {path}; restore it "
-            f"from a backup, or move {path.parent} away (its addresses are lost with its ap.key)"
+            f"the AP address {path.parent.name!r} has lost its key: there is no {path}; restore it "
+            f"from a backup, or move {path.parent} away (its addresses are lost with that key)"
         )
     return secret
 
 
+def _make_what_is_missing(directory: Path, now: float) -> None:
+    """Everything but the key can be made anew, and the addresses stay: an AP4 address is claimed
+    again, and sequence numbers follow the clock."""
+    if not (directory / _CERTIFICATE).exists():
+        atomic_write(directory / _CERTIFICATE, to_pem(make_certificate(_COMMON_NAME, now)))
+    if not (directory / _REQUEST_KEYS).exists():
+        _write_request_keys(directory, (_RequestKey(SealingKey.generate(), now),))
+    if not (directory / _STATE).exists():
+        _write_state(directory, _State(now, 0, 0.0, int(now)))
+
+
 def _damaged(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{path} is damaged ({error}); restore it from a backup")
+    return ConfigError(
+        f"{path} is damaged ({error}); restore it from a backup, or move it away: what isn't a key "
+        "is made anew at the next start, and the addresses stay"
+    )
 
 
 def _read_certificate(path: Path) -> Certificate:
