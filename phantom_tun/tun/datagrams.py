@@ -36,7 +36,8 @@ from phantom_tun.errors import (
 )
 from phantom_tun.packet.answer import QUOTE, host_unreachable, port_unreachable
 from phantom_tun.packet.framing import MAX_MESSAGE, EchoFraming, Framing, UdpFraming
-from phantom_tun.packet.header import FlowKey, endpoints_of, flow_key
+from phantom_tun.packet.header import MAX_PACKET, FlowKey, endpoints_of, flow_key
+from phantom_tun.queues import QueueShares
 from phantom_tun.tasks import Tasks
 from phantom_tun.tun.flows import DatagramTransport, Direction, Flow, MessageQueue
 from phantom_tun.tun.shared import Shared
@@ -56,6 +57,7 @@ class DatagramFlow(Flow):
 
     :param key: of the packets the local program sends.
     :param framing: makes packets for it.
+    :param shares: what its queue may hold.
     """
 
     __slots__ = ("framing", "key", "last_moved", "last_sent", "queue", "quote")
@@ -68,6 +70,7 @@ class DatagramFlow(Flow):
         *,
         key: FlowKey,
         framing: Framing,
+        shares: QueueShares,
         shared: Shared,
     ) -> None:
         now = shared.now()
@@ -75,7 +78,7 @@ class DatagramFlow(Flow):
         limits = shared.limits
         self.key = key
         self.framing = framing
-        self.queue = MessageQueue(limits.queued_messages, limits.queued_bytes, shared.token)
+        self.queue = MessageQueue(limits.queued_messages, shares, shared.token)
         self.last_moved = now
         self.last_sent: float | None = None
         """When the last message went out that has had no answer."""
@@ -98,6 +101,10 @@ class Datagrams:
         self.table: dict[FlowKey, DatagramFlow] = {}
         """What the pump looks at."""
         self._live: dict[str, set[DatagramFlow]] = {"udp": set(), "echo": set()}
+        limits = shared.limits
+        self._shares = QueueShares(
+            limits.queued_bytes_all, most=limits.queued_bytes, least=MAX_PACKET
+        )
 
     # --- the pump's thread ----------------------------------------------------------------------
 
@@ -114,13 +121,11 @@ class Datagrams:
         else:
             framing = EchoFraming(target, source, identifier=message[:2])
             source, target = Endpoint(source.address, 0), Endpoint(target.address, 0)
-        flow = DatagramFlow(
-            transport, "out", (source, target), key=key, framing=framing, shared=self._shared
-        )
+        flow = self._flow(transport, "out", (source, target), key, framing)
         flow.quote = packet[:QUOTE]
         if not flow.offer(message):
             return "queue_full"
-        self._live[transport].add(flow)
+        self._add(flow)
         self.table[key] = flow
         self._shared.token.run_sync_soon(self._start, flow)
         return None
@@ -148,8 +153,8 @@ class Datagrams:
             raise shared.filtered("inbound_udp_flows_full", "too many UDP flows")
         key = flow_key(target, caller)
         framing = UdpFraming(caller, target)
-        flow = DatagramFlow("udp", "in", (caller, target), key=key, framing=framing, shared=shared)
-        self._live["udp"].add(flow)
+        flow = self._flow("udp", "in", (caller, target), key, framing)
+        self._add(flow)
         shared.flows.add(flow)
         # If the service itself has called the caller from this very port, its messages go on
         # travelling in that flow; this one then only delivers.
@@ -169,8 +174,34 @@ class Datagrams:
         """The next message of this 5-tuple opens a new flow. Idempotent."""
         self._shared.flows.discard(flow)
         self._live[flow.transport].discard(flow)
+        self._share()
         if self.table.get(flow.key) is flow:
             del self.table[flow.key]
+
+    def _flow(
+        self,
+        transport: DatagramTransport,
+        direction: Direction,
+        ends: tuple[Endpoint, Endpoint],
+        key: FlowKey,
+        framing: Framing,
+    ) -> DatagramFlow:
+        return DatagramFlow(
+            transport,
+            direction,
+            ends,
+            key=key,
+            framing=framing,
+            shares=self._shares,
+            shared=self._shared,
+        )
+
+    def _add(self, flow: DatagramFlow) -> None:
+        self._live[flow.transport].add(flow)
+        self._share()
+
+    def _share(self) -> None:
+        self._shares.members = sum(map(len, self._live.values()))
 
     def _is_full(self, transport: DatagramTransport) -> bool:
         limits = self._shared.limits
@@ -211,6 +242,7 @@ class Datagrams:
         except (Filtered, trio.TooSlowError):
             shared.counters.add("answered_silence")
             flow.state = "silent"
+            flow.queue.shut()
             await trio.sleep(shared.timeouts.filtered_retry)
         except WorldError:
             shared.counters.add("open_failed")

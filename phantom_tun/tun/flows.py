@@ -10,6 +10,7 @@ from typing import Literal
 import trio
 
 from phantom_tun.endpoints import STREAM_PIECE, Endpoint
+from phantom_tun.queues import QueueShares
 
 DatagramTransport = Literal["udp", "echo"]
 Transport = Literal["tcp", "udp", "echo"]
@@ -103,30 +104,36 @@ class Counters:
 class MessageQueue:
     """Messages from any one thread to one trio task, bounded in number and bytes.
 
+    :param shares: say how many bytes.
     :param token: of the loop the reading task runs in.
     """
 
     __slots__ = (
-        "_event", "_is_waited_for", "_max_bytes", "_max_messages", "_messages", "_offered",
+        "_event", "_is_shut", "_is_waited_for", "_max_messages", "_messages", "_offered", "_shares",
         "_taken", "_token",
     )  # fmt: skip
 
-    def __init__(self, max_messages: int, max_bytes: int, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(
+        self, max_messages: int, shares: QueueShares, token: trio.lowlevel.TrioToken
+    ) -> None:
         self._messages: deque[bytes] = deque()
         self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self._shares = shares
         # Two counters that only grow, because each has one writer; their difference is in the queue
         self._offered = 0
         self._taken = 0
         self._token = token
         self._event = trio.Event()
         self._is_waited_for = False
+        self._is_shut = False
 
     def offer(self, message: bytes) -> bool:
         """Append a message; false if there is no room. Called by the one thread that writes."""
+        if self._is_shut:
+            return True
         if (
             len(self._messages) >= self._max_messages
-            or self._offered - self._taken + len(message) > self._max_bytes
+            or self._offered - self._taken + len(message) > self._shares.each
         ):
             return False
         self._messages.append(message)
@@ -152,6 +159,11 @@ class MessageQueue:
         messages = [self._messages.popleft() for _ in range(len(self._messages))]
         self._taken += sum(map(len, messages))
         return messages
+
+    def shut(self) -> None:
+        """Forget what is there and whatever will be offered."""
+        self._is_shut = True
+        self.take_all()
 
     def _wake(self) -> None:
         self._event.set()

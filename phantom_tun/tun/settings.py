@@ -57,7 +57,9 @@ class Limits:
     queued_messages: int = 1024
     """Messages of one UDP flow or echo exchange that wait for the overlay."""
     queued_bytes: int = 1 << 20
-    """The same in bytes."""
+    """The same in bytes; less when there are many, see ``queued_bytes_all``."""
+    queued_bytes_all: int = 32 << 20
+    """The same of all of them, shared out evenly, but no share is smaller than one message."""
     socket_buffer: int = 1 << 20
     """Kernel buffer of a bridged connection, each direction, in bytes."""
     spare_buffers: int = 64

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from phantom_tun.endpoints import DatagramStream
 from phantom_tun.errors import Filtered, Refused, StreamReset, UsageError
-from phantom_tun.net.sessions.datagrams import MAX_QUEUED, MAX_QUEUED_BYTES, SessionDatagrams
+from phantom_tun.net.sessions.datagrams import MAX_QUEUED, SHARES, SessionDatagrams
 from phantom_tun.net.sessions.offers import ONE_CALL
 from phantom_tun.net.sessions.secure_tunnel import FRAMES_AT_ONCE
 from phantom_tun.net.sessions.serving import ECHO_IDLE
@@ -98,7 +98,7 @@ async def test_a_slow_tunnel_loses_the_oldest_messages(
                 await trio.sleep(0.001)
             assert len(flow._queue) <= MAX_QUEUED
             assert sum(map(len, flow._queue)) == flow._queued_bytes
-            assert flow._queued_bytes <= max(MAX_QUEUED_BYTES, length)
+            assert flow._queued_bytes <= max(SHARES.each, length)
         if length > 4:
             assert flow._queue[-1][:4] == (count - 1).to_bytes(4, "big"), "the newest is kept"
         assert trio.current_time() - started < 1, "sending never waits"

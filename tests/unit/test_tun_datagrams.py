@@ -206,6 +206,22 @@ async def test_bounds(mock_clock: Any) -> None:
         assert w.count("dropped_udp_flows_full") == 2
 
 
+async def test_all_queues_together_are_bounded(mock_clock: Any) -> None:
+    limits = Limits(queued_bytes=100_000, queued_bytes_all=300_000)
+    async with world(mock_clock, dataclasses.replace(CONFIG, limits=limits)) as w:
+        calls = [await ask(w, datagram(4, b"1", sport=port)) for port in range(5001, 5005)]
+        await w.send(datagram(4, bytes(60_000), sport=5001))
+        await w.send(datagram(4, bytes(20_000), sport=5001))  # a quarter is 75,000
+        await w.all_decided()
+        assert w.count("dropped_queue_full") == 1
+        for call in calls[1:]:
+            call.fail(PathUnavailable("no path"))
+        await w.pass_time(1)
+        await w.send(datagram(4, bytes(20_000), sport=5001))
+        await w.all_decided()
+        assert w.count("dropped_queue_full") == 1
+
+
 async def test_a_first_message_too_large_for_the_queue(mock_clock: Any) -> None:
     async with world(mock_clock, dataclasses.replace(CONFIG, limits=Limits(queued_bytes=5))) as w:
         await w.send(datagram(4, b"123456"))

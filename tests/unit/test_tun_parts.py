@@ -15,6 +15,7 @@ import trio
 
 import phantom_tun.tun.host as host_module
 from phantom_tun.errors import ConfigError, UsageError, WorldError
+from phantom_tun.queues import QueueShares
 from phantom_tun.tun.bridge import prepare
 from phantom_tun.tun.flows import CHUNK, BufferPool, Counters, MessageQueue
 from phantom_tun.tun.host import LinuxHost, run_tool
@@ -84,8 +85,12 @@ def test_who_can_be_a_caller() -> None:
 # --- queue, buffers, counters ---------------------------------------------------------------------
 
 
+def shares(each: int) -> QueueShares:
+    return QueueShares(each, most=each, least=each)
+
+
 async def test_a_queue_wakes_its_reader_from_another_thread() -> None:
-    queue = MessageQueue(10, 1000, trio.lowlevel.current_trio_token())
+    queue = MessageQueue(10, shares(1000), trio.lowlevel.current_trio_token())
     messages = [b"%d" % i for i in range(500)]
 
     def write() -> None:
@@ -104,7 +109,7 @@ async def test_a_queue_wakes_its_reader_from_another_thread() -> None:
 
 
 async def test_a_queue_is_bounded_in_number_and_bytes() -> None:
-    queue = MessageQueue(3, 10, trio.lowlevel.current_trio_token())
+    queue = MessageQueue(3, shares(10), trio.lowlevel.current_trio_token())
     assert queue.offer(b"123456")
     assert not queue.offer(b"12345")
     assert queue.offer(b"1234")
@@ -114,6 +119,19 @@ async def test_a_queue_is_bounded_in_number_and_bytes() -> None:
     assert queue.take_all() == [b"123456", b"1234", b""]
     assert queue.take_all() == []
     assert queue.offer(b"123456")
+    queue.shut()
+    assert queue.offer(bytes(100)), "nobody is told that it is full"
+    assert queue.take_all() == []
+
+
+def test_many_queues_share_what_they_may_hold() -> None:
+    parts = QueueShares(1000, most=400, least=100)
+    held = []
+    for members in (0, 1, 2, 3, 5, 10, 11, 1000):
+        parts.members = members
+        held.append(parts.each)
+    assert held == [400, 400, 400, 333, 200, 100, 100, 100]
+    assert QueueShares(1000, most=5, least=100).each == 5
 
 
 def test_buffers_are_reused_and_spares_are_bounded() -> None:

@@ -13,13 +13,14 @@ import trio
 
 from phantom_tun.errors import StreamReset, UsageError
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
+from phantom_tun.queues import QueueShares
 from phantom_tun.tunnel.channel import RECORD
 from phantom_tun.wire.session import FRAME_HEADER_LEN, MAX_DATAGRAM, FrameKind
 
 MAX_QUEUED = 1024
 """Messages that wait for the tunnel."""
-MAX_QUEUED_BYTES = 1_048_576
-"""Their bytes; one message is always taken."""
+SHARES = QueueShares(32 << 20, most=1 << 20, least=64 << 10)
+"""Their bytes, of all flows of the process; one message is always taken."""
 
 
 class SessionDatagrams:
@@ -75,7 +76,7 @@ class SessionDatagrams:
         self._queue.append(bytes(message))
         self._queued_bytes += len(message)
         while len(self._queue) > MAX_QUEUED or (
-            self._queued_bytes > MAX_QUEUED_BYTES and len(self._queue) > 1
+            self._queued_bytes > SHARES.each and len(self._queue) > 1
         ):
             self._queued_bytes -= len(self._queue.popleft())
             self.dropped += 1
@@ -93,6 +94,7 @@ class SessionDatagrams:
 
     async def run(self) -> None:
         """Send what is queued until the flow is over."""
+        SHARES.members += 1
         try:
             while not self._secure.is_ending:
                 if self._queue:
@@ -101,6 +103,10 @@ class SessionDatagrams:
                     await self._waiting.park()
         except StreamReset:
             self._has_failed = True
+        finally:
+            SHARES.members -= 1
+            self._queue.clear()
+            self._queued_bytes = 0
 
     async def _send_batch(self) -> None:
         batch = [self._queue.popleft()]
