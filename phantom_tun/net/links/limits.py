@@ -75,13 +75,14 @@ class LinkLimits:
     """Uses of neighbours that are joined with others at one time."""
     open_deadline: float = 15.0
     """For beginning a use of a bulk link, all attempts together."""
-    bulk_per_neighbour: int = 1024
-    """Bulk links on which one neighbour starts uses."""
-    bulk_per_address: int = 1024
+    bulk_per_neighbour: int = 2048
+    """Bulk links on which one neighbour starts uses: a service may have 4,096 connections over two
+    entry paths."""
+    bulk_per_address: int = 2048
     """The same, of all neighbours at one IPv4 address or IPv6 /64."""
-    bulk_per_network: int = 2048
+    bulk_per_network: int = 4096
     """The same, of all neighbours in one IPv4 /16 or IPv6 /32."""
-    bulk_served: int = 8192
+    bulk_served: int = 12_288
     """The same, of all neighbours."""
     idle_bulk: int = 64
     """Idle links kept for one neighbour."""
