@@ -121,7 +121,15 @@ class Datagrams:
         else:
             framing = EchoFraming(target, source, identifier=message[:2])
             source, target = Endpoint(source.address, 0), Endpoint(target.address, 0)
-        flow = self._flow(transport, "out", (source, target), key, framing)
+        flow = DatagramFlow(
+            transport,
+            "out",
+            (source, target),
+            key=key,
+            framing=framing,
+            shares=self._shares,
+            shared=self._shared,
+        )
         flow.quote = packet[:QUOTE]
         if not flow.offer(message):
             return "queue_full"
@@ -153,7 +161,15 @@ class Datagrams:
             raise shared.filtered("inbound_udp_flows_full", "too many UDP flows")
         key = flow_key(target, caller)
         framing = UdpFraming(caller, target)
-        flow = self._flow("udp", "in", (caller, target), key, framing)
+        flow = DatagramFlow(
+            "udp",
+            "in",
+            (caller, target),
+            key=key,
+            framing=framing,
+            shares=self._shares,
+            shared=shared,
+        )
         self._add(flow)
         shared.flows.add(flow)
         # If the service itself has called the caller from this very port, its messages go on
@@ -177,24 +193,6 @@ class Datagrams:
         self._share()
         if self.table.get(flow.key) is flow:
             del self.table[flow.key]
-
-    def _flow(
-        self,
-        transport: DatagramTransport,
-        direction: Direction,
-        ends: tuple[Endpoint, Endpoint],
-        key: FlowKey,
-        framing: Framing,
-    ) -> DatagramFlow:
-        return DatagramFlow(
-            transport,
-            direction,
-            ends,
-            key=key,
-            framing=framing,
-            shares=self._shares,
-            shared=self._shared,
-        )
 
     def _add(self, flow: DatagramFlow) -> None:
         self._live[flow.transport].add(flow)

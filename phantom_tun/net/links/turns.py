@@ -33,17 +33,16 @@ class Turns:
         """
         if self._is_given:
             await self._waiting.park()  # if this is cancelled, no turn was given
+            self._pass_on()
         elif name is not None and name == self._last:
             return
         else:
             self._is_given = True
             try:
                 await trio.lowlevel.checkpoint()
-            except BaseException:
+            finally:
                 self._pass_on()
-                raise
         self._last = name
-        self._pass_on()
 
     def _pass_on(self) -> None:
         if self._waiting:
