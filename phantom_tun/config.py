@@ -124,6 +124,13 @@ class InterfaceConfig(_Section, frozen=True):
         Meta(ge=1280, le=65535, description="Large is fast: packets never leave this machine."),
     ] = 65535
     answer_echo: Annotated[bool, Meta(description="Answer pings to your AP addresses.")] = True
+    connect_early: Annotated[
+        bool,
+        Meta(
+            description="Tell programs at once that they are connected to a service that was there "
+            "less than two minutes ago: saves a round trip; if it is gone, they see a reset."
+        ),
+    ] = True
     ephemeral_callers: Annotated[
         tuple[_Name, ...],
         Meta(

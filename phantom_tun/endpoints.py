@@ -18,6 +18,10 @@ STREAM_PIECE = 130_880
 them just fits into one frame of a link. Longer pieces are cut."""
 
 
+MAX_FIRST = 2008
+"""Bytes that :meth:`Overlay.open_stream` can take along at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One end of a transport flow. ``port`` is 0 for ICMP echo."""
@@ -83,9 +87,17 @@ class DatagramStream(Protocol):
 class Overlay(Protocol):
     """The anonymous network as the interface sees it."""
 
-    async def open_stream(self, source: Endpoint, target: Endpoint) -> ByteStream:
-        """Connect from one of our AP addresses to ``target``; returns when the far service has
-        accepted.
+    def is_steady(self, source: Endpoint, target: Endpoint) -> bool:
+        """Whether a connection to ``target`` is sure enough to come to be that a program may be
+        told that it has: its first bytes then go along with the request, which saves a round
+        trip."""
+        ...
+
+    async def open_stream(
+        self, source: Endpoint, target: Endpoint, first: bytes = b""
+    ) -> ByteStream:
+        """Connect from one of our AP addresses to ``target`` and send ``first``, at most
+        ``MAX_FIRST`` bytes; returns when the far service has accepted.
 
         :raises Refused: exposed there, but closed: answer RST.
         :raises Filtered: not exposed, not allowed or no answer in time: stay silent.

@@ -60,6 +60,7 @@ class Owner:
                 nat4=_last_part4(network.ap4),
                 nat6=_last_part6(network.ap6),
                 answer_echo=settings.answer_echo,
+                early=settings.connect_early,
                 ephemeral=frozenset(settings.ephemeral_callers),
             ),
             clock=clock,

@@ -135,6 +135,8 @@ class Call:
     kind: Kind
     source: Endpoint
     target: Endpoint
+    first: bytes = b""
+    """The application's first bytes."""
     _answered: trio.Event = field(default_factory=trio.Event)
     _failure: Exception | None = None
     _near: MemoryStream | MemoryDatagrams | None = None
@@ -176,6 +178,8 @@ class MemoryOverlay:
 
     def __init__(self) -> None:
         self._send, self._calls = trio.open_memory_channel[Call](1000)
+        self.steady: set[Endpoint] = set()
+        """Services that connections to are taken to come to be."""
 
     async def wait_call(self) -> Call:
         """What the interface asks next."""
@@ -185,9 +189,16 @@ class MemoryOverlay:
         """How many calls nobody has taken yet."""
         return self._calls.statistics().current_buffer_used
 
-    async def open_stream(self, source: Endpoint, target: Endpoint) -> ByteStream:
+    def is_steady(self, source: Endpoint, target: Endpoint) -> bool:
         """See :class:`~phantom_tun.endpoints.Overlay`."""
-        near = await self._call("stream", source, target)
+        del source
+        return target in self.steady
+
+    async def open_stream(
+        self, source: Endpoint, target: Endpoint, first: bytes = b""
+    ) -> ByteStream:
+        """See :class:`~phantom_tun.endpoints.Overlay`."""
+        near = await self._call("stream", source, target, first)
         if not isinstance(near, MemoryStream):
             raise StreamReset("answered with datagrams")
         return near
@@ -209,8 +220,8 @@ class MemoryOverlay:
         return near
 
     async def _call(
-        self, kind: Kind, source: Endpoint, target: Endpoint
+        self, kind: Kind, source: Endpoint, target: Endpoint, first: bytes = b""
     ) -> MemoryStream | MemoryDatagrams:
-        call = Call(kind, source, target)
+        call = Call(kind, source, target, first)
         self._send.send_nowait(call)
         return await call.wait_answer()

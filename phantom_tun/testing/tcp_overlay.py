@@ -136,9 +136,18 @@ class TcpOverlay:
         self._directory = directory
         self._filtered = filtered
 
-    async def open_stream(self, source: Endpoint, target: Endpoint) -> TcpStream:
+    def is_steady(self, source: Endpoint, target: Endpoint) -> bool:
+        """See :class:`~phantom_tun.endpoints.Overlay`; it doesn't know."""
+        del source, target
+        return False
+
+    async def open_stream(
+        self, source: Endpoint, target: Endpoint, first: bytes = b""
+    ) -> TcpStream:
         """See :class:`~phantom_tun.endpoints.Overlay`."""
-        return await self._open("stream", source, target)
+        stream = await self._open("stream", source, target)
+        await stream.send_all(memoryview(first))
+        return stream
 
     async def open_datagrams(self, source: Endpoint, target: Endpoint) -> TcpDatagrams:
         """See :class:`~phantom_tun.endpoints.Overlay`."""

@@ -16,6 +16,17 @@
       │ ◄──── SYN-ACK of our listener, rewritten
       │ ACK ──────────────► rewritten ───────────► accept: bridge socket and stream
 
+A service that was there a moment ago is taken to be there still
+(:meth:`~phantom_tun.endpoints.Overlay.is_steady`): the SYN is let through at once, and the overlay
+is asked together with the first bytes, so that their answer takes one round trip and not two::
+
+      │ SYN ──────────────► desk: hold ──────────► bind, inject the SYN
+      │ ACK, first bytes ─► rewritten ───────────► accept, open_stream ────────► …
+      │                                            stream       ◄──────────────
+      │                     bridge socket and stream
+      │                                            anything else ◄─────────────
+      │ ◄─────────────────────────────────────────  RST
+
 An application that gives up says nothing on the wire; that it doesn't repeat its SYN any more when
 Linux would is how it is noticed (RFC 6298: intervals double).
 """
@@ -24,13 +35,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import trio
 
-from phantom_tun.endpoints import ByteStream, Endpoint, Overlay
+from phantom_tun.endpoints import MAX_FIRST, ByteStream, Endpoint, Overlay
 from phantom_tun.errors import (
     CapacityExceeded,
     Filtered,
@@ -50,6 +62,9 @@ from phantom_tun.tun.flows import Flow
 from phantom_tun.tun.shared import Shared
 
 BACKLOG = 4096
+FIRST_WITHIN = 0.002
+"""Seconds that an application which was told early that it is connected has for its first bytes to
+go along with the request. One that lets the service speak first waits so much longer."""
 _FIRST_INTERVAL = 3.0
 """Seconds between a SYN and its first repetition, at most (RFC 6298 §2.1: 1, formerly 3)."""
 _PATIENCE = 2.0
@@ -228,8 +243,9 @@ class Outbound:
         self._shared.flows.add(held.flow)
         try:
             with held.flow.scope:
-                stream = await self._ask(held)
-                if stream is not None:
+                if self._overlay.is_steady(held.flow.source, held.flow.target):
+                    await self._connect_early(held)
+                elif (stream := await self._ask(held)) is not None:
                     await self._connect(held, stream)
         finally:
             self._shared.flows.discard(held.flow)
@@ -258,8 +274,41 @@ class Outbound:
         return None
 
     async def _connect(self, held: _Held, stream: ByteStream) -> None:
+        is_joined = False
+        try:
+            async with self._accepted(held) as sock:
+                if sock is not None:
+                    is_joined = True
+                    await self._shared.bridge(sock, stream, held.flow)
+        finally:
+            if not is_joined:
+                await release(stream)
+
+    async def _connect_early(self, held: _Held) -> None:
+        shared, flow = self._shared, held.flow
+        async with self._accepted(held) as sock:
+            if sock is None:
+                return
+            stream = None
+            try:
+                first = await _first_bytes(sock)
+                with trio.fail_after(shared.timeouts.open):
+                    stream = await self._overlay.open_stream(flow.source, flow.target, first)
+            except (WorldError, OSError, trio.TooSlowError):
+                shared.counters.add("early_failed")
+            finally:
+                if stream is None:
+                    reset(sock)
+            if stream is not None:
+                shared.counters.add("early_connected")
+                flow.sent += len(first)
+                await shared.bridge(sock, stream, flow)
+
+    @asynccontextmanager
+    async def _accepted(self, held: _Held) -> AsyncIterator[socket.socket | None]:
+        """The socket that leads to the application, known to the address table while this is open;
+        ``None`` if there is none, which is counted. Whoever gets it closes it."""
         shared, version = self._shared, held.flow.source.address.version
-        sock = None
         rendezvous = _Rendezvous()
 
         def witness(packet: memoryview) -> None:
@@ -272,20 +321,18 @@ class Outbound:
             binding = shared.nat.bind(
                 held.key, self._listeners[version], shared.plan.roles[version].peer, witness
             )
-            try:
-                sock = await self._handshake(held, binding, rendezvous)
-                shared.nat.settle(binding)
-                if sock is None:
-                    shared.counters.add("application_gone")
-                else:
-                    await shared.bridge(sock, stream, held.flow)
-            finally:
-                shared.nat.release(binding, shared.now())
         except (CapacityExceeded, UsageError):
             shared.counters.add("no_binding")
-        finally:
+            yield None
+            return
+        try:
+            sock = await self._handshake(held, binding, rendezvous)
+            shared.nat.settle(binding)
             if sock is None:
-                await release(stream)
+                shared.counters.add("application_gone")
+            yield sock
+        finally:
+            shared.nat.release(binding, shared.now())
 
     async def _handshake(
         self, held: _Held, binding: Binding, rendezvous: _Rendezvous
@@ -306,3 +353,14 @@ class Outbound:
         finally:
             self._expected.pop(binding.peer, None)
         return rendezvous.sock
+
+
+async def _first_bytes(sock: socket.socket) -> bytes:
+    """What the application says first; nothing if it waits or has ended.
+
+    :raises OSError: it has reset the connection.
+    """
+    with trio.move_on_after(FIRST_WITHIN):
+        await trio.lowlevel.wait_readable(sock)
+        return sock.recv(MAX_FIRST)
+    return b""

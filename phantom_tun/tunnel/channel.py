@@ -10,6 +10,9 @@ through the tunnel, wrapped::
     Channel.flush                     ──────►    Channel.feed      (certificate, finished)
     Channel.encode, feed, read        ◄─────►    Channel.encode, feed, read
 
+With early data (:mod:`phantom_tun.tunnel.early`) the callee's channel can be read and written at
+once: what it writes until its end of TLS is complete goes into early records.
+
 All methods work on regions of the caller's memory that have ``SLACK`` bytes behind them. TLS is fed
 and emptied record by record, so an idle connection keeps little memory inside the TLS library.
 
@@ -25,6 +28,7 @@ from typing import Any
 from phantom_tun.crypto.certificates import check_peer
 from phantom_tun.errors import CryptoError
 from phantom_tun.tunnel.answer import Wrap
+from phantom_tun.tunnel.early import EarlyOpener, EarlySealer
 from phantom_tun.wire.frames import REGION_LEN
 from phantom_tun.wire.session import (
     FRAME_HEADER_LEN,
@@ -54,9 +58,16 @@ class CallerHandshake:
         self.hello = self._outgoing.read()
         """The ClientHello for the request."""
 
-    def finish(self, flight: bytes, callee_certificate: bytes, wrap: Wrap) -> Channel:
+    def finish(
+        self,
+        flight: bytes,
+        callee_certificate: bytes,
+        wrap: Wrap,
+        early: EarlyOpener | None = None,
+    ) -> Channel:
         """Complete the handshake with the callee's flight; ``callee_certificate`` is the hash of
-        the certificate in its record. :meth:`Channel.flush` then has our second flight.
+        the certificate in its record. :meth:`Channel.flush` then has our second flight. ``early``:
+        what comes before TLS, if the callee has taken our early data.
 
         :raises CryptoError: it doesn't complete, or with another certificate.
         """
@@ -64,7 +75,9 @@ class CallerHandshake:
         if not _shake(self._tls):
             raise CryptoError("the callee's TLS flight is incomplete")
         check_peer(self._tls, callee_certificate)
-        return Channel(self._tls, self._incoming, self._outgoing, wrap, None)
+        channel = Channel(self._tls, self._incoming, self._outgoing, wrap, None)
+        channel.expect_early(early)
+        return channel
 
 
 class CalleeHandshake:
@@ -93,11 +106,30 @@ class CalleeHandshake:
         caller's certificate is compared with the hash ``caller_certificate``."""
         return Channel(self._tls, self._incoming, self._outgoing, wrap, caller_certificate)
 
+    def open_early(
+        self, caller_certificate: bytes, wrap: Wrap, sealer: EarlySealer, data: bytes
+    ) -> Channel:
+        """The same, after early ``data`` was taken: a channel that carries frames at once."""
+        channel = self.open(caller_certificate, wrap)
+        channel.begin_early(sealer, data)
+        return channel
+
 
 class Channel:
     """Frames in, wrapped TLS bytes out, and back."""
 
-    __slots__ = ("_expected", "_incoming", "_outgoing", "_tls", "_unwrap", "_wrap", "is_closed")
+    __slots__ = (
+        "_early_in",
+        "_early_out",
+        "_expected",
+        "_incoming",
+        "_outgoing",
+        "_plain",
+        "_tls",
+        "_unwrap",
+        "_wrap",
+        "is_closed",
+    )
 
     def __init__(
         self,
@@ -113,24 +145,46 @@ class Channel:
         self._wrap = wrap.outgoing.process
         self._unwrap = wrap.incoming.process
         self._expected = expected_peer
+        self._early_in: EarlyOpener | None = None
+        self._early_out: EarlySealer | None = None
+        self._plain = b""
+        """What was said before TLS and hasn't been read yet."""
         self.is_closed = False
         """The peer has sent close_notify."""
+
+    def expect_early(self, opener: EarlyOpener | None) -> None:
+        """The caller's, before anything was fed: early records come before TLS."""
+        self._early_in = opener
+
+    def begin_early(self, sealer: EarlySealer, data: bytes) -> None:
+        """The callee's, before anything else: ``data`` is what the caller sent already."""
+        self._early_out = sealer
+        if data:
+            self._plain = frame_header(FrameKind.DATA, len(data)) + data
 
     @property
     def is_established(self) -> bool:
         """Whether the handshake is complete at this end."""
         return self._expected is None
 
+    @property
+    def is_past_early(self) -> bool:
+        """Whether what is sent could go through TLS, but the last early record is still owed:
+        :meth:`flush` and short frames send it."""
+        return self._early_out is not None and self._expected is None
+
     # --- out ------------------------------------------------------------------------------------
 
     def encode(self, view: memoryview, start: int, kind: FrameKind, data: memoryview) -> int:
         """Write one frame, ready for the tunnel, to ``view[start:]``; returns its end. ``data`` may
         not overlap ``view``."""
+        # Beside the longest frame there is no room for another record: it may still go early.
+        head = self._end_early(view, start) if len(data) <= RECORD else start
         first = min(len(data), RECORD - FRAME_HEADER_LEN)
-        body = start + FRAME_HEADER_LEN
-        view[start:body] = frame_header(kind, len(data))
+        body = head + FRAME_HEADER_LEN
+        view[head:body] = frame_header(kind, len(data))
         view[body : body + first] = data[:first]
-        end = self._seal(view, start, view[start : body + first])
+        end = self._seal(view, head, view[head : body + first])
         for offset in range(first, len(data), RECORD):
             end = self._seal(view, end, data[offset : offset + RECORD])
         self._wrap(view, start, end)
@@ -151,7 +205,7 @@ class Channel:
 
     def flush(self, view: memoryview, start: int) -> int:
         """Write what TLS itself has to say to ``view[start:]``; returns the end."""
-        end = self._collect(view, start)
+        end = self._collect(view, self._end_early(view, start))
         self._wrap(view, start, end)
         return end
 
@@ -166,6 +220,8 @@ class Channel:
         return self.flush(view, start)
 
     def _seal(self, view: memoryview, end: int, plain: memoryview) -> int:
+        if self._early_out is not None:
+            return _put(view, end, self._early_out.seal(plain))
         try:
             self._tls.write(plain)
         except ssl.SSLError as error:
@@ -173,13 +229,14 @@ class Channel:
         return self._collect(view, end)
 
     def _collect(self, view: memoryview, start: int) -> int:
-        sealed = self._outgoing.read()
-        end = start + len(sealed)
-        if end > REGION_LEN:
-            # The peer can make TLS answer it; all of ours that fits into one frame does without.
-            raise CryptoError("TLS has more to say than fits")
-        view[start:end] = sealed
-        return end
+        return _put(view, start, self._outgoing.read())
+
+    def _end_early(self, view: memoryview, start: int) -> int:
+        """Write the last early record as soon as TLS can go on; its end."""
+        if self._early_out is None or self._expected is not None:
+            return start
+        last, self._early_out = self._early_out.end(), None
+        return _put(view, start, last)
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -187,7 +244,14 @@ class Channel:
         """Take in ``view[start:end]`` from the tunnel, at most ``WIRE_RECORD`` bytes at a time; it
         is changed in place."""
         self._unwrap(view, start, end)
-        self._incoming.write(view[start:end])
+        early = self._early_in
+        if early is None:
+            self._incoming.write(view[start:end])
+            return
+        self._plain += early.feed(view[start:end])
+        if early.is_over:
+            self._early_in = None
+            self._incoming.write(early.take_rest())
 
     def read(self, view: memoryview, start: int, limit: int) -> int:
         """Move plaintext of what was fed to ``view[start:limit]``; returns its end, which is
@@ -195,6 +259,10 @@ class Channel:
 
         :raises CryptoError: altered, truncated, or not from the expected peer.
         """
+        if self._plain:
+            count = min(limit - start, len(self._plain))
+            view[start : start + count], self._plain = self._plain[:count], self._plain[count:]
+            start += count
         try:
             if self._expected is not None:
                 self._establish(self._expected)
@@ -202,11 +270,11 @@ class Channel:
             # raise (and handle) an exception.
             while start < limit and (self._incoming.pending or self._tls.pending()):
                 # With a buffer, read returns a count; typeshed only knows the other form.
-                count: Any = self._tls.read(limit - start, view[start:limit])
-                if not count:
+                read: Any = self._tls.read(limit - start, view[start:limit])
+                if not read:
                     self.is_closed = True
                     break
-                start += count
+                start += read
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -219,6 +287,15 @@ class Channel:
         self._tls.do_handshake()
         check_peer(self._tls, expected)
         self._expected = None
+
+
+def _put(view: memoryview, start: int, sealed: bytes) -> int:
+    end = start + len(sealed)
+    if end > REGION_LEN:
+        # The peer can make TLS answer it; all of ours that fits into one frame does without.
+        raise CryptoError("TLS has more to say than fits")
+    view[start:end] = sealed
+    return end
 
 
 def _shake(tls: ssl.SSLObject) -> bool:

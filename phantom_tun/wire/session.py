@@ -16,12 +16,13 @@ bytes   field
 16, 2   destination AP address (IPv4 mapped), port
 4, 2    the AP4 the caller claims (0.0.0.0: none), source port
 32      the caller's AP public key
-2, 2    lengths of the next two
-…       certificate (DER), TLS ClientHello, zero bytes
+16      ticket (zero bytes: none)
+2, 2, 2 lengths of the next three
+…       certificate (DER), TLS ClientHello, locked early data, zero bytes
 ======= ============================================================================
 
-*Answer body*, ``ANSWER_BODY_LEN`` bytes: version u8 ‖ outcome u8 ‖ callee random (32) ‖
-flight length u16 ‖ TLS flight ‖ zero bytes.
+*Answer body*, ``ANSWER_BODY_LEN`` bytes: version u8 ‖ outcome u8 ‖ took early u8 ‖
+callee random (32) ‖ flight length u16 ‖ TLS flight ‖ zero bytes.
 
 *Frames* inside TLS: kind u8 ‖ length u24 ‖ payload.
 """
@@ -53,12 +54,21 @@ _TAG_LEN = 16
 ANSWER_BODY_LEN = ANSWER_LEN - _TAG_LEN
 
 MAX_CERTIFICATE = 1024
+MAX_EARLY = 2008
+"""Bytes of the stream that a request can take along: a web browser's ClientHello, or the head of
+its request."""
 
-_REQUEST = struct.Struct(">BBBI16sQ32s32s16sH4sH32sHH")
-MAX_CLIENT_HELLO = REQUEST_BODY_LEN - _REQUEST.size - MAX_CERTIFICATE
-"""Room for the ClientHello beside the longest certificate; OpenSSL 3.5 with ML-KEM needs 1,500."""
+TICKET_ID_LEN = 16
+TICKET_SECRET_LEN = 32
+TICKET_LEN = TICKET_ID_LEN + TICKET_SECRET_LEN
+NO_TICKET = bytes(TICKET_ID_LEN)
 
-_ANSWER = struct.Struct(">BB32sH")
+_REQUEST = struct.Struct(">BBBI16sQ32s32s16sH4sH32s16sHHH")
+MAX_CLIENT_HELLO = REQUEST_BODY_LEN - _REQUEST.size - MAX_CERTIFICATE - MAX_EARLY - _TAG_LEN
+"""Room for the ClientHello beside the longest of everything else; OpenSSL 3.5 with ML-KEM needs
+1,500."""
+
+_ANSWER = struct.Struct(">BBB32sH")
 MAX_FLIGHT = ANSWER_BODY_LEN - _ANSWER.size
 
 _NO_AP4 = ipaddress.IPv4Address(0)
@@ -114,14 +124,17 @@ class Request:
     """As :attr:`port`."""
     ephemeral: bool = False
     """The key was made for this connection: nobody can be reached under it."""
+    ticket: bytes = NO_TICKET
+    """Number of a ticket that the callee handed out in an earlier session."""
+    early: bytes = field(default=b"", repr=False)
+    """With a ticket: first bytes of the stream, perhaps none, locked under its secret."""
 
     def pack(self) -> bytes:
         """Always ``REQUEST_BODY_LEN`` bytes.
 
-        :raises WireError: the certificate or the ClientHello is too long.
+        :raises WireError: the certificate, the ClientHello or the early data are too long.
         """
-        if len(self.certificate) > MAX_CERTIFICATE or len(self.client_hello) > MAX_CLIENT_HELLO:
-            raise WireError("certificate or ClientHello is too long for a request")
+        _check_lengths(self.certificate, self.client_hello, self.early)
         head = _REQUEST.pack(
             VERSION,
             self.protocol,
@@ -136,10 +149,13 @@ class Request:
             (self.source_ap4 or _NO_AP4).packed,
             self.source_port,
             self.caller,
+            self.ticket,
             len(self.certificate),
             len(self.client_hello),
+            len(self.early),
         )
-        return (head + self.certificate + self.client_hello).ljust(REQUEST_BODY_LEN, b"\0")
+        body = head + self.certificate + self.client_hello + self.early
+        return body.ljust(REQUEST_BODY_LEN, b"\0")
 
     @classmethod
     def unpack(cls, data: bytes) -> Request:
@@ -163,8 +179,10 @@ class Request:
             source_ap4,
             source_port,
             caller,
+            ticket,
             certificate_len,
             hello_len,
+            early_len,
         ) = _REQUEST.unpack_from(data)
         if version != VERSION:
             raise WireError("unknown version of a request")
@@ -172,18 +190,29 @@ class Request:
             raise WireError("a request field has no valid value")
         if {port == 0, source_port == 0} != {protocol == Protocol.ECHO}:
             raise WireError("a port doesn't go with the protocol")
-        end = _REQUEST.size + certificate_len + hello_len
-        if certificate_len > MAX_CERTIFICATE or hello_len > MAX_CLIENT_HELLO or any(data[end:]):
+        if (ticket == NO_TICKET) != (early_len == 0) or 0 < early_len < _TAG_LEN:
+            raise WireError("early data doesn't go with the ticket")
+        if ticket != NO_TICKET and (protocol != Protocol.TCP or ephemeral):
+            raise WireError("a ticket doesn't go with this kind of request")
+        hello_at = _REQUEST.size + certificate_len
+        early_at = hello_at + hello_len
+        end = early_at + early_len
+        certificate, hello, early = (
+            data[_REQUEST.size : hello_at],
+            data[hello_at:early_at],
+            data[early_at:end],
+        )
+        _check_lengths(certificate, hello, early)
+        if end > REQUEST_BODY_LEN or any(data[end:]):
             raise WireError("lengths and padding of a request don't fit")
-        middle = _REQUEST.size + certificate_len
         claimed = ipaddress.IPv4Address(source_ap4)
         return cls(
             protocol=Protocol(protocol),
             destination=_unmapped(destination),
             port=port,
             caller=PublicKey(caller),
-            certificate=data[_REQUEST.size : middle],
-            client_hello=data[middle:end],
+            certificate=certificate,
+            client_hello=hello,
             time=time,
             nonce=nonce,
             secret=secret,
@@ -192,6 +221,8 @@ class Request:
             source_ap4=None if claimed == _NO_AP4 else claimed,
             source_port=source_port,
             ephemeral=bool(ephemeral),
+            ticket=ticket,
+            early=early,
         )
 
 
@@ -204,6 +235,8 @@ class Answer:
     """32 bytes, random whatever the outcome."""
     flight: bytes = field(default=b"", repr=False)
     """The TLS server's first flight; empty unless connected."""
+    took_early: bool = False
+    """The service has the early data, and what it says before TLS stands comes in early records."""
 
     def pack(self) -> bytes:
         """Always ``ANSWER_BODY_LEN`` bytes.
@@ -212,7 +245,9 @@ class Answer:
         """
         if len(self.flight) > MAX_FLIGHT:
             raise WireError("TLS flight is too long for an answer")
-        head = _ANSWER.pack(VERSION, self.outcome, self.callee_random, len(self.flight))
+        head = _ANSWER.pack(
+            VERSION, self.outcome, self.took_early, self.callee_random, len(self.flight)
+        )
         return (head + self.flight).ljust(ANSWER_BODY_LEN, b"\0")
 
     @classmethod
@@ -223,17 +258,43 @@ class Answer:
         """
         if len(data) != ANSWER_BODY_LEN:
             raise WireError("an answer has a fixed length")
-        version, outcome, callee_random, flight_len = _ANSWER.unpack_from(data)
+        version, outcome, took_early, callee_random, flight_len = _ANSWER.unpack_from(data)
         if version != VERSION:
             raise WireError("unknown version of an answer")
         if outcome not in Outcome.__members__.values():
             raise WireError("unknown outcome")
+        if took_early > (outcome == Outcome.CONNECTED):
+            raise WireError("early data can only be taken by who is connected")
         end = _ANSWER.size + flight_len
         if flight_len > MAX_FLIGHT or any(data[end:]):
             raise WireError("flight and padding of an answer don't fit")
         if bool(flight_len) != (outcome == Outcome.CONNECTED):
             raise WireError("a flight doesn't go with the outcome")
-        return cls(Outcome(outcome), callee_random, data[_ANSWER.size : end])
+        return cls(Outcome(outcome), callee_random, data[_ANSWER.size : end], bool(took_early))
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What lets a caller's next requests take bytes along: it is handed out inside a session."""
+
+    number: bytes
+    """16 random bytes, not all zero."""
+    secret: bytes = field(repr=False)
+    """32 random bytes."""
+
+    def pack(self) -> bytes:
+        """``TICKET_LEN`` bytes."""
+        return self.number + self.secret
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Ticket:
+        """Undo :meth:`pack`.
+
+        :raises WireError: wrong length, or the number that stands for none.
+        """
+        if len(data) != TICKET_LEN or data.startswith(NO_TICKET):
+            raise WireError("not a ticket")
+        return cls(data[:TICKET_ID_LEN], data[TICKET_ID_LEN:])
 
 
 # --- frames inside TLS ---------------------------------------------------------------------------
@@ -259,6 +320,8 @@ class FrameKind(IntEnum):
     """The connection was aborted (TCP's RST). Empty; nothing follows."""
     DATAGRAM = 4
     """One whole UDP datagram or echo message, possibly empty."""
+    TICKET = 5
+    """From the callee: a :class:`Ticket`."""
 
 
 _LONGEST = {
@@ -266,6 +329,7 @@ _LONGEST = {
     FrameKind.END: 0,
     FrameKind.RESET: 0,
     FrameKind.DATAGRAM: MAX_DATAGRAM,
+    FrameKind.TICKET: TICKET_LEN,
 }
 
 
@@ -287,6 +351,15 @@ def parse_frame_header(header: bytes | memoryview) -> tuple[FrameKind, int]:
     if length > _LONGEST[kind] or (kind is FrameKind.DATA and not length):
         raise WireError("a frame has an impossible length")
     return kind, length
+
+
+def _check_lengths(certificate: bytes, hello: bytes, early: bytes) -> None:
+    if (
+        len(certificate) > MAX_CERTIFICATE
+        or len(hello) > MAX_CLIENT_HELLO
+        or len(early) > MAX_EARLY + _TAG_LEN
+    ):
+        raise WireError("certificate, ClientHello or early data are too long for a request")
 
 
 def _mapped(address: ApAddress) -> bytes:

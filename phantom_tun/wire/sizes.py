@@ -6,7 +6,7 @@ Everything an observer or a relay could measure is one of these, whatever it car
 PACKAGE_LEN = 8192
 """An init, reply or result package of a routing tunnel, AES-GCM tag included."""
 
-SEALED_REQUEST_LEN = 4096
+SEALED_REQUEST_LEN = 6144
 """A sealed connection request."""
 
 ANSWER_LEN = 6144

@@ -24,7 +24,7 @@ from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net.sessions.opening import (
     FALLBACK_AFTER,
     LOOK_AFRESH_AFTER,
-    MAX_EARLY,
+    MAX_EXTRA,
     MAX_ROUTES,
     OPEN_WITHIN,
     SLOW_AFTER,
@@ -277,7 +277,7 @@ async def test_a_crowd_gets_only_so_much_company(autojump_clock: MockClock) -> N
         async with trio.open_nursery() as nursery:
             for number in range(100):
                 nursery.start_soon(partial(world.connect, source_port=SOURCE_PORT + number))
-        assert len(world.network.exchanges) - before <= 100 + 2 * MAX_EARLY
+        assert len(world.network.exchanges) - before <= 100 + 2 * MAX_EXTRA
 
 
 async def test_a_dead_exit_path_is_passed_over_and_the_way_in_is_not_blamed(

@@ -14,7 +14,7 @@ from phantom_tun.crypto.certificates import MAX_CERTIFICATE_LEN
 from phantom_tun.crypto.packages import TAG_LEN
 from phantom_tun.crypto.sealing import SEAL_OVERHEAD
 from phantom_tun.crypto.signing import SIGNATURE_LEN
-from phantom_tun.endpoints import STREAM_PIECE
+from phantom_tun.endpoints import MAX_FIRST, STREAM_PIECE
 from phantom_tun.errors import WireError
 from phantom_tun.ids import PublicKey
 from phantom_tun.wire.session import (
@@ -23,14 +23,19 @@ from phantom_tun.wire.session import (
     MAX_CLIENT_HELLO,
     MAX_DATA,
     MAX_DATAGRAM,
+    MAX_EARLY,
     MAX_FLIGHT,
+    NO_TICKET,
     REQUEST_BODY_LEN,
+    TICKET_ID_LEN,
+    TICKET_LEN,
     TIME_STEP,
     Answer,
     FrameKind,
     Outcome,
     Protocol,
     Request,
+    Ticket,
     frame_header,
     parse_frame_header,
 )
@@ -52,6 +57,7 @@ REQUEST = Request(
 )
 
 randoms = st.binary(min_size=32, max_size=32)
+tickets = st.binary(min_size=TICKET_ID_LEN, max_size=TICKET_ID_LEN).filter(any)
 ports = st.integers(1, 65_535)
 addresses = st.ip_addresses(v=4) | st.ip_addresses(v=6).filter(lambda a: a.ipv4_mapped is None)
 
@@ -60,6 +66,8 @@ addresses = st.ip_addresses(v=4) | st.ip_addresses(v=6).filter(lambda a: a.ipv4_
 def requests(draw: st.DrawFn) -> Request:
     protocol = draw(st.sampled_from(Protocol))
     is_echo = protocol is Protocol.ECHO
+    is_ephemeral = draw(st.booleans())
+    has_ticket = protocol is Protocol.TCP and not is_ephemeral and draw(st.booleans())
     claimed = draw(st.none() | st.ip_addresses(v=4).filter(int))
     return Request(
         protocol=protocol,
@@ -75,7 +83,9 @@ def requests(draw: st.DrawFn) -> Request:
         epoch=draw(st.integers(0, 2**32 - 1)),
         source_ap4=claimed,
         source_port=0 if is_echo else draw(ports),
-        ephemeral=draw(st.booleans()),
+        ephemeral=is_ephemeral,
+        ticket=draw(tickets) if has_ticket else NO_TICKET,
+        early=draw(st.binary(min_size=TAG_LEN, max_size=MAX_EARLY + TAG_LEN)) * has_ticket,
     )
 
 
@@ -85,6 +95,7 @@ def test_the_sizes_fit_what_goes_around_them() -> None:
     assert MAX_CERTIFICATE == MAX_CERTIFICATE_LEN
     assert MAX_DATA - 64 < STREAM_PIECE <= MAX_DATA
     assert MAX_CLIENT_HELLO > 1600, "no room for a post-quantum key share"
+    assert MAX_FIRST == MAX_EARLY
 
 
 @given(requests())
@@ -132,9 +143,11 @@ def test_a_request_of_another_length_is_refused(length: int) -> None:
         (30, b"\1", "no valid value"),
         (111, b"\0\0", "port"),
         (117, b"\0\0", "port"),
-        (151, struct.pack(">H", MAX_CERTIFICATE + 1), "padding"),
-        (153, struct.pack(">H", MAX_CLIENT_HELLO + 1), "padding"),
-        (153, b"\0\4", "padding"),
+        (151, b"\1", "early data doesn't go"),
+        (167, struct.pack(">H", MAX_CERTIFICATE + 1), "too long"),
+        (169, struct.pack(">H", MAX_CLIENT_HELLO + 1), "too long"),
+        (169, b"\0\4", "padding"),
+        (171, b"\0\1", "early data doesn't go"),
         (REQUEST_BODY_LEN - 1, b"\1", "padding"),
     ],
 )
@@ -143,6 +156,25 @@ def test_every_field_of_a_request_is_checked(offset: int, value: bytes, complain
     packed[offset : offset + len(value)] = value
     with pytest.raises(WireError, match=complaint):
         Request.unpack(bytes(packed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"ephemeral": True}, "this kind of request"),
+        ({"protocol": Protocol.UDP}, "this kind of request"),
+        ({"early": bytes(TAG_LEN - 1)}, "early data doesn't go"),
+        ({"early": b""}, "early data doesn't go"),
+        ({"ticket": NO_TICKET}, "early data doesn't go"),
+    ],
+)
+def test_early_data_go_with_a_ticket_of_a_known_caller(
+    changes: dict[str, object], complaint: str
+) -> None:
+    early = dataclasses.replace(REQUEST, ticket=b"t" * TICKET_ID_LEN, early=bytes(TAG_LEN))
+    assert Request.unpack(early.pack()) == early
+    with pytest.raises(WireError, match=complaint):
+        Request.unpack(dataclasses.replace(early, **changes).pack())  # type: ignore[arg-type]
 
 
 def test_a_ping_has_no_ports() -> None:
@@ -156,6 +188,7 @@ def test_a_ping_has_no_ports() -> None:
     [
         {"certificate": bytes(MAX_CERTIFICATE + 1)},
         {"client_hello": bytes(MAX_CLIENT_HELLO + 1)},
+        {"early": bytes(MAX_EARLY + TAG_LEN + 1)},
     ],
 )
 def test_a_request_that_is_too_long_is_not_packed(changes: dict[str, bytes]) -> None:
@@ -172,11 +205,12 @@ def test_secrets_are_not_shown() -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(Outcome), randoms, st.binary(min_size=1, max_size=MAX_FLIGHT))
+@given(st.sampled_from(Outcome), randoms, st.binary(min_size=1, max_size=MAX_FLIGHT), st.booleans())
 def test_an_answer_has_one_length_and_survives(
-    outcome: Outcome, random: bytes, flight: bytes
+    outcome: Outcome, random: bytes, flight: bytes, took_early: bool
 ) -> None:
-    answer = Answer(outcome, random, flight if outcome is Outcome.CONNECTED else b"")
+    is_connected = outcome is Outcome.CONNECTED
+    answer = Answer(outcome, random, flight * is_connected, took_early and is_connected)
     assert len(answer.pack()) == ANSWER_BODY_LEN
     assert Answer.unpack(answer.pack()) == answer
 
@@ -187,8 +221,10 @@ def test_an_answer_has_one_length_and_survives(
         (0, b"\2", "version"),
         (1, b"\5", "outcome"),
         (1, b"\1", "flight doesn't go"),
-        (34, b"\0\0", "padding"),
-        (34, struct.pack(">H", MAX_FLIGHT + 1), "padding"),
+        (2, b"\2", "early data"),
+        (1, b"\1\1", "early data"),
+        (35, b"\0\0", "padding"),
+        (35, struct.pack(">H", MAX_FLIGHT + 1), "padding"),
         (ANSWER_BODY_LEN - 1, b"\1", "padding"),
     ],
 )
@@ -228,6 +264,7 @@ def test_an_answer_of_another_length_is_refused(length: int) -> None:
         (FrameKind.RESET, 0),
         (FrameKind.DATAGRAM, 0),
         (FrameKind.DATAGRAM, MAX_DATAGRAM),
+        (FrameKind.TICKET, TICKET_LEN),
     ],
 )
 def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
@@ -238,7 +275,8 @@ def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
     "header",
     [
         bytes(4),
-        b"\5\0\0\0",
+        b"\6\0\0\0",
+        frame_header(FrameKind.TICKET, TICKET_LEN + 1),
         frame_header(FrameKind.DATA, 0),
         frame_header(FrameKind.DATA, MAX_DATA + 1),
         frame_header(FrameKind.END, 1),
@@ -249,3 +287,20 @@ def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
 def test_impossible_frames_are_refused(header: bytes) -> None:
     with pytest.raises(WireError):
         parse_frame_header(header)
+
+
+# --- tickets -------------------------------------------------------------------------------------
+
+
+@given(tickets, randoms)
+def test_a_ticket_survives(number: bytes, secret: bytes) -> None:
+    ticket = Ticket(number, secret)
+    assert Ticket.unpack(ticket.pack()) == ticket
+    assert len(ticket.pack()) == TICKET_LEN
+    assert secret.hex() not in repr(ticket)
+
+
+@pytest.mark.parametrize("packed", [b"", b"t" * (TICKET_LEN - 1), NO_TICKET + b"s" * 32])
+def test_what_is_no_ticket_is_refused(packed: bytes) -> None:
+    with pytest.raises(WireError, match="not a ticket"):
+        Ticket.unpack(packed)

@@ -14,8 +14,9 @@ from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.ids import NetworkId
 from phantom_tun.tunnel.answer import callee_wrap, caller_wrap, lock_answer, unlock_answer
+from phantom_tun.tunnel.early import EarlyOpener, EarlySealer, lock_early
 from phantom_tun.tunnel.request import open_request, seal_request
-from phantom_tun.wire.session import Answer, Outcome, Protocol, Request
+from phantom_tun.wire.session import Answer, Outcome, Protocol, Request, Ticket
 
 VECTORS = json.loads((Path(__file__).parent / "session.json").read_text())
 INPUTS: dict[str, Any] = VECTORS["inputs"]
@@ -29,6 +30,7 @@ CALLER = SigningKey(given("caller_seed"))
 TARGET = SigningKey(given("target_seed"))
 KEY = SealingKey(given("request_key_seed"))
 NETWORK = NetworkId(given("network_id"))
+TICKET = Ticket(given("ticket"), given("ticket_secret"))
 REQUEST = Request(
     protocol=Protocol(INPUTS["protocol"]),
     destination=ipaddress.IPv4Address(INPUTS["destination"]),
@@ -44,16 +46,32 @@ REQUEST = Request(
     source_ap4=ipaddress.IPv4Address(INPUTS["source_ap4"]),
     source_port=INPUTS["source_port"],
     ephemeral=INPUTS["ephemeral"],
+    ticket=TICKET.number,
+    early=bytes.fromhex(VECTORS["early"]),
 )
-ANSWER = Answer(Outcome.CONNECTED, given("callee_random"), given("flight"))
+ANSWER = Answer(Outcome.CONNECTED, given("callee_random"), given("flight"), took_early=True)
 
 
 def test_the_request_has_this_layout() -> None:
-    content = given("certificate") + given("client_hello")
+    content = given("certificate") + given("client_hello") + bytes.fromhex(VECTORS["early"])
     packed = REQUEST.pack()
-    assert packed[:155].hex() == VECTORS["request_head"]
-    assert packed[155 : 155 + len(content)] == content
-    assert not any(packed[155 + len(content) :])
+    assert packed[:173].hex() == VECTORS["request_head"]
+    assert packed[173 : 173 + len(content)] == content
+    assert not any(packed[173 + len(content) :])
+
+
+def test_the_early_data_are_these() -> None:
+    locked = lock_early(TICKET, REQUEST.secret, REQUEST.nonce, given("early_data"))
+    assert locked.hex() == VECTORS["early"]
+
+
+def test_the_early_records_are_these() -> None:
+    sealer = EarlySealer(TICKET, REQUEST, ANSWER)
+    records = [sealer.seal(memoryview(given("early_said"))), sealer.end()]
+    assert [record.hex() for record in records] == VECTORS["early_records"]
+    opener = EarlyOpener(TICKET, REQUEST, ANSWER)
+    assert opener.feed(b"".join(records)) == given("early_said")
+    assert opener.is_over
 
 
 def test_the_sealed_request_opens() -> None:

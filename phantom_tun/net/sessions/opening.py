@@ -27,28 +27,40 @@ from phantom_tun.errors import (
     NoAnswer,
     PathUnavailable,
     PeerError,
+    ProtocolViolation,
     Unreachable,
     WorldError,
 )
-from phantom_tun.ids import ApAddress
+from phantom_tun.ids import ApAddress, PublicKey
 from phantom_tun.net.sessions.contexts import ContextCache
 from phantom_tun.net.sessions.ports import Connector, Directory, Identity, ResolvedAp
 from phantom_tun.net.sessions.race import Attempt, Race
 from phantom_tun.net.sessions.routes import Route, Suspects
-from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
+from phantom_tun.net.sessions.secure_tunnel import (
+    EARLY_FLIGHT_WAIT,
+    FLIGHT_WAIT,
+    SecureTunnel,
+    Spawn,
+    release_unused,
+)
+from phantom_tun.net.sessions.tickets import HeldTickets
 from phantom_tun.net.tunnels.patience import Patience
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
 from phantom_tun.tunnel.channel import CallerHandshake
+from phantom_tun.tunnel.early import EarlyOpener, lock_early
 from phantom_tun.tunnel.request import request_time, seal_request
 from phantom_tun.wire.session import (
+    NO_TICKET,
     RANDOM_LEN,
     SECRET_LEN,
     SESSION_ID_LEN,
+    Answer,
     FrameKind,
     Outcome,
     Protocol,
     Request,
+    Ticket,
 )
 
 OPEN_WITHIN = 20.0
@@ -56,7 +68,7 @@ OPEN_WITHIN = 20.0
 SOONEST_FALLBACK, FALLBACK_AFTER = 1.0, 5.0
 """Seconds of silence after which a route gets company, at least and at most. The longest is more
 than a crowd of connections makes a working route wait."""
-MAX_EARLY = 16
+MAX_EXTRA = 16
 """Attempts beside silent ones that are under way at one time, of all connections together; beyond
 that every connection waits for the longest time before it makes another: a crowd that is slow must
 not become twice the crowd."""
@@ -93,6 +105,10 @@ class _Call:
     resolved: ResolvedAp
     protocol: Protocol
     target: Endpoint
+    session_id: bytes
+    ticket: Ticket | None
+    first: bytes
+    """The application's first bytes, if it has spoken already."""
 
 
 class SessionOpener:
@@ -119,10 +135,11 @@ class SessionOpener:
         self._rng = rng
         self._counts = counts
         self._suspects = Suspects(clock)
+        self._tickets = HeldTickets(clock)
         self._patience: defaultdict[str, Patience] = defaultdict(
             lambda: Patience(SOONEST_FALLBACK, FALLBACK_AFTER)
         )
-        self._early = 0
+        self._extra = 0
         self._successes: WeakValueDictionary[tuple[str, ApAddress], trio.Event] = (
             WeakValueDictionary()
         )
@@ -136,18 +153,47 @@ class SessionOpener:
         protocol: Protocol,
         *,
         is_ephemeral: bool,
+        first: bytes = b"",
     ) -> SecureTunnel:
-        """Connect to ``target``, from a random port if ``source_port`` is 0.
+        """Connect to ``target``, from a random port if ``source_port`` is 0, and send ``first``, at
+        most ``MAX_FIRST`` bytes.
 
         :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
         :raises WorldError: this node has no way out at the moment.
         """
         role = self._role(identity, source_port, is_ephemeral)
-        with trio.move_on_after(OPEN_WITHIN):
-            resolved = await self._resolve(identity.name, target.address)
-            race = await self._race(_Call(identity.name, role, resolved, protocol, target))
-            return race.result()
-        raise NoAnswer("nobody answered in time")
+        try:
+            with trio.move_on_after(OPEN_WITHIN):
+                resolved = await self._resolve(identity.name, target.address)
+                callee = resolved.public_key
+                is_tcp = protocol is Protocol.TCP
+                call = _Call(
+                    identity.name,
+                    role,
+                    resolved,
+                    protocol,
+                    target,
+                    session_id=self._rng.randbytes(SESSION_ID_LEN),
+                    ticket=self._ticket(role, identity.name, callee) if is_tcp else None,
+                    first=first,
+                )
+                winner = (await self._race(call)).result()
+                if is_tcp:
+                    self._tickets.worked(identity.name, target, callee)
+                return winner
+            raise NoAnswer("nobody answered in time")
+        except WorldError:
+            self._tickets.failed(identity.name, target)
+            raise
+
+    def is_steady(self, identity: str, target: Endpoint) -> bool:
+        """Whether a TCP connection to ``target`` would take its first bytes along, and most likely
+        come to be."""
+        return self._tickets.is_steady(identity, target)
+
+    def _ticket(self, role: _CallerRole, identity: str, callee: PublicKey) -> Ticket | None:
+        """With which a TCP connection can take its first bytes along."""
+        return None if role.is_ephemeral else self._tickets.get(identity, callee)
 
     async def _resolve(self, identity: str, address: ApAddress) -> ResolvedAp:
         """What is known, or what is new if nothing that is known seems to work."""
@@ -230,9 +276,9 @@ class SessionOpener:
             if route is None or race.failure is not None:
                 return
             waiting.remove(route)
-            attempt = Attempt(route, is_early=silent > 0)
+            attempt = Attempt(route, is_extra=silent > 0)
             race.running.add(attempt)
-            self._early += attempt.is_early
+            self._extra += attempt.is_extra
             nursery.start_soon(self._attempt, call, attempt, race)
             await self._wait_failed(call.identity, attempt, silent)
             if not attempt.failed.is_set():
@@ -256,7 +302,7 @@ class SessionOpener:
         with trio.move_on_after(soon):
             await attempt.failed.wait()
             return
-        if self._early >= MAX_EARLY:
+        if self._extra >= MAX_EXTRA:
             with trio.move_on_after(FALLBACK_AFTER - soon):
                 await attempt.failed.wait()
 
@@ -289,7 +335,7 @@ class SessionOpener:
                 self._blame(identity, attempt)
             raise
         finally:
-            self._early -= attempt.is_early
+            self._extra -= attempt.is_extra
             race.running.discard(attempt)
 
     async def _connect(self, call: _Call, attempt: Attempt, race: Race) -> None:
@@ -313,16 +359,23 @@ class SessionOpener:
                 race.answered(answer.outcome)
                 return
             pin = certificate_hash(call.resolved.certificate)
-            channel = handshake.finish(answer.flight, pin, caller_wrap(request, answer))
+            early = _early_opener(call.ticket, request, answer)
+            channel = handshake.finish(answer.flight, pin, caller_wrap(request, answer), early)
         except PeerError:
             tunnel.reset()
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
-        secure.hold_flight()
+        if call.protocol is Protocol.TCP and not call.role.is_ephemeral:
+            callee = call.resolved.public_key
+            secure.take_ticket(lambda ticket: self._tickets.keep(call.identity, callee, ticket))
+        secure.took_first = answer.took_early
+        self._counts["open_early"] += answer.took_early
+        secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
         race.connected(secure)
 
     def _request(self, call: _Call, hello: bytes) -> Request:
         role, draw = call.role, self._rng.randbytes
+        nonce, secret, ticket = draw(RANDOM_LEN), draw(SECRET_LEN), call.ticket
         return Request(
             protocol=call.protocol,
             destination=call.target.address,
@@ -331,13 +384,23 @@ class SessionOpener:
             certificate=role.certificate,
             client_hello=hello,
             time=request_time(self._clock.now()),
-            nonce=draw(RANDOM_LEN),
-            secret=draw(SECRET_LEN),
-            session_id=draw(SESSION_ID_LEN),
+            nonce=nonce,
+            secret=secret,
+            session_id=call.session_id,
             source_ap4=role.ap4,
             source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
             ephemeral=role.is_ephemeral,
+            ticket=NO_TICKET if ticket is None else ticket.number,
+            early=b"" if ticket is None else lock_early(ticket, secret, nonce, call.first),
         )
+
+
+def _early_opener(ticket: Ticket | None, request: Request, answer: Answer) -> EarlyOpener | None:
+    if not answer.took_early:
+        return None
+    if ticket is None:
+        raise ProtocolViolation("the callee has taken early data that there weren't")
+    return EarlyOpener(ticket, request, answer)
 
 
 def _valid(resolved: ResolvedAp, now: float) -> list[Route]:

@@ -31,11 +31,11 @@ _FAILURES: dict[Outcome, tuple[type[ConnectFailed], str]] = {
 class Attempt:
     """One request over one route."""
 
-    __slots__ = ("began", "doubts_way", "failed", "is_early", "route", "way")
+    __slots__ = ("began", "doubts_way", "failed", "is_extra", "route", "way")
 
-    def __init__(self, route: Route, *, is_early: bool) -> None:
+    def __init__(self, route: Route, *, is_extra: bool) -> None:
         self.route = route
-        self.is_early = is_early
+        self.is_extra = is_extra
         """Made beside a silent one."""
         self.began = trio.current_time()
         self.way: WayOut | None = None

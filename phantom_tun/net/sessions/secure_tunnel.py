@@ -18,7 +18,7 @@ from phantom_tun.net.links.buffers import HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.net.sessions.frames import Frame, FrameReader
 from phantom_tun.net.sessions.ports import Tunnel
 from phantom_tun.tunnel.channel import RECORD, Channel
-from phantom_tun.wire.session import FrameKind
+from phantom_tun.wire.session import FrameKind, Ticket
 
 LAST_WORD_WITHIN = 1.0
 """Seconds for saying goodbye; if the tunnel is too full for that, it is torn down."""
@@ -26,6 +26,9 @@ LAST_WORD_WITHIN = 1.0
 FLIGHT_WAIT = 0.002
 """Seconds that the caller's last TLS flight waits for the application's first bytes: they save it a
 message of its own at every hop. A service that speaks first is heard so much later."""
+
+EARLY_FLIGHT_WAIT = 0.05
+"""The same if the callee took early data: it doesn't wait for our flight."""
 
 CLOSE_WITHIN = 5.0
 """Seconds for the peer to do the same."""
@@ -51,18 +54,22 @@ class SecureTunnel:
         "_got_fin",
         "_holds_flight",
         "_is_torn",
+        "_on_established",
+        "_on_ticket",
         "_reader",
         "_receive_lock",
         "_receiving",
         "_said_all",
         "_send_lock",
         "_spawn",
+        "_ticket",
         "_tunnel",
         "closed",
         "got_end",
         "got_reset",
         "is_ending",
         "sent_end",
+        "took_first",
     )
 
     def __init__(self, channel: Channel, tunnel: Tunnel, spawn: Spawn) -> None:
@@ -75,6 +82,9 @@ class SecureTunnel:
         self._receiving: trio.CancelScope | None = None
         self._is_torn = False
         self._holds_flight = False
+        self._on_established: Callable[[], None] | None = None
+        self._on_ticket: Callable[[Ticket], None] | None = None
+        self._ticket = _NOTHING
         self._got_fin = False
         self._said_all = False
         self._frames = 0
@@ -82,6 +92,8 @@ class SecureTunnel:
         self.got_reset = False
         self.sent_end = False
         self.is_ending = False
+        self.took_first = False
+        """The application's first bytes went along with the request."""
         self.closed = trio.Event()
         """Set when nothing of the tunnel is in use any more."""
 
@@ -92,19 +104,16 @@ class SecureTunnel:
 
     # --- handshake ------------------------------------------------------------------------------
 
-    def hold_flight(self) -> None:
+    def hold_flight(self, wait: float = FLIGHT_WAIT) -> None:
         """Send what completes the TLS handshake, the caller's first act, together with the first
-        bytes, or alone if there are none within ``FLIGHT_WAIT``."""
-        self._holds_flight = self._spawn(self._send_flight)
+        bytes, or alone if there are none within ``wait`` seconds."""
+        self._holds_flight = self._spawn(lambda: self._send_flight(wait))
 
-    async def _send_flight(self) -> None:
-        await trio.sleep(FLIGHT_WAIT)
+    async def _send_flight(self, wait: float) -> None:
+        await trio.sleep(wait)
         with suppress(StreamReset):
-            await self._write_flight()
-
-    async def _write_flight(self) -> None:
-        if self._holds_flight:
-            await self._write(self._channel.flush)
+            if self._holds_flight:
+                await self._write(self._channel.flush)
 
     async def wait_established(self, within: float) -> None:
         """Wait for what completes the TLS handshake; the callee's first act.
@@ -121,6 +130,21 @@ class SecureTunnel:
             return
         raise self._torn("the caller didn't complete the TLS handshake")
 
+    def when_established(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` once the TLS handshake is complete, which the callee's :meth:`receive`
+        then looks after: the session begins before."""
+        self._on_established = tell
+
+    # --- tickets --------------------------------------------------------------------------------
+
+    def hand_out(self, ticket: Ticket) -> None:
+        """Send ``ticket`` with whatever is sent next; it isn't worth a message of its own."""
+        self._ticket = memoryview(ticket.pack())
+
+    def take_ticket(self, keep: Callable[[Ticket], None]) -> None:
+        """Give ``keep`` the ticket that comes, one at most; another one breaks the session."""
+        self._on_ticket = keep
+
     # --- out ------------------------------------------------------------------------------------
 
     async def send(self, kind: FrameKind, data: memoryview = _NOTHING) -> None:
@@ -128,9 +152,14 @@ class SecureTunnel:
 
         :raises StreamReset: the connection was reset, or the tunnel died.
         """
-        if len(data) > RECORD:
-            await self._write_flight()  # there's no room for both
         encode = self._channel.encode
+        if len(data) <= RECORD:
+            await self._write(
+                lambda view, start: encode(view, self._encode_ticket(view, start), kind, data)
+            )
+            return
+        if self._holds_flight or self._ticket or self._channel.is_past_early:
+            await self._write(self._encode_ahead)  # there's no room for both
         await self._write(lambda view, start: encode(view, start, kind, data))
 
     async def send_messages(self, messages: list[bytes]) -> None:
@@ -161,11 +190,23 @@ class SecureTunnel:
         finally:
             self._send_lock.release()
 
+    def _encode_ahead(self, view: memoryview, start: int) -> int:
+        """What waited for something to go with."""
+        return self._channel.flush(view, self._encode_ticket(view, start))
+
+    def _encode_ticket(self, view: memoryview, start: int) -> int:
+        ticket, self._ticket = self._ticket, _NOTHING
+        if ticket:
+            return self._channel.encode(view, start, FrameKind.TICKET, ticket)
+        return start
+
     def _encode_last(self, last: FrameKind | None) -> Encode:
         """What comes before FIN."""
         channel = self._channel
 
         def encode(view: memoryview, start: int) -> int:
+            if last is FrameKind.END:
+                start = self._encode_ticket(view, start)
             if last is not None:
                 start = channel.encode(view, start, last, _NOTHING)
             if self.sent_end and self.got_end:
@@ -222,6 +263,12 @@ class SecureTunnel:
         self._check()
         try:
             frame = self._reader.next()
+            if self._on_established is not None and self._channel.is_established:
+                tell, self._on_established = self._on_established, None
+                tell()
+            if frame is not None and frame.kind is FrameKind.TICKET:
+                self._take_ticket(bytes(frame.payload))
+                return self._next()
             if frame is None:
                 if self._channel.is_closed:
                     raise ProtocolViolation("closed without an END")
@@ -235,6 +282,12 @@ class SecureTunnel:
             raise StreamReset("the far side reset the connection")
         self.got_end = frame.kind is FrameKind.END
         return frame
+
+    def _take_ticket(self, packed: bytes) -> None:
+        keep, self._on_ticket = self._on_ticket, None
+        if keep is None or self.got_end:
+            raise ProtocolViolation("a ticket that nobody expects")
+        keep(Ticket.unpack(packed))
 
     async def _load(self) -> None:
         """Wait for bytes from the tunnel and hand them to the reader; no memory is held while

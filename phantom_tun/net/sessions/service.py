@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.endpoints import Endpoint, LocalHost
-from phantom_tun.errors import CapacityExceeded, Unreachable, WorldError
+from phantom_tun.errors import CapacityExceeded, StreamReset, Unreachable, WorldError
 from phantom_tun.guard import Guard
 from phantom_tun.net.sessions.callers import Callers, NatPeers
 from phantom_tun.net.sessions.contexts import ContextCache
@@ -49,6 +50,8 @@ class SessionSettings:
     nat6: ipaddress.IPv6Network
     """The same of the reserved AP6 block."""
     answer_echo: bool = True
+    early: bool = True
+    """Whether programs may be told that they are connected before the far side has answered."""
     ephemeral: frozenset[str] = frozenset()
     """Names of the identities that call without showing who they are."""
     max_sessions: int = 4096
@@ -140,9 +143,25 @@ class SessionService:
 
     # --- connecting -----------------------------------------------------------------------------
 
-    async def open_stream(self, source: Endpoint, target: Endpoint) -> SessionStream:
+    def is_steady(self, source: Endpoint, target: Endpoint) -> bool:
+        """See :meth:`phantom_tun.endpoints.Overlay.is_steady`."""
+        identity = self._identities.owner_of(source.address)
+        return (
+            self._settings.early
+            and identity is not None
+            and identity.name not in self._settings.ephemeral
+            and self._opening < MAX_OPENING // 2
+            and self._opener.is_steady(identity.name, target)
+        )
+
+    async def open_stream(
+        self, source: Endpoint, target: Endpoint, first: bytes = b""
+    ) -> SessionStream:
         """See :meth:`phantom_tun.endpoints.Overlay.open_stream`."""
-        return await self._open(source, target, Protocol.TCP, SessionStream)
+        stream = await self._open(source, target, Protocol.TCP, SessionStream, first)
+        with suppress(StreamReset):  # whoever uses the stream is told so
+            await stream.send_first(first)
+        return stream
 
     async def open_datagrams(self, source: Endpoint, target: Endpoint) -> SessionDatagrams:
         """See :meth:`phantom_tun.endpoints.Overlay.open_datagrams`."""
@@ -162,6 +181,7 @@ class SessionService:
         target: Endpoint,
         protocol: Protocol,
         carrier_over: Callable[[SecureTunnel], _CarrierT],
+        first: bytes = b"",
     ) -> _CarrierT:
         identity = self._identities.owner_of(source.address)
         if identity is None:
@@ -177,6 +197,7 @@ class SessionService:
                 target,
                 protocol,
                 is_ephemeral=identity.name in self._settings.ephemeral,
+                first=first,
             )
         except WorldError as error:
             self._counts[f"open_failed_{type(error).__name__}"] += 1

@@ -5,6 +5,9 @@ In this order: the request opens, is signed by its caller for this identity, is 
 before; there is room; a rule lets this caller in; its TLS is acceptable. Only then the local
 service is touched, and only then something is answered. What fails before the rules gets no answer
 at all; what the rules don't allow is told so.
+
+A request with a ticket of ours takes the first bytes along: the service has them as soon as it
+accepts, and what it says goes out before the caller's end of TLS is complete.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from math import inf
 
 import trio
 
@@ -37,13 +41,15 @@ from phantom_tun.net.sessions.ports import Accept, Identities, Identity, Tunnel
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.table import Carrier, Entry, SessionTable
+from phantom_tun.net.sessions.tickets import IssuedTickets
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.tunnel.answer import callee_wrap, lock_answer
-from phantom_tun.tunnel.channel import CalleeHandshake
+from phantom_tun.tunnel.channel import CalleeHandshake, Channel
+from phantom_tun.tunnel.early import EarlySealer, unlock_early
 from phantom_tun.tunnel.replay import ReplayCache
 from phantom_tun.tunnel.request import check_time, open_request
 from phantom_tun.wire import session
-from phantom_tun.wire.session import RANDOM_LEN, Answer, Outcome, Request
+from phantom_tun.wire.session import RANDOM_LEN, Answer, Outcome, Request, Ticket
 
 LOCAL_WITHIN = 5.0
 """Seconds for the local service to accept."""
@@ -76,6 +82,16 @@ class _Visit:
 
     identity: Identity
     request: Request
+    remember_until: float
+    """When requests of its age are refused anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """What a request with a ticket took along."""
+
+    ticket: Ticket
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,7 @@ class _Opened:
     handshake: CalleeHandshake
     remote: Endpoint
     """The caller, as the service sees it."""
+    early: _Early | None
 
 
 class EchoService:
@@ -149,6 +166,7 @@ class SessionServer:
         self._counts = counts
         self._started = clock.now()
         self._seen: dict[str, ReplayCache] = {}
+        self._tickets = IssuedTickets(clock, rng)
         self._pending = 0
 
     async def serve(self, identity: str, sealed_request: bytes, accept: Accept) -> None:
@@ -179,11 +197,18 @@ class SessionServer:
         if request.destination not in (identity.ap4, identity.ap6):
             raise ProtocolViolation("the request is for another address")
         now = self._clock.now()
-        remember_until = check_time(request, now, self._started)
+        visit = _Visit(identity, request, check_time(request, now, self._started))
         self._table.check_room(request.caller)
-        seen = self._seen.setdefault(name, ReplayCache(REMEMBERED_REQUESTS))
-        seen.add(request.nonce, remember_until, now)
-        return _Visit(identity, request)
+        self._remember(visit, request.nonce)
+        return visit
+
+    def _remember(self, visit: _Visit, what: bytes) -> None:
+        """
+        :raises ProtocolViolation: it came before.
+        :raises CapacityExceeded: too much is remembered.
+        """
+        seen = self._seen.setdefault(visit.identity.name, ReplayCache(REMEMBERED_REQUESTS))
+        seen.add(what, visit.remember_until, self._clock.now())
 
     async def _serve(self, visit: _Visit, accept: Accept, stack: AsyncExitStack) -> None:
         """``stack`` is closed when the session is over."""
@@ -202,14 +227,16 @@ class SessionServer:
             await release_unused(tunnel)
             return
         self._counts["request_answered_connected"] += 1
-        answer = Answer(Outcome.CONNECTED, random, decision.handshake.flight)
+        answer = Answer(
+            Outcome.CONNECTED, random, decision.handshake.flight, decision.early is not None
+        )
         tunnel = await accept(lock_answer(answer, visit.request))
         await self._run(visit, decision, answer, tunnel)
 
     async def _decide(self, visit: _Visit, stack: AsyncExitStack) -> _Opened | Outcome:
         """The answer.
 
-        :raises PeerError: the caller's TLS is not acceptable.
+        :raises PeerError: the caller's TLS or early data are not acceptable.
         :raises CapacityExceeded: there's no address to show the caller under.
         """
         identity, request = visit.identity, visit.request
@@ -231,6 +258,7 @@ class SessionServer:
         contexts = ContextCache() if request.ephemeral else self._contexts
         context = contexts.callee(identity.certificate, request.certificate)
         handshake = CalleeHandshake(context, request.client_hello)
+        early = self._take_early(visit)
         address = stack.enter_context(self._callers.peer_address(caller, version))
         remote = Endpoint(address, request.source_port)
         target = Endpoint(request.destination, rule.target_port if rule is not None else 0)
@@ -240,7 +268,11 @@ class SessionServer:
             ends, request.time, lambda: self._reach(request.protocol, remote, target)
         )
         try:
-            opened = _Opened(await stack.enter_async_context(offer), handshake, remote)
+            opened = _Opened(await stack.enter_async_context(offer), handshake, remote, early)
+            if early is not None:
+                # Once, whatever becomes of it: the service may have acted on the first bytes.
+                self._remember(visit, request.session_id)
+                opened.offer.take()
         except Refused:
             return Outcome.REFUSED
         except (Filtered, trio.TooSlowError):
@@ -248,6 +280,16 @@ class SessionServer:
         except (WorldError, UsageError):
             return Outcome.UNREACHABLE
         return opened
+
+    def _take_early(self, visit: _Visit) -> _Early | None:
+        """The bytes that the request took along, if its ticket is known.
+
+        :raises CryptoError: its sender doesn't know the ticket's secret.
+        """
+        ticket = self._tickets.find(visit.identity.name, visit.request)
+        if ticket is None:
+            return None
+        return _Early(ticket, unlock_early(ticket, visit.request))
 
     def _find_rule(self, visit: _Visit) -> ExposeRule | None:
         transport: Transport = "tcp" if visit.request.protocol is session.Protocol.TCP else "udp"
@@ -285,9 +327,7 @@ class SessionServer:
 
     async def _run(self, visit: _Visit, opened: _Opened, answer: Answer, tunnel: Tunnel) -> None:
         request = visit.request
-        channel = opened.handshake.open(
-            certificate_hash(request.certificate), callee_wrap(request, answer)
-        )
+        channel = _open_channel(request, opened, answer)
         secure = SecureTunnel(channel, tunnel, self._spawn)
         carrier, carry = opened.offer.service.attach(secure)
         entry = Entry(
@@ -301,9 +341,43 @@ class SessionServer:
         )
         with self._table.listed(entry, carrier):
             try:
-                await secure.wait_established(HANDSHAKE_WITHIN)
-                opened.offer.take()
-                await carry()
+                if opened.early is None:
+                    await secure.wait_established(HANDSHAKE_WITHIN)
+                    opened.offer.take()
+                    self._hand_out_ticket(visit, secure)
+                    await carry()
+                else:
+                    await self._carry_early(visit, secure, carry)
             finally:
                 carrier.abort()
             await secure.closed.wait()
+
+    async def _carry_early(self, visit: _Visit, secure: SecureTunnel, carry: _Carry) -> None:
+        """Carry at once, and give up if TLS doesn't stand soon."""
+        self._counts["early_taken"] += 1
+        with trio.move_on_after(HANDSHAKE_WITHIN) as handshake:
+
+            def go_on() -> None:
+                handshake.deadline = inf
+                self._hand_out_ticket(visit, secure)
+
+            secure.when_established(go_on)
+            await carry()
+        if handshake.cancelled_caught:
+            self._counts["early_unfinished"] += 1
+
+    def _hand_out_ticket(self, visit: _Visit, secure: SecureTunnel) -> None:
+        request = visit.request
+        if request.ephemeral or request.protocol is not session.Protocol.TCP:
+            return
+        if (ticket := self._tickets.issue(visit.identity.name, request.caller)) is not None:
+            secure.hand_out(ticket)
+
+
+def _open_channel(request: Request, opened: _Opened, answer: Answer) -> Channel:
+    certificate, wrap = certificate_hash(request.certificate), callee_wrap(request, answer)
+    early = opened.early
+    if early is None:
+        return opened.handshake.open(certificate, wrap)
+    sealer = EarlySealer(early.ticket, request, answer)
+    return opened.handshake.open_early(certificate, wrap, sealer, early.data)

@@ -55,6 +55,17 @@ class SessionStream:
             self._sent = len(piece)
             self.bytes_out += self._sent
 
+    async def send_first(self, data: bytes) -> None:
+        """Send what the application said before there was a connection, unless the request took
+        it along.
+
+        :raises StreamReset: as :meth:`send_all`.
+        """
+        if self._secure.took_first:
+            self.bytes_out += len(data)
+        else:
+            await self.send_all(memoryview(data))
+
     async def send_end(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.send_end`."""
         await self._secure.send_end()

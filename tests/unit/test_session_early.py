@@ -1,0 +1,460 @@
+"""Early data end to end: who may, what goes along, what becomes of it when something fails."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import trio
+from session_world import (
+    ALICE,
+    BOB,
+    EVE,
+    SOURCE_PORT,
+    World,
+    crafted,
+    echo,
+    ends,
+    receive_all,
+    receive_exactly,
+    running_world,
+    sealed,
+    submitted,
+)
+from trio.testing import MockClock
+
+from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.errors import Filtered, NoAnswer, Refused, StreamReset
+from phantom_tun.net.sessions.secure_tunnel import CLOSE_WITHIN, EARLY_FLIGHT_WAIT
+from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN
+from phantom_tun.net.sessions.stream import SessionStream
+from phantom_tun.net.sessions.tickets import STEADY_FOR
+from phantom_tun.testing.fake_tunnel import FakeTunnel
+from phantom_tun.tunnel.early import lock_early
+from phantom_tun.wire.session import MAX_EARLY, Outcome, Ticket
+
+
+async def call(world: World, first: bytes = b"", port: int = 80, source: int = 0) -> SessionStream:
+    mine, theirs = ends(port)
+    mine = dataclasses.replace(mine, port=source or SOURCE_PORT)
+    return await world.alice.service.open_stream(mine, theirs, first)
+
+
+async def meet(world: World) -> None:
+    """A first connection, with which Alice gets a ticket."""
+    stream = await world.connect(source_port=SOURCE_PORT - 1)
+    await stream.send_all(memoryview(b"hello"))
+    assert await receive_exactly(stream, 5) == b"hello"
+    await stream.send_end()
+    assert await receive_all(stream) == b""
+    await stream.aclose()
+    await trio.sleep(1)
+    world.network.exchanges.clear()
+
+
+def taken(world: World) -> int:
+    return world.counts().get("early_taken", 0)
+
+
+def is_steady(world: World, port: int = 80, over: int = 6) -> bool:
+    return world.alice.service.is_steady(*ends(port, over))
+
+
+# --- the good case -------------------------------------------------------------------------------
+
+
+async def test_the_answer_of_the_service_takes_one_round_trip(autojump_clock: MockClock) -> None:
+    """It is there although nothing but the request has gone to the callee."""
+    async with running_world() as world:
+        await meet(world)
+        stream = await call(world, b"first")
+        assert await receive_exactly(stream, 5) == b"first"
+        (exchange,) = world.network.exchanges
+        assert exchange.callee_tunnel is not None
+        assert exchange.callee_tunnel.incoming.carried == 0
+        assert taken(world) == 1
+        assert (stream.bytes_in, stream.bytes_out) == (5, 5)
+        await stream.send_all(memoryview(b"second"))
+        assert await receive_exactly(stream, 6) == b"second"
+        await stream.send_end()
+        assert await receive_all(stream) == b""
+        await stream.aclose()
+        await trio.sleep(1)
+        assert exchange.caller_tunnel is not None
+        assert exchange.caller_tunnel.is_released
+        assert exchange.callee_tunnel.is_released
+        assert world.bob.service.sessions() == world.alice.service.sessions() == []
+
+
+async def test_the_rest_of_the_handshake_waits_for_company(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        stream = await call(world, b"first")
+        (exchange,) = world.network.exchanges
+        assert exchange.callee_tunnel is not None
+        await trio.sleep(EARLY_FLIGHT_WAIT / 2)
+        assert exchange.callee_tunnel.incoming.writes == 0
+        await trio.sleep(EARLY_FLIGHT_WAIT)
+        assert exchange.callee_tunnel.incoming.writes == 1
+        stream.abort()
+
+
+@pytest.mark.parametrize("length", [0, 1, MAX_EARLY])
+async def test_first_bytes_of_every_length_arrive_once(
+    autojump_clock: MockClock, length: int
+) -> None:
+    async with running_world() as world:
+        await meet(world)
+        stream = await call(world, bytes(length))
+        await stream.send_end()
+        assert await receive_all(stream) == bytes(length)
+        assert taken(world) == 1
+
+
+async def test_a_service_that_speaks_first_is_heard_early(autojump_clock: MockClock) -> None:
+    async def banner(stream) -> None:
+        await stream.send_all(memoryview(b"220 ready"))
+        await receive_all(stream)
+        await stream.aclose()
+
+    async with running_world() as world:
+        await meet(world)
+        world.bob.host.streams[80] = banner
+        stream = await call(world)
+        assert await receive_exactly(stream, 9) == b"220 ready"
+        (exchange,) = world.network.exchanges
+        assert exchange.callee_tunnel is not None
+        assert exchange.callee_tunnel.incoming.carried == 0
+
+
+@pytest.mark.parametrize("length", [100_000, 3_000_000])
+async def test_a_long_answer_begins_early_and_goes_on(
+    autojump_clock: MockClock, length: int
+) -> None:
+    answer = bytes(range(256)) * (length // 256)
+
+    async def page(stream) -> None:
+        assert bytes(await stream.receive()) == b"GET"
+        await stream.send_all(memoryview(answer))
+        await stream.send_end()
+        await receive_all(stream)
+        await stream.aclose()
+
+    async with running_world() as world:
+        await meet(world)
+        world.bob.host.streams[80] = page
+        stream = await call(world, b"GET")
+        await stream.send_end()
+        assert await receive_all(stream) == answer
+
+
+async def test_many_at_once_share_a_ticket(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+
+        async def one(number: int) -> None:
+            stream = await call(world, b"%d" % number, source=2000 + number)
+            await stream.send_end()
+            assert await receive_all(stream) == b"%d" % number
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(one, number)
+        assert taken(world) == 50
+
+
+# --- when it is not possible ---------------------------------------------------------------------
+
+
+async def test_first_bytes_without_a_ticket_follow_over_tls(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        stream = await call(world, b"first")
+        assert await receive_exactly(stream, 5) == b"first"
+        assert taken(world) == 0
+        assert stream.bytes_out == 5
+
+
+async def test_a_callee_that_forgot_the_ticket_gets_them_over_tls(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world() as world:
+        await meet(world)
+        world.bob.service._server._tickets._all.clear()  # type: ignore[union-attr]
+        stream = await call(world, b"first")
+        assert await receive_exactly(stream, 5) == b"first"
+        assert taken(world) == 0
+
+
+async def test_an_ephemeral_caller_has_no_tickets(autojump_clock: MockClock) -> None:
+    """They would tie its connections together."""
+    async with running_world(ephemeral=frozenset({"alice"})) as world:
+        await meet(world)
+        stream = await call(world, b"first")
+        assert await receive_exactly(stream, 5) == b"first"
+        assert taken(world) == 0
+        assert not is_steady(world)
+
+
+async def test_datagrams_and_pings_have_no_tickets(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        flow = await world.connect_udp()
+        await flow.send(b"question")
+        assert await flow.receive() == b"question"
+        assert taken(world) == 0
+
+
+async def test_a_refusal_is_a_refusal(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        assert is_steady(world)
+        del world.bob.host.streams[80]
+        with pytest.raises(Refused):
+            await call(world, b"first")
+        assert not is_steady(world), "the next program is told the truth"
+        world.bob.host.streams[80] = echo
+        await (await call(world)).aclose()
+        assert is_steady(world)
+
+
+async def test_a_rule_that_is_gone_holds_for_early_data_too(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        calls = len(world.bob.host.calls)
+        world.bob.rules.unexpose("bob", "tcp", 80)
+        with pytest.raises(Filtered):
+            await call(world, b"first")
+        assert len(world.bob.host.calls) == calls, "the service was touched"
+        assert taken(world) == 0
+
+
+# --- what is steady ------------------------------------------------------------------------------
+
+
+async def test_a_service_is_steady_for_a_while(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        assert not is_steady(world)
+        await meet(world)
+        assert is_steady(world)
+        assert not is_steady(world, port=81)
+        assert not is_steady(world, over=4), "nobody has asked there"
+        await trio.sleep(STEADY_FOR + 1)
+        assert not is_steady(world)
+
+
+async def test_it_can_be_switched_off(autojump_clock: MockClock) -> None:
+    async with running_world(early=False) as world:
+        await meet(world)
+        assert not is_steady(world)
+        stream = await call(world)
+        assert taken(world) == 1, "a service that speaks first is heard early all the same"
+        stream.abort()
+
+
+# --- failures and attacks ------------------------------------------------------------------------
+
+
+async def ticket_of_alice(world: World) -> Ticket:
+    await meet(world)
+    held = world.alice.service._opener._tickets
+    ticket = held.get("alice", BOB.signing.public)
+    assert ticket is not None
+    return ticket
+
+
+def early_request(world: World, ticket: Ticket, data: bytes = b"first", **changes: object):
+    request = crafted(world, ticket=ticket.number, session_id=world.rng.randbytes(16), **changes)
+    early = lock_early(ticket, request.secret, request.nonce, data)
+    return dataclasses.replace(request, early=early)
+
+
+async def test_who_only_knows_a_tickets_number_gets_no_answer(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        ticket = await ticket_of_alice(world)
+        calls = len(world.bob.host.calls)
+        forged = early_request(world, Ticket(ticket.number, b"F" * 32))
+        assert await submitted(world, forged) is None
+        assert world.counts()["request_dropped_CryptoError"] == 1
+        assert len(world.bob.host.calls) == calls
+        assert await submitted(world, early_request(world, ticket)) is Outcome.CONNECTED
+
+
+async def test_a_ticket_of_somebody_else_counts_for_nothing(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        ticket = await ticket_of_alice(world)
+        request = early_request(
+            world, ticket, caller=EVE.signing.public, certificate=EVE.certificate.der
+        )
+        outcome = await submitted(world, request, sealed(request, EVE.signing))
+        assert outcome is Outcome.CONNECTED
+        assert taken(world) == 0
+
+
+async def test_a_repeated_early_request_is_not_heard(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        request = sealed(early_request(world, await ticket_of_alice(world)))
+        _, tunnel = await world.network.carry(*next(iter(world.network.ways)), request)
+        assert taken(world) == 1
+        calls = len(world.bob.host.calls)
+        assert await submitted(world, crafted(world), request) is None
+        assert len(world.bob.host.calls) == calls
+        tunnel.reset()
+
+
+async def test_a_second_attempt_of_an_early_call_acts_only_once(
+    autojump_clock: MockClock,
+) -> None:
+    """Even when the first is gone: its bytes may have done something."""
+    heard = []
+
+    async def order(stream) -> None:
+        heard.append(bytes(await stream.receive()))
+        await receive_all(stream)
+
+    async with running_world() as world:
+        ticket = await ticket_of_alice(world)
+        world.bob.host.streams[80] = order
+        call_id = world.rng.randbytes(16)
+        for _ in range(3):
+            request = dataclasses.replace(
+                early_request(world, ticket, b"order", nonce=world.rng.randbytes(32)),
+                session_id=call_id,
+            )
+            await submitted(world, request)
+            await trio.sleep(1)
+        assert heard == [b"order"]
+        assert world.counts()["request_dropped_ProtocolViolation"] == 2
+
+
+async def test_a_caller_that_never_completes_tls_is_let_go(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        request = sealed(early_request(world, await ticket_of_alice(world)))
+        before = len(world.bob.host.connections)
+        _, tunnel = await world.network.carry(*next(iter(world.network.ways)), request)
+        await trio.sleep(HANDSHAKE_WITHIN - 1)
+        assert len(world.bob.service.sessions()) == 1
+        await trio.sleep(2 + CLOSE_WITHIN)
+        assert world.bob.service.sessions() == []
+        assert world.counts()["early_unfinished"] == 1
+        (connection,) = world.bob.host.connections[before:]
+        assert connection.is_over
+        tunnel.reset()
+
+
+async def test_a_session_that_began_early_is_not_cut_off(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        stream = await call(world, b"first")
+        await receive_exactly(stream, 5)
+        await trio.sleep(10 * HANDSHAKE_WITHIN)
+        await stream.send_all(memoryview(b"still"))
+        assert await receive_exactly(stream, 5) == b"still"
+
+
+@pytest.mark.parametrize("lane", ["incoming", "outgoing"])
+@pytest.mark.parametrize("how", ["flip_at", "cut_at", "end_at"])
+async def test_no_altered_or_lost_byte_gets_through(
+    autojump_clock: MockClock, lane: str, how: str
+) -> None:
+    answer = bytes(range(250)) * 20
+
+    async def page(stream) -> None:
+        await stream.receive()
+        await stream.send_all(memoryview(answer))
+        await receive_all(stream)
+        await stream.aclose()
+
+    for position in (0, 1, 2, 3, 18, 500, 4_000):
+
+        def spoil(tunnel: FakeTunnel, position: int = position) -> None:
+            setattr(getattr(tunnel, lane), how, position)
+
+        async with running_world() as world:
+            await meet(world)
+            world.bob.host.streams[80] = page
+            world.network.prepare = spoil
+            stream = await call(world, b"GET")
+            found = bytearray()
+            # An altered length may make the reader wait for what never comes.
+            with trio.move_on_after(60) as waiting, pytest.raises(StreamReset):
+                while True:
+                    data = await stream.receive()
+                    assert data, "an end that nobody said"
+                    found += data
+                    await stream.send_all(memoryview(bytes(5_000)))
+            assert how == "flip_at" or not waiting.cancelled_caught
+            assert answer.startswith(bytes(found))
+
+
+async def test_a_call_given_up_at_once_resets_the_service(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        before = len(world.bob.host.connections)
+        (await call(world, b"first")).abort()
+        await trio.sleep(1)
+        assert [c.is_over for c in world.bob.host.connections[before:]] == [True]
+        assert world.bob.service.sessions() == world.alice.service.sessions() == []
+
+
+async def test_a_lost_answer_is_an_error_and_nothing_happens_twice(
+    autojump_clock: MockClock,
+) -> None:
+    heard = []
+
+    async def order(stream) -> None:
+        heard.append(bytes(await stream.receive()))
+        await receive_all(stream)
+
+    async with running_world() as world:
+        await meet(world)
+        world.bob.host.streams[80] = order
+        world.way.loses_answers = True
+        with pytest.raises((Filtered, NoAnswer)):
+            await call(world, b"order")
+        assert heard == [b"order"]
+        assert not is_steady(world)
+
+
+async def test_an_answer_that_took_what_was_not_sent_is_refused(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_world() as world:
+        ticket = Ticket(b"t" * 16, b"T" * 32)
+        server = world.bob.service._server
+        assert server is not None
+        monkeypatch.setattr(server._tickets, "find", lambda _identity, _request: ticket)
+        monkeypatch.setattr(
+            "phantom_tun.net.sessions.serving.unlock_early", lambda _ticket, _request: b""
+        )
+        with pytest.raises(Exception, match=r"works|answered"):
+            await world.connect()
+
+
+async def test_a_second_ticket_breaks_the_session(autojump_clock: MockClock) -> None:
+    async def generous(stream: SessionStream) -> None:
+        for _ in range(2):
+            stream._secure.hand_out(Ticket(b"t" * 16, b"T" * 32))
+            await stream.send_all(memoryview(b"."))
+        await receive_all(stream)
+
+    async with running_world() as world:
+        await meet(world)  # which brought one
+        world.bob.host.streams[80] = generous
+        stream = await call(world)
+        with pytest.raises(StreamReset):
+            await receive_all(stream)
+
+
+async def test_a_ticket_from_the_caller_breaks_the_session(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        stream = await world.connect()
+        stream._secure.hand_out(Ticket(b"t" * 16, b"T" * 32))
+        await stream.send_all(memoryview(b"!"))
+        with pytest.raises(StreamReset):
+            await receive_exactly(stream, 1)
+
+
+def test_the_worlds_keys_differ() -> None:
+    """Otherwise a test above would say nothing."""
+    keys: list[SigningKey] = [ALICE.signing, BOB.signing, EVE.signing]
+    assert len({key.public for key in keys}) == 3
