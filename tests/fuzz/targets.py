@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ from phantom_tun.profile import Bootstrap
 from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker, NodeMaker
 from phantom_tun.tunnel.answer import caller_wrap
 from phantom_tun.tunnel.channel import CalleeHandshake, CallerHandshake
+from phantom_tun.tunnel.early import EarlyOpener, EarlySealer, lock_early
 from phantom_tun.tunnel.request import check_time
 from phantom_tun.wire import session
 from phantom_tun.wire.door import WELCOME_HEADER, Door, DoorKeeper, LinkKind, from_header, to_header
@@ -583,13 +584,14 @@ def node_ref(data: bytes) -> None:
 
 
 CHALLENGE = Challenge(b"s" * 16, 12)
+CONNECT = ConnectRequest(REF.node_id, b"e" * 16, bytes(SEALED_REQUEST_LEN))
 
 
 @target(
     WireError,
     seeds=lambda: [
         b"\0\0\0",
-        ConnectRequest(REF.node_id, b"e" * 16, bytes(4096)).body().pack().rstrip(b"\0"),
+        CONNECT.body().pack().rstrip(b"\0"),
         failed_body(Status.NO_TUNNEL).pack()[: 3 + 1 + CHALLENGE_LEN],
         failed_body(Status.PUZZLE, CHALLENGE.pack()).pack()[: 3 + 1 + CHALLENGE_LEN],
         Body(Operation.NETDB, _calls()[5]).pack().rstrip(b"\0"),
@@ -650,10 +652,23 @@ REQUEST = session.Request(
 )
 
 
+TICKET = session.Ticket(b"t" * 16, b"T" * 32)
+EARLY_REQUEST = replace(
+    REQUEST,
+    ticket=TICKET.number,
+    early=lock_early(TICKET, REQUEST.secret, REQUEST.nonce, b"GET / HTTP/1.1"),
+)
 CONNECTED = session.Answer(session.Outcome.CONNECTED, bytes(32), b"flight")
 
 
-@target(WireError, ProtocolViolation, seeds=lambda: [REQUEST.pack().rstrip(b"\0")])
+@target(
+    WireError,
+    ProtocolViolation,
+    seeds=lambda: [
+        REQUEST.pack().rstrip(b"\0"),
+        EARLY_REQUEST.pack().rstrip(b"\0"),
+    ],
+)
 def session_request(data: bytes) -> None:
     request = session.Request.unpack(padded(data, session.REQUEST_BODY_LEN))
     assert request.pack() == padded(data, session.REQUEST_BODY_LEN)
@@ -670,6 +685,22 @@ def session_request(data: bytes) -> None:
 def session_answer(data: bytes) -> None:
     answer = session.Answer.unpack(padded(data, session.ANSWER_BODY_LEN))
     assert answer.pack() == padded(data, session.ANSWER_BODY_LEN)
+
+
+def _early_records() -> list[bytes]:
+    sealer = EarlySealer(TICKET, EARLY_REQUEST, CONNECTED)
+    return [sealer.seal(memoryview(b"said early")) + sealer.end() + b"TLS", sealer.end()]
+
+
+@target(CryptoError, seeds=_early_records)
+def early_records(data: bytes) -> None:
+    """What a callee says before TLS stands."""
+    opener = EarlyOpener(TICKET, EARLY_REQUEST, CONNECTED)
+    middle = len(data) // 3
+    said = opener.feed(data[:middle]) + opener.feed(data[middle:])
+    assert said in (b"", b"said early")
+    if opener.is_over:
+        assert data.endswith(opener.take_rest())
 
 
 class PlainChannel:
