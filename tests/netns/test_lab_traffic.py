@@ -36,6 +36,7 @@ from phantom_tun.control.schema import ListPaths
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(600)]
 
 ECHO, KEYS, NAMES, RAW, CLOSED, PRIVATE, OPEN = 7001, 7002, 53, 7004, 7005, 7006, 7007
+FLEETING = {4: 7008, 6: 7009}
 NOT_EXPOSED = 7999
 UNKNOWN = {4: "241.1.2.3", 6: "2001:2f:1:2:3:4:5:6"}
 AP4, AP6 = ipaddress.ip_network("240.0.0.0/4"), ipaddress.ip_network("2001:2f::/32")
@@ -61,7 +62,7 @@ def server(network: Lab) -> Iterator[Node]:
     node.expose(CLOSED, "tcp", "udp")
     node.expose(NAMES, "udp")
     node.expose(OPEN, "udp")
-    for port in (KEYS, RAW):
+    for port in (KEYS, RAW, *FLEETING.values()):
         node.expose(port)
     with (
         serving(node, ECHO, Echo),
@@ -209,6 +210,37 @@ def test_connecting_and_closing_in_a_row(
             took.append(time.monotonic() - began)
             receive_until(sock, b"\n")
     figures(f"50 connects in a row: {statistics.median(took) * 1e3:.0f} ms median")
+
+
+@versions
+def test_a_service_that_was_there_is_answered_for_at_once(
+    client: Node, server: Node, version: int
+) -> None:
+    """As long as it is there: then a program sees a reset, and the next one a refusal."""
+    address, port = server.ap(version), FLEETING[version]
+
+    def ask() -> bytes:
+        with client.dial(version, address, port) as sock:
+            sock.sendall(b"SET key value\nGET key\n")
+            sock.shutdown(socket.SHUT_WR)
+            return receive_all(sock)
+
+    def early() -> int:
+        return client.statistic("interface", "early_connected")
+
+    with serving(server, port, KeyValue):
+        assert ask() == b"OK\nvalue\n"
+        before, taken = early(), server.statistic("sessions", "early_taken")
+        for _ in range(5):
+            assert ask() == b"OK\nvalue\n"
+        assert early() == before + 5
+        assert server.statistic("sessions", "early_taken") == taken + 5
+    with pytest.raises(ConnectionResetError):
+        ask()
+    with pytest.raises(ConnectionRefusedError):
+        ask()
+    with serving(server, port, KeyValue):
+        assert ask() == b"OK\nvalue\n"
 
 
 @versions
