@@ -16,6 +16,7 @@ from phantom_tun.clock import Rng
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net.links.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
+from phantom_tun.net.sessions.ports import Accept
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 
 CAPACITY = 262_144
@@ -27,7 +28,7 @@ CALLER_PATH, CALLEE_PATH = 3, 4
 SILENT_WAY = 10.0
 """Seconds after which a way that doesn't answer is given up."""
 
-RequestHandler = Callable[[str, bytes, Callable[[bytes], Awaitable["FakeTunnel"]]], Awaitable[None]]
+RequestHandler = Callable[[str, bytes, Accept], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -86,12 +87,19 @@ class FakeTunnel:
 
     def __init__(self, incoming: Lane, outgoing: Lane, rng: Rng, path_number: int = 0) -> None:
         self.path_number = path_number
+        self.owed = b""
+        self._unpaid: tuple[bytes, Callable[[], None]] | None = None
         self.incoming = incoming
         self.outgoing = outgoing
         self.is_released = False
         """Given back after FIN both ways, so that its links could be used again."""
         self.is_reset = False
         self._rng = rng
+
+    def owe(self, answer: bytes, on_paid: Callable[[], None]) -> None:
+        """``answer`` is to be sent before all else; to the far end it is no part of the stream, but
+        ``on_paid`` is called."""
+        self.owed, self._unpaid = answer, (answer, on_paid)
 
     async def receive_pooled(self) -> Buffer:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
@@ -124,6 +132,12 @@ class FakeTunnel:
         lane.writes += 1
         for start, end in buffer.segments:
             data = bytes(buffer.view[start:end])
+            if self._unpaid is not None:
+                answer, on_paid = self._unpaid
+                if not data.startswith(answer):
+                    raise ValueError("what was owed didn't come first")
+                data, self._unpaid = data[len(answer) :], None
+                on_paid()
             while data:
                 if lane.broken:
                     raise StreamReset("the tunnel ended")
@@ -267,14 +281,17 @@ class FakeNetwork:
         return way.alter_answer(exchange.answer), exchange.caller_tunnel
 
     async def _deliver(self, way: Way, exchange: Exchange, over: trio.Event) -> None:
-        async def accept(answer: bytes) -> FakeTunnel:
+        async def accept(answer: bytes, *, hold: bool = False) -> FakeTunnel:
             if len(answer) != ANSWER_LEN:
                 raise ValueError(f"an answer of {len(answer)} bytes")
             await trio.lowlevel.checkpoint()
             exchange.answer = answer
             exchange.caller_tunnel, exchange.callee_tunnel = tunnel_pair(self._rng)
             self.prepare(exchange.caller_tunnel)
-            over.set()
+            if hold:
+                exchange.callee_tunnel.owe(answer, over.set)
+            else:
+                over.set()
             return exchange.callee_tunnel
 
         await way.handler(way.identity, way.alter_request(exchange.sealed_request), accept)

@@ -231,6 +231,11 @@ def unpack_entry_request(data: bytes) -> tuple[bytes, Solution]:
     return data[:SEALED_REQUEST_LEN], Solution.unpack(data[SEALED_REQUEST_LEN:])
 
 
+def pack_entry_answer(answer: bytes) -> bytes:
+    """What an entry node says if there is one; data follows."""
+    return bytes([Status.OK]) + answer
+
+
 def pack_entry_failure(status: Status, challenge: Challenge | None = None) -> bytes:
     """``ENTRY_ANSWER_LEN`` bytes that say why there is no answer."""
     said = NO_CHALLENGE if challenge is None else challenge.pack()

@@ -60,8 +60,9 @@ class Ends:
     network: Any
     nodes: list[Any]
 
-    async def connect(self) -> SessionStream:
-        return await self.caller.open_stream(Endpoint(CALLER.ap6, 50_000), Endpoint(CALLEE.ap6, 80))
+    async def connect(self, first: bytes = b"") -> SessionStream:
+        source, target = Endpoint(CALLER.ap6, 50_000), Endpoint(CALLEE.ap6, 80)
+        return await self.caller.open_stream(source, target, first)
 
     async def wait_over(self) -> None:
         with trio.fail_after(30):
@@ -136,6 +137,34 @@ async def test_bytes_go_through_and_nobody_between_can_read_them(
         assert sum(len(found.data) for found in ends.network.recorded) > 2 * len(data)
         for secret in (MARKER, CALLER.certificate.der[40:80], CALLEE.ap6.packed, CALLER.ap6.packed):
             assert not any(secret in found.data for found in ends.network.recorded)
+
+
+@pytest.mark.parametrize(("exit_hops", "entry_hops"), [(0, 0), (1, 0), (0, 1), (3, 3)])
+@pytest.mark.parametrize("pause", [0.0, 1.0])
+async def test_first_bytes_go_with_the_request_and_the_service_s_with_the_answer(
+    autojump_clock: MockClock, exit_hops: int, entry_hops: int, pause: float
+) -> None:
+    """Or behind it, if the service takes its time: nothing is lost where they part."""
+
+    async def page(stream: ByteStream) -> None:
+        asked = bytes(await stream.receive())
+        await trio.sleep(pause)
+        for _ in range(3):
+            await stream.send_all(memoryview(asked * 3_000))
+        await stream.send_end()
+        while await stream.receive():
+            pass
+        await stream.aclose()
+
+    async with sessions(exit_hops, entry_hops) as ends:
+        await exchange(await ends.connect(), b"hello")
+        await ends.wait_over()
+        ends.host.streams[80] = page
+        stream = await ends.connect(b"first")
+        assert await exchange(stream, b"") == b"first" * 9_000
+        await ends.wait_over()
+        assert ends.callee.statistics()["early_taken"] == 1
+        assert not any(b"first" in found.data for found in ends.network.recorded)
 
 
 @pytest.mark.parametrize("is_reset", [False, True])

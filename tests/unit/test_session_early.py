@@ -25,7 +25,7 @@ from trio.testing import MockClock
 
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import Filtered, NoAnswer, Refused, StreamReset
-from phantom_tun.net.sessions.secure_tunnel import CLOSE_WITHIN, EARLY_FLIGHT_WAIT
+from phantom_tun.net.sessions.secure_tunnel import ANSWER_WAIT, CLOSE_WITHIN, EARLY_FLIGHT_WAIT
 from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.tickets import STEADY_FOR
@@ -84,6 +84,28 @@ async def test_the_answer_of_the_service_takes_one_round_trip(autojump_clock: Mo
         assert exchange.caller_tunnel.is_released
         assert exchange.callee_tunnel.is_released
         assert world.bob.service.sessions() == world.alice.service.sessions() == []
+
+
+async def test_the_answer_waits_a_moment_for_the_service(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        await meet(world)
+        for pause, writes in ((0.0, 1), (ANSWER_WAIT / 2, 1), (1.0, 2)):
+
+            async def slow(stream, pause: float = pause) -> None:
+                await trio.sleep(pause)
+                await stream.send_all(memoryview(b"220 ready"))
+                await receive_all(stream)
+
+            world.bob.host.streams[80] = slow
+            began = trio.current_time()
+            stream = await call(world, source=2000 + writes)
+            assert trio.current_time() - began <= ANSWER_WAIT, "the answer waits for nothing else"
+            assert await receive_exactly(stream, 9) == b"220 ready"
+            exchange = world.network.exchanges[-1]
+            assert exchange.callee_tunnel is not None
+            assert exchange.callee_tunnel.outgoing.writes == writes
+            stream.abort()
+            await trio.sleep(1)
 
 
 async def test_the_rest_of_the_handshake_waits_for_company(autojump_clock: MockClock) -> None:

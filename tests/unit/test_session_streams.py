@@ -209,15 +209,28 @@ async def test_close_notify_follows_only_both_ends(autojump_clock: MockClock) ->
         assert not pair.far._secure._channel.is_closed
         await pair.far.send_end()
         await receive_all(pair.near)
+        assert pair.near._secure._reader.next() is None
+        assert pair.near._secure._channel.is_closed
         await pair.near.aclose()
-        await trio.sleep(0.1)
-        # What the drain throws away on its last way is TLS's own goodbye.
-        pair.far._secure._check()
-        with pytest.raises(StreamReset):
-            await pair.far._secure.receive()
-        assert pair.far._secure._channel.is_closed
         await pair.far.aclose()
         await pair.wait_gone()
+        assert pair.is_released
+
+
+async def test_an_end_takes_one_message_each_way(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        lanes = [tunnel.outgoing for tunnel in (pair.near_tunnel, pair.far_tunnel)]
+        before = [lane.writes for lane in lanes]
+        await pair.near.send_end()
+        await receive_all(pair.far)
+        await pair.far.send_end()
+        await receive_all(pair.near)
+        for stream in (pair.near, pair.far):
+            await stream.aclose()
+        await pair.wait_gone()
+        assert [lane.writes for lane in lanes] == [count + 1 for count in before]
+        assert pair.is_released
 
 
 async def test_closing_without_an_end_is_a_reset(autojump_clock: MockClock) -> None:
@@ -269,6 +282,23 @@ async def test_a_reset_after_an_end_arrives(autojump_clock: MockClock, first: in
         other.abort()
         await pair.wait_gone()
         assert pair.is_released
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_reset_after_ones_own_end_arrives(autojump_clock: MockClock, first: int) -> None:
+    """It takes the tunnel along, since nothing can be said any more."""
+    async with running_world() as world:
+        pair = await connected(world)
+        resetting, other = both_ways(pair)[first]
+        await resetting.send_end()
+        assert await receive_all(other) == b""
+        resetting.abort()
+        with pytest.raises(StreamReset):
+            while True:
+                await other.send_all(memoryview(bytes(1000)))
+        other.abort()
+        await pair.wait_gone()
+        assert not pair.is_released
 
 
 async def test_both_ends_can_reset_at_once(autojump_clock: MockClock) -> None:

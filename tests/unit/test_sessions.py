@@ -300,7 +300,7 @@ async def test_a_service_that_does_not_run_answers_nothing(autojump_clock: MockC
             handle = running.bob.service.handle_request
         answered = []
 
-        async def accept(answer: bytes) -> FakeTunnel:
+        async def accept(answer: bytes, *, hold: bool = False) -> FakeTunnel:
             answered.append(answer)
             raise StreamReset("never")
 
@@ -314,7 +314,7 @@ async def test_a_tunnel_that_dies_before_the_answer_leaves_nothing(
 ) -> None:
     async with running_world() as world:
 
-        async def accept(answer: bytes) -> FakeTunnel:
+        async def accept(answer: bytes, *, hold: bool = False) -> FakeTunnel:
             raise StreamReset("the tunnel ended")
 
         for port in (80, 79):

@@ -6,7 +6,7 @@ Fakes of these are in :mod:`phantom_tun.testing.fake_tunnel`.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from phantom_tun.crypto.certificates import Certificate
@@ -18,6 +18,9 @@ from phantom_tun.net.links.buffers import Buffer
 
 class Tunnel(Protocol):
     """One routing tunnel after set-up; see :class:`phantom_tun.net.tunnels.tunnel.Tunnel`."""
+
+    owed: bytes
+    """What has to be sent before all else."""
 
     @property
     def path_number(self) -> int:
@@ -55,8 +58,13 @@ class Tunnel(Protocol):
         ...
 
 
-Accept = Callable[[bytes], Awaitable[Tunnel]]
-"""Sends the answer to a request and hands over the tunnel that data follows on."""
+class Accept(Protocol):
+    """Answers a request; see :class:`phantom_tun.net.tunnels.owned_entry.Accept`."""
+
+    async def __call__(self, answer: bytes, *, hold: bool = False) -> Tunnel:
+        """Send the answer and hand over the tunnel that data follows on; with ``hold`` the tunnel
+        owes it."""
+        ...
 
 
 class WayOut(Protocol):

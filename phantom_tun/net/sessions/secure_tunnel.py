@@ -27,6 +27,10 @@ FLIGHT_WAIT = 0.002
 """Seconds that the caller's last TLS flight waits for the application's first bytes: they save it a
 message of its own at every hop. A service that speaks first is heard so much later."""
 
+ANSWER_WAIT = 0.002
+"""Seconds that the callee's answer waits for the service's first bytes, if the service has the
+caller's already."""
+
 EARLY_FLIGHT_WAIT = 0.05
 """The same if the callee took early data: it doesn't wait for our flight."""
 
@@ -115,6 +119,18 @@ class SecureTunnel:
             if self._holds_flight:
                 await self._write(self._channel.flush)
 
+    def hold_answer(self) -> None:
+        """Send what the tunnel owes together with the first bytes, or alone if there are none
+        within ``ANSWER_WAIT``."""
+        if not self._spawn(self._send_owed):
+            self._is_torn = True
+
+    async def _send_owed(self) -> None:
+        await trio.sleep(ANSWER_WAIT)
+        with suppress(StreamReset):
+            if self._tunnel.owed:
+                await self._write(_nothing_more)
+
     async def wait_established(self, within: float) -> None:
         """Wait for what completes the TLS handshake; the callee's first act.
 
@@ -158,7 +174,8 @@ class SecureTunnel:
                 lambda view, start: encode(view, self._encode_ticket(view, start), kind, data)
             )
             return
-        if self._holds_flight or self._ticket or self._channel.is_past_early:
+        channel, owes = self._channel, self._tunnel.owed
+        if owes or self._holds_flight or self._ticket or channel.is_past_early:
             await self._write(self._encode_ahead)  # there's no room for both
         await self._write(lambda view, start: encode(view, start, kind, data))
 
@@ -171,17 +188,13 @@ class SecureTunnel:
         await self._write(lambda view, start: encode(view, start, messages))
 
     async def send_end(self) -> None:
-        """Send END; nothing but RESET can follow. If the peer's END has come already, everything
-        that is still to be said goes with it.
+        """Send END and FIN: nothing can follow. A program that resets afterwards costs the links.
 
         :raises StreamReset: as :meth:`send`.
         """
         if self.sent_end:
             return
         self.sent_end = True
-        if not self.got_end:
-            await self.send(FrameKind.END)
-            return
         await _acquire(self._send_lock)
         try:
             self._check()
@@ -225,9 +238,12 @@ class SecureTunnel:
 
     async def _write_locked(self, encode: Encode, *, fin: bool = False) -> None:
         self._holds_flight = False  # whatever TLS sends next begins with it
+        owed, self._tunnel.owed = self._tunnel.owed, b""
         buffer = POOL.take()
         try:
-            end = encode(buffer.view, HEADER_LEN)
+            start = HEADER_LEN + len(owed)
+            buffer.view[HEADER_LEN:start] = owed
+            end = encode(buffer.view, start)
             if end > HEADER_LEN:
                 buffer.segments = [Segment(HEADER_LEN, end)]
                 await self._tunnel.send(buffer, fin=fin)
@@ -357,6 +373,8 @@ class SecureTunnel:
         if self._is_torn:
             raise StreamReset("nothing can be sent any more")
         if self._said_all:
+            if last is FrameKind.RESET and not self.got_reset:
+                raise StreamReset("it can't be said any more")
             return
         if self.got_reset or self._holds_flight:
             # Without our flight the callee knows of no session. It must not get to know one that
@@ -392,6 +410,10 @@ async def _drain(tunnel: Tunnel) -> None:
         buffer = await tunnel.receive_pooled()
         is_over = not buffer.segments
         POOL.give_back(buffer)
+
+
+def _nothing_more(_view: memoryview, start: int) -> int:
+    return start
 
 
 async def _acquire(lock: trio.Lock) -> None:

@@ -230,7 +230,7 @@ class SessionServer:
         answer = Answer(
             Outcome.CONNECTED, random, decision.handshake.flight, decision.early is not None
         )
-        tunnel = await accept(lock_answer(answer, visit.request))
+        tunnel = await accept(lock_answer(answer, visit.request), hold=answer.took_early)
         await self._run(visit, decision, answer, tunnel)
 
     async def _decide(self, visit: _Visit, stack: AsyncExitStack) -> _Opened | Outcome:
@@ -329,6 +329,8 @@ class SessionServer:
         request = visit.request
         channel = _open_channel(request, opened, answer)
         secure = SecureTunnel(channel, tunnel, self._spawn)
+        if opened.early is not None:
+            secure.hold_answer()
         carrier, carry = opened.offer.service.attach(secure)
         entry = Entry(
             identity=visit.identity.name,

@@ -42,6 +42,7 @@ from phantom_tun.wire.tunnel import (
     Package,
     Status,
     pack_block,
+    pack_entry_answer,
     pack_entry_failure,
     request_body,
     unpack_entry_request,
@@ -137,11 +138,6 @@ class EntryDesk:
         request = [sealed_request]
         del brought, sealed_request
         return await target.serve(request.pop(), bulk, hurry=verdict.worked), None
-
-
-async def pass_answer(bulk: Bulk, answer: bytes) -> None:
-    """Hand the callee's answer to the exit node; data follows on the same link."""
-    await bulk.send_bytes(bytes([Status.OK]) + answer)
 
 
 class EntryHop:
@@ -268,7 +264,7 @@ class EntryHop:
             if result.operation is not Operation.ANSWER:
                 await tunnel.finish()
                 return Status.NO_TUNNEL
-            await pass_answer(bulk, result.content)
+            await bulk.send_bytes(pack_entry_answer(result.content) + tunnel.receive_more())
             del result  # nothing that was needed to set it up stays while data flows
             await splice(tunnel.bulk, bulk, tunnel.incoming[0], tunnel.outgoing[0])
         except (StreamReset, DeadlineExpired, PeerError, CapacityExceeded):

@@ -23,7 +23,7 @@ from phantom_tun.ids import NodeId, TunnelBlock
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.splice import splice
 from phantom_tun.net.tunnels.hub import TunnelHub
-from phantom_tun.net.tunnels.tunnel import Tunnel
+from phantom_tun.net.tunnels.tunnel import MORE, Tunnel
 from phantom_tun.path.hop import PathHop
 from phantom_tun.tunnel.blocks import BlockPair, HopBlocks
 from phantom_tun.tunnel.layers import PackageBox, hop_layers
@@ -247,8 +247,9 @@ class ExitHop:
             return
         self._hub.counts["exit_connects"] += 1
         try:
-            await tunnel.send_package(Package.RESULT, answer_body(answer))
-            del answer
+            more = onward.receive_now(MORE)
+            await tunnel.send_package(Package.RESULT, answer_body(answer), more)
+            del answer, more
             await splice(tunnel.bulk, onward, tunnel.incoming[0], tunnel.outgoing[0])
         finally:
             await onward.aclose()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
 from phantom_tun.errors import DeadlineExpired, LinkBroken, PeerError, StreamReset, WorldError
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.net.links.bulk import Bulk
-from phantom_tun.net.tunnels.entry_node import EntryDesk, pass_answer
+from phantom_tun.net.tunnels.entry_node import EntryDesk
 from phantom_tun.net.tunnels.hub import TunnelHub
 from phantom_tun.net.tunnels.tunnel import Tunnel
 from phantom_tun.path.hop import OwnedPath
@@ -29,6 +30,7 @@ from phantom_tun.wire.tunnel import (
     Status,
     answer_body,
     failed_body,
+    pack_entry_answer,
     pack_opening,
 )
 
@@ -52,10 +54,19 @@ DOUBT_AFTER_LOSS = 2.0
 """Seconds of the same after which a successor is built: when tunnels are lost and the path still
 works, new blocks come within a second."""
 
-Accept = Callable[[bytes], Awaitable[Tunnel]]
+
+class Accept(Protocol):
+    """Answers a request."""
+
+    async def __call__(self, answer: bytes, *, hold: bool = False) -> Tunnel:
+        """Send the answer and hand over the tunnel that data follows on; with ``hold`` the tunnel
+        owes it (:attr:`Tunnel.owed`), so that it can go with the first data."""
+        ...
+
+
 RequestHandler = Callable[[str, bytes, Accept], Awaitable[None]]
-"""Called with the identity, a sealed request and what sends the answer and hands over the tunnel.
-Returns when the connection has ended; returning without accepting says that there's no answer."""
+"""Called with the identity, a sealed request and what answers it. Returns when the connection has
+ended; returning without accepting says that there's no answer."""
 
 
 class OwnedEntry:
@@ -212,10 +223,13 @@ class OwnedEntry:
     async def _serve(self, tunnel: Tunnel, sealed_request: bytes) -> None:
         accepted = False
 
-        async def accept(answer: bytes) -> Tunnel:
+        async def accept(answer: bytes, *, hold: bool = False) -> Tunnel:
             nonlocal accepted
             accepted = True
-            await tunnel.send_package(Package.RESULT, answer_body(answer))
+            if hold:
+                tunnel.owed = tunnel.lock_package(Package.RESULT, answer_body(answer))
+            else:
+                await tunnel.send_package(Package.RESULT, answer_body(answer))
             return tunnel
 
         await self._handler(self.path.identity, sealed_request, accept)
@@ -262,10 +276,13 @@ class DirectEntry:
         tunnel = Tunnel(bulk, path_number=self.path.number)
         accepted = False
 
-        async def accept(answer: bytes) -> Tunnel:
+        async def accept(answer: bytes, *, hold: bool = False) -> Tunnel:
             nonlocal accepted
             accepted = True
-            await pass_answer(bulk, answer)
+            if hold:
+                tunnel.owed = pack_entry_answer(answer)
+            else:
+                await bulk.send_bytes(pack_entry_answer(answer))
             return tunnel
 
         self.active += 1

@@ -23,6 +23,10 @@ from phantom_tun.wire.tunnel import Body, Package
 FINISH_TIMEOUT = 10.0
 """Seconds to wait for the other end's FIN before the links are closed instead of reused."""
 
+MORE = 8_000
+"""Bytes that are passed on together with an answer that they have come with: a message less at
+every hop that follows."""
+
 
 class Tunnel:
     """A bulk link with the stream layers of one tunnel."""
@@ -35,6 +39,7 @@ class Tunnel:
         "bytes_out",
         "incoming",
         "outgoing",
+        "owed",
         "path_number",
     )
 
@@ -55,6 +60,8 @@ class Tunnel:
         self.incoming = incoming
         self.bytes_in = 0
         self.bytes_out = 0
+        self.owed = b""
+        """What whoever uses the tunnel has to send before all else."""
         self._box = box
         self._released = trio.Event()
 
@@ -169,18 +176,38 @@ class Tunnel:
 
     # --- set-up ---------------------------------------------------------------------------------
 
-    async def send_package(self, package: Package, body: Body) -> None:
-        """Send one of the three packages.
+    def lock_package(self, package: Package, body: Body) -> bytes:
+        """One of the three packages, to be sent as it is."""
+        assert self._box is not None  # noqa: S101 - our own mistake, never a peer's
+        return self._box.lock(package, body)
+
+    async def send_package(self, package: Package, body: Body, more: bytes = b"") -> None:
+        """Send one of the three packages, and ``more`` of the stream behind it, at most
+        ``MORE`` bytes.
 
         :raises StreamReset: the tunnel died.
         """
-        assert self._box is not None  # noqa: S101 - our own mistake, never a peer's
         buffer = POOL.take()
         try:
-            buffer.fill(self._box.lock(package, body))
+            buffer.fill(self.lock_package(package, body) + more)
             await self.send(buffer)
         finally:
             POOL.give_back(buffer)
+
+    def receive_more(self) -> bytes:
+        """What has come behind a package already, at most ``MORE`` bytes; perhaps nothing.
+
+        :raises StreamReset: the tunnel died.
+        :raises PeerError: the neighbour broke the framing.
+        """
+        try:
+            data = self.bulk.receive_now(MORE)
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+        self.bytes_in += len(data)
+        for layer in self.incoming:
+            data = process_bytes(layer, data)
+        return data
 
     async def receive_package(self, package: Package, within: float) -> Body:
         """Wait up to ``within`` seconds for one of the three packages.
