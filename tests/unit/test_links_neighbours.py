@@ -22,6 +22,7 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import CertHash, NodeId
 from phantom_tun.net.links.limits import LinkLimits
+from phantom_tun.net.links.neighbours import TIDY_EVERY
 from phantom_tun.net.links.peers import Peer
 from phantom_tun.net.links.pool import SPARE_PAUSE
 from phantom_tun.testing.memory_links import MemoryNetwork
@@ -494,7 +495,8 @@ async def test_an_idle_link_that_breaks_while_the_opening_is_written_is_replaced
 
 
 async def test_a_burst_leaves_spares_for_the_next(autojump_clock):
-    async with world(2, latency=0.1, dial_round_trips=3) as (_, a, b):
+    limits = LinkLimits(spare_after=0)
+    async with world(2, limits, latency=0.1, dial_round_trips=3) as (_, a, b):
 
         async def one():
             start = trio.current_time()
@@ -529,8 +531,36 @@ async def test_who_waits_takes_what_comes_back_first(autojump_clock):
         second.reset()
 
 
-async def test_spares_follow_use_and_expire(autojump_clock):
+async def test_who_is_new_gets_no_spares(autojump_clock):
     limits = LinkLimits()
+    async with world(2, limits) as (_, a, b):
+        bulks = [await a.links.open_bulk(b.ref, OPENING) for _ in range(5)]
+        await trio.sleep(limits.spare_after - 1)
+        assert a.count("bulk_spares_dialed") == 0
+        await trio.sleep(1 + 2 * TIDY_EVERY)
+        assert a.count("bulk_spares_dialed") == a.count("bulk_idle") == 1
+        bulks += [await a.links.open_bulk(b.ref, OPENING) for _ in range(4)]
+        await trio.sleep(1)
+        assert a.count("bulk_idle") == 4
+        for bulk in bulks:
+            assert await use(bulk) == b"data"
+
+
+async def test_brief_uses_call_for_no_spares(autojump_clock):
+    async with world(2, LinkLimits(spare_after=0)) as (_, a, b):
+        for _ in range(5):
+            assert await use(await a.links.open_bulk(b.ref, OPENING, brief=True)) == b"data"
+        await trio.sleep(2 * TIDY_EVERY)
+        assert a.count("bulk_spares_dialed") == 0
+        assert a.count("bulk_idle") == 1
+        bulk = await a.links.open_bulk(b.ref, OPENING)
+        await trio.sleep(1)
+        assert a.count("bulk_spares_dialed") == 1
+        assert await use(bulk) == b"data"
+
+
+async def test_spares_follow_use_and_expire(autojump_clock):
+    limits = LinkLimits(spare_after=0)
     async with world(2, limits) as (_, a, b):
         bulks = [await a.links.open_bulk(b.ref, OPENING) for _ in range(5)]
         await trio.sleep(1)
@@ -558,7 +588,7 @@ async def test_old_links_are_replaced_while_a_neighbour_is_active(autojump_clock
 
 
 async def test_no_spares_for_a_while_when_they_can_not_be_dialed(autojump_clock):
-    async with world(2) as (network, a, b):
+    async with world(2, LinkLimits(spare_after=0)) as (network, a, b):
         bulk = await a.links.open_bulk(b.ref, OPENING)
         await trio.sleep(1)
         network.kill(b.ref.node_id)
@@ -775,7 +805,8 @@ async def test_echo_is_what_the_other_tests_think(autojump_clock):
 
 
 async def test_spares_on_their_way_are_not_kept_once_all_links_are_closed(autojump_clock):
-    async with world(2, latency=1.0, dial_round_trips=1) as (_, a, b):
+    limits = LinkLimits(spare_after=0)
+    async with world(2, limits, latency=1.0, dial_round_trips=1) as (_, a, b):
         await a.links.open_bulk(b.ref, OPENING)
         neighbour = a.links._neighbours[b.ref.node_id]
         assert not neighbour.pool.idle

@@ -88,6 +88,9 @@ class LinkLimits:
     """Idle links kept for one neighbour."""
     spares: int = 8
     """Idle links that are dialed ahead for one neighbour, at most."""
+    spare_after: float = 10.0
+    """After the first use there are none for so long, and uses of that time call for one at most:
+    that is how paths begin, and a node that starts has more urgent things to do."""
     spare_window: float = 20.0
     """As many spares are kept as uses began in this time."""
     spare_active: float = 180.0

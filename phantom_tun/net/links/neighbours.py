@@ -77,9 +77,12 @@ class Neighbours:
 
     # --- what the layers above ask for ----------------------------------------------------------
 
-    async def open_bulk(self, ref: NodeRef, opening: bytes, first: bytes = b"") -> Bulk:
+    async def open_bulk(
+        self, ref: NodeRef, opening: bytes, first: bytes = b"", *, brief: bool = False
+    ) -> Bulk:
         """Begin an exclusive use of a bulk link to ``ref``; ``opening``: 64 bytes for its handler.
         ``first`` is the first payload, if it is known already: at most one frame, sent at once.
+        A ``brief`` use gives the link back as soon as it can, so that no others are dialed ahead.
 
         :raises LinkBroken: the node can't be reached, or is not the one ``ref`` names.
         :raises DeadlineExpired: it can't be reached in time.
@@ -88,11 +91,13 @@ class Neighbours:
         """
         if len(opening) != OPENING_LEN:
             raise UsageError("an opening has 64 bytes")
-        return await self._open(ref, opening, first)
+        return await self._open(ref, opening, first, brief=brief)
 
-    async def _open(self, ref: NodeRef, opening: bytes, first: bytes) -> Bulk:
+    async def _open(
+        self, ref: NodeRef, opening: bytes, first: bytes, *, brief: bool = False
+    ) -> Bulk:
         neighbour = self._get(ref)
-        bulk = await neighbour.pool.open(ref, opening, first)
+        bulk = await neighbour.pool.open(ref, opening, first, brief=brief)
         if ref.port and neighbour.best_link() is None:
             self._tasks.start(neighbour.keep_signalling, ref)
         return bulk

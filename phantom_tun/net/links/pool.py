@@ -3,6 +3,7 @@ and those who wait for one (docs/spec/links.md, "Pools")."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -66,6 +67,7 @@ class BulkPool:
         "_bring",
         "_closings",
         "_counts",
+        "_first_opened",
         "_idle",
         "_in_use",
         "_limits",
@@ -97,6 +99,7 @@ class BulkPool:
         self._in_use: set[BulkLink] = set()
         self._waiting: list[Waiter] = []
         self._opened: deque[float] = deque(maxlen=max(1, limits.spares))
+        self._first_opened = math.inf
         self._spares_coming = 0
         self._pause_until = 0.0
 
@@ -120,10 +123,12 @@ class BulkPool:
         """Whether there is nothing to keep this pool for."""
         return not (self._idle or self._in_use or self._waiting or self._spares_coming)
 
-    async def open(self, ref: NodeRef, opening: bytes, first: bytes) -> Bulk:
+    async def open(
+        self, ref: NodeRef, opening: bytes, first: bytes, *, brief: bool = False
+    ) -> Bulk:
         """Begin a use of an idle link, or of one dialed with ``ref``, ``first`` being its first
         payload. An idle link that turns out to be broken is replaced before the opening counts as
-        sent.
+        sent. A ``brief`` use calls for no spares: it gives its link back at once.
 
         :raises LinkBroken: the neighbour can't be reached.
         :raises DeadlineExpired: not in time.
@@ -135,9 +140,11 @@ class BulkPool:
         except trio.TooSlowError as error:
             raise DeadlineExpired("no bulk link in time") from error
         self._in_use.add(link)
-        self._opened.append(trio.current_time())
         self._counts["bulk_opened"] += 1
-        self.keep_spares()
+        if not brief:
+            self._opened.append(trio.current_time())
+            self._first_opened = min(self._first_opened, self._opened[-1])
+            self.keep_spares()
         return Bulk(link, partial(self._ended, link))
 
     async def _send_opening(self, ref: NodeRef, opening: bytes, first: bytes) -> BulkLink:
@@ -245,7 +252,11 @@ class BulkPool:
     def _spares_wanted(self) -> int:
         now = trio.current_time()
         limits = self._limits
-        recent = sum(now - moment <= limits.spare_window for moment in self._opened)
+        known_since = self._first_opened + limits.spare_after
+        if now < known_since:
+            return 0
+        since = max(known_since, now - limits.spare_window)
+        recent = sum(moment >= since for moment in self._opened)
         active = bool(self._opened) and now - self._opened[-1] <= limits.spare_active
         return min(limits.spares, max(recent, int(active)))
 

@@ -44,7 +44,7 @@ class PathLinks(Protocol):
 
     node_id: NodeId
 
-    async def open_bulk(self, ref: NodeRef, opening: bytes) -> Bulk:
+    async def open_bulk(self, ref: NodeRef, opening: bytes, *, brief: bool) -> Bulk:
         """
         :raises WorldError: the node can't be reached.
         """
@@ -264,7 +264,7 @@ class PathMember:
         :raises WorldError: it can't be reached, or the link broke.
         """
         opening = pack_opening(Opening.ARRAY, to.connection, b"", self._rng)
-        bulk = await self._links.open_bulk(to.node, opening)
+        bulk = await self._links.open_bulk(to.node, opening, brief=True)
         try:
             await bulk.send_bytes(array)
             await bulk.send_fin()
