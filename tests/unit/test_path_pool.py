@@ -17,6 +17,9 @@ from phantom_tun.net.paths.pool import (
     LINK_FAILURES,
     LONGEST_PAUSE,
     LOOK_EVERY,
+    OTHERS_AFTER,
+    OTHERS_AT_LATEST,
+    OTHERS_AT_MOST,
     Change,
     Goal,
     PathPool,
@@ -38,8 +41,9 @@ def a_ref():
 class FakeBuilder:
     """Builds in no network; fails as often as told."""
 
-    def __init__(self, clock):
+    def __init__(self, clock, takes=BUILD_SECONDS):
         self.clock = clock
+        self.takes = takes
         self.numbers = itertools.count(1)
         self.failures = 0
         self.failure = DeadlineExpired("setup array 1 did not come round in 4.4 s")
@@ -56,7 +60,7 @@ class FakeBuilder:
         self.started.append(trio.current_time())
         self.building += 1
         self.most_building = max(self.most_building, self.building)
-        await trio.sleep(BUILD_SECONDS)
+        await trio.sleep(self.takes)
         self.building -= 1
         if self.failures:
             self.failures -= 1
@@ -73,7 +77,7 @@ class FakeBuilder:
             built=now,
             retires=now + lifetime - RETIRE_MARGIN,
             expires=now + lifetime,
-            build_seconds=BUILD_SECONDS,
+            build_seconds=self.takes,
             route=route_factory(None, None, now) if route_factory else None,
         )
 
@@ -112,9 +116,18 @@ class User:
 
 
 @asynccontextmanager
-async def pool(count=2, kind="exit", lifetime=HOUR, failures=0, refuse=0, seed=1, factory=None):
+async def pool(
+    count=2,
+    kind="exit",
+    lifetime=HOUR,
+    failures=0,
+    refuse=0,
+    seed=1,
+    factory=None,
+    takes=BUILD_SECONDS,
+):
     clock = TrioClock()
-    builder, user = FakeBuilder(clock), User()
+    builder, user = FakeBuilder(clock, takes), User()
     builder.failures, user.refuse = failures, refuse
     made = PathPool(
         builder,
@@ -133,17 +146,53 @@ async def pool(count=2, kind="exit", lifetime=HOUR, failures=0, refuse=0, seed=1
     assert made.current() == []
 
 
-async def test_paths_are_built_side_by_side_and_kept(autojump_clock):
+async def test_paths_are_built_and_kept(autojump_clock):
     async with pool(count=3) as (made, builder, user):
         assert made.current() == []
         await made.wait_ready(3)
-        assert trio.current_time() == pytest.approx(BUILD_SECONDS + 0.1)
-        assert builder.most_building == 3
         assert made.current() == user.in_use
         assert [event.change for event in user.events] == [Change.UP] * 3
         assert made.statistics() == {"up": 3, "wanted": 3, "built": 3}
         await trio.sleep(5 * MINUTE)
         assert len(builder.started) == 3
+
+
+@pytest.mark.parametrize("takes", [BUILD_SECONDS, 25.0])
+async def test_the_first_path_is_built_alone_and_the_others_wait_the_longer_the_slower_it_was(
+    takes, autojump_clock
+):
+    async with pool(count=3, takes=takes) as (made, builder, _):
+        await made.wait_ready()
+        up = trio.current_time()
+        assert up == pytest.approx(takes + 0.1)
+        assert len(builder.started) == 1
+        await made.wait_ready(3)
+        pauses = [started - up for started in builder.started[1:]]
+        usual = min(OTHERS_AFTER * takes, OTHERS_AT_MOST)
+        for number, pause in enumerate(pauses, 1):
+            assert 0.7 * usual * number < pause < 1.3 * usual * number
+
+
+async def test_the_others_do_not_wait_forever_for_the_first(autojump_clock):
+    async with pool(count=3, failures=10**6) as (made, builder, _):
+        await trio.sleep(OTHERS_AT_LATEST - 1)
+        assert builder.most_building == 1
+        await trio.sleep(1 + LONGEST_PAUSE)
+        assert builder.most_building > 1
+        builder.failures = 0
+        await made.wait_ready(3)
+
+
+async def test_replacements_are_built_side_by_side(autojump_clock):
+    async with pool(count=3) as (made, builder, _):
+        await made.wait_ready(3)
+        await trio.sleep(EARLY_DEATH)
+        for path in made.current():
+            made.report_dead(path)
+        started = trio.current_time()
+        await made.wait_ready(3)
+        assert trio.current_time() - started == pytest.approx(BUILD_SECONDS + 0.1)
+        assert builder.most_building == 3
 
 
 async def test_wait_ready_wants_something_possible(autojump_clock):

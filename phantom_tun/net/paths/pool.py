@@ -34,6 +34,15 @@ SHORTAGE_PAUSE = 1.0
 """Seconds between builds while too few nodes are known: as soon as there are enough, paths are
 wanted, and looking costs nothing."""
 
+OTHERS_AFTER = 5.0
+OTHERS_AT_MOST = 30.0
+"""How long a pool's second path is begun after its first one is up, the third after the second, and
+so on, about: so many times as long as the first one took to build; and seconds at most. One path is
+enough to begin with, and a slow build says that many start at the same time: what the processor,
+the line and the members can do is for their first paths, too."""
+OTHERS_AT_LATEST = 60.0
+"""Seconds after which they are begun if the first one isn't up."""
+
 EARLY_DEATH = 30.0
 """A path that dies sooner than this counts as a failed build, so that a lane doesn't spin."""
 
@@ -173,8 +182,8 @@ class PathPool:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                for _ in range(self.goal.count):
-                    nursery.start_soon(self._lane)
+                for number in range(self.goal.count):
+                    nursery.start_soon(self._lane, number)
                 task_status.started()
         finally:
             self._nursery = None
@@ -241,7 +250,9 @@ class PathPool:
 
     # --- lanes ----------------------------------------------------------------------------------
 
-    async def _lane(self) -> None:
+    async def _lane(self, number: int) -> None:
+        if number:
+            await self._let_first_go(number)
         failures = 0
         standing = await self._build_until_up(failures, first=True)
         while True:
@@ -256,6 +267,13 @@ class PathPool:
             if standing.rebuild or standing.doubted:
                 self._end(standing, Change.RETIRED)
             standing = successor
+
+    async def _let_first_go(self, number: int) -> None:
+        with trio.move_on_after(OTHERS_AT_LATEST):
+            await self.wait_ready()
+        if self._standing:
+            took = self._standing[0].path.build_seconds
+            await self._pause(min(OTHERS_AFTER * took, OTHERS_AT_MOST) * number)
 
     async def _build_until_up(self, failures: int, *, first: bool) -> _Standing:
         while True:
