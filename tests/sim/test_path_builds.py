@@ -428,6 +428,15 @@ async def test_an_owner_that_cant_be_dialed_needs_the_last_member(autojump_clock
         assert owner.builder.statistics()["builds_failed_link"] == 1
 
 
+async def test_a_build_is_given_time_where_every_link_takes_long(autojump_clock):
+    async with path_world(12) as world:
+        world.network.latency = 0.05
+        world.network.dial_round_trips = 10
+        path = await build(world.nodes[0])
+        assert path.build_seconds > 9  # nine links, and each of them takes a second
+        check_hops(world, world.nodes[0], path)
+
+
 async def test_a_member_that_hangs_costs_one_timeout(autojump_clock):
     async with path_world(9) as world:
         owner = world.nodes[0]

@@ -178,6 +178,14 @@ def test_a_timeout_follows_what_was_measured():
     assert timer.allowed(8) > 20
 
 
+def test_a_timeout_allows_for_a_first_member_that_took_long():
+    timer = RoundTimer()
+    usual = timer.allowed(8)
+    assert timer.allowed(8, 0.01) == usual
+    assert timer.allowed(8, 0.5) == pytest.approx(FLOOR + 3 * 0.5 * 8)
+    assert timer.allowed(8, 9.0) == LONGEST_WAIT
+
+
 def test_a_timeout_is_stretched_by_failures_but_bounded():
     timer = RoundTimer()
     usual = timer.allowed(8)

@@ -316,6 +316,9 @@ class PathBuilder:
                 except WorldError as error:
                     self._unreachable(members[0])
                     raise PathUnavailable("the first member can't be reached") from error
+                to_first = trio.current_time() - started
+                allowed = self._timer.allowed(len(members), to_first)
+                deadline.deadline = started + allowed
                 returned = await coming.wait()
             if deadline.cancelled_caught:
                 self._timer.expired()
