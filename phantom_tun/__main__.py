@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from phantom_tun.cli.running import parse_plainly, run, run_and_exit
+from phantom_tun.daemon.interpreter import start_quickly
 from phantom_tun.daemon.lean import import_logs_alone
 
 
@@ -16,6 +17,7 @@ def main() -> NoReturn:
         from phantom_tun.cli.main import main as command_line  # noqa: PLC0415 - see `running`
 
         command_line()
+    start_quickly()
     import_logs_alone()
     run_and_exit(lambda: run(options))
 
