@@ -7,7 +7,6 @@ right ends in a :class:`ConfigError` that names the file, the key and what is al
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import tomllib
@@ -389,6 +388,8 @@ def _explain(message: str) -> str:
         if section is not None:
             known = getattr(Config(), section).__struct_fields__
         place = f"in [{section}]" if section is not None else "as a section"
+        import difflib  # noqa: PLC0415 - a daemon that runs doesn't need it
+
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
         return (

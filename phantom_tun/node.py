@@ -6,7 +6,6 @@ the order of the layers; :meth:`Node.run` starts them, each under the nursery th
 
 from __future__ import annotations
 
-import importlib.resources
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from phantom_tun.config import Config
 from phantom_tun.control.model import NodeState
 from phantom_tun.errors import ConfigError, PeerError, UsageError, WorldError
 from phantom_tun.ids import CertHash, NodeId
+from phantom_tun.net import links
 from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore, LeaseState
 from phantom_tun.net.addresses.pins import Pins
 from phantom_tun.net.links.bulk import Bulk
@@ -538,7 +538,7 @@ class Node:
 
 def _web_page(path: str) -> bytes:
     if not path:
-        return importlib.resources.files("phantom_tun.net.links").joinpath("page.html").read_bytes()
+        return (Path(links.__file__).parent / "page.html").read_bytes()
     try:
         return Path(path).read_bytes()
     except OSError as error:

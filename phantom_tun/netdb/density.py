@@ -9,8 +9,7 @@ liars are spread five times as wide.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Iterable, Sequence
 
 from phantom_tun.netdb.contact import position
 from phantom_tun.netdb.table import K
@@ -45,6 +44,13 @@ class Density:
     def sparse(self, target: bytes, found: Sequence[NodeRecord]) -> bool:
         """Whether a lookup of ``target`` found far fewer nodes than others did."""
         return _size(target, found) * SPARSE < self.size
+
+
+def median(values: Iterable[float]) -> float:
+    """Of at least one value. Python's own comes with modules of 200 KB, for other kinds of
+    numbers."""
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _size(target: bytes, found: Sequence[NodeRecord]) -> float:

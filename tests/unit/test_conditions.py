@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
 from http import HTTPStatus
 
 import pytest
 
-from phantom_tun.net.links.conditions import Version, ranges_of, takes_gzip
+from phantom_tun.net.links.conditions import Version, http_date, ranges_of, takes_gzip
 
 VERSION = Version.of(b"page")
 TAG, DATE = VERSION.tag, VERSION.date.encode()
@@ -109,3 +110,8 @@ def test_ranges(value: bytes, ranges: list[range] | None) -> None:
 def test_who_takes_gzip(value: bytes, takes: bool) -> None:
     assert takes_gzip({b"accept-encoding": value}) is takes
     assert not takes_gzip({b"accept-encoding": value, b"via": b"x"})
+
+
+@pytest.mark.parametrize("moment", [0, 1.9, 951_782_399, 1_709_164_800.0, 4_102_444_799.99])
+def test_dates_are_written_as_the_mail_library_would(moment: float) -> None:
+    assert http_date(moment) == formatdate(moment, usegmt=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 
 from phantom_tun.netdb.contact import position
-from phantom_tun.netdb.density import REMEMBERED, Density
+from phantom_tun.netdb.density import REMEMBERED, Density, median
 from phantom_tun.netdb.table import K
 from phantom_tun.testing.record_factory import NodeMaker
 from phantom_tun.wire.records import NodeRecord
@@ -87,3 +88,8 @@ def test_a_network_that_has_shrunk_is_usual_soon(density: Density) -> None:
         density.saw(target, closest(LIARS, target))
     assert 55 < density.size < 105
     assert not density.sparse(bytes(32), closest(LIARS, bytes(32)))
+
+
+@pytest.mark.parametrize("values", [[3.0], [2.0, 1.0], [5.0, 1.0, 2.5], [4.0, 1.0, 3.0, 2.0]])
+def test_the_median_is_the_one_of_the_statistics_library(values: list[float]) -> None:
+    assert median(values) == statistics.median(values)

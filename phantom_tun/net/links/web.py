@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from http import HTTPStatus
 
 from phantom_tun.errors import PeerError
-from phantom_tun.net.links.conditions import Version, gzip, ranges_of, takes_gzip
+from phantom_tun.net.links.conditions import Version, gzip, http_date, ranges_of, takes_gzip
 from phantom_tun.net.links.request_heads import Body, Head, RefusedError
 from phantom_tun.net.links.request_lines import RequestLine, path_of
 from phantom_tun.wire.door import (
@@ -299,7 +298,7 @@ class Visitor:
         agent = self._head.headers.get(b"user-agent", b"")
         if body is not None and status >= HTTPStatus.BAD_REQUEST and _is_padded(agent):
             body += _PADDING
-        headers = [("Server", self._site.software), ("Date", formatdate(now, usegmt=True))]
+        headers = [("Server", self._site.software), ("Date", http_date(now))]
         head_only = line is not None and line.method == b"HEAD"
         packed = body is not None and self._packs(status, body)
         if body is not None:

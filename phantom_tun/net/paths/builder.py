@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from phantom_tun.errors import (
 from phantom_tun.ids import ConnectionId, EntryId, NetworkId, NodeId
 from phantom_tun.net.paths.member import PathLinks, PathMember
 from phantom_tun.net.tunnels.workshop import Workshop
+from phantom_tun.netdb.density import median
 from phantom_tun.path.build import Build, Invited, RouteFactory, Terms, UnusableKey
 from phantom_tun.path.candidates import Candidate
 from phantom_tun.path.guards import GuardSet
@@ -195,7 +195,7 @@ class PathBuilder:
         """Counters by name; times in milliseconds."""
         found = {**self._counts, "guards": len(self._guards)}
         if self._times:
-            found["build_median_ms"] = round(1000 * statistics.median(self._times))
+            found["build_median_ms"] = round(1000 * median(self._times))
         return found
 
     # --- one attempt ----------------------------------------------------------------------------
