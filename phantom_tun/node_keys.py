@@ -13,14 +13,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from phantom_tun.apart import apart
 from phantom_tun.clock import DAY, Clock, SystemClock
-from phantom_tun.crypto.certificates import (
-    Certificate,
-    expires_at,
-    from_pem,
-    make_certificate,
-    to_pem,
-)
+from phantom_tun.crypto.certificates import Certificate, to_pem
 from phantom_tun.crypto.signing import SEED_LEN, SigningKey, node_id_of
 from phantom_tun.errors import ConfigError, CryptoError, RecordRefused
 from phantom_tun.files import (
@@ -44,6 +41,7 @@ _COMMON_NAME = "localhost"
 """What a web server with an installer's self-signed certificate calls itself."""
 
 _NONCE_LEN = 8
+_X509 = "phantom_tun.crypto.x509"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +76,36 @@ def create_node_keys(
 
 def _certificate(path: Path, now: float) -> Certificate:
     pem = load_secret(path)
-    if pem is not None:
-        try:
-            certificate = from_pem(pem)
-        except CryptoError as error:
-            raise ConfigError(
-                f"{path} is damaged ({error}); restore it from a backup, or move it away and a "
-                "new certificate is made at the next start (the node's identity stays)"
-            ) from error
-        if expires_at(certificate.der) - now > RENEW_BEFORE:
-            return certificate
-    certificate = make_certificate(_COMMON_NAME, now)
-    atomic_write(path, to_pem(certificate))
+    try:
+        content = apart(_X509, lambda: _checked_or_new(pem, now))
+    except CryptoError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); restore it from a backup, or move it away and a "
+            "new certificate is made at the next start (the node's identity stays)"
+        ) from error
+    der, key_der, is_new = msgspec.msgpack.decode(content, type=tuple[bytes, bytes, bool])
+    certificate = Certificate(der, key_der)
+    if is_new:
+        atomic_write(path, to_pem(certificate))
     return certificate
+
+
+def _checked_or_new(pem: bytes | None, now: float) -> bytes:
+    """A certificate, its key, and whether they are new.
+
+    :raises CryptoError: ``pem`` is damaged.
+    """
+    from phantom_tun.crypto.x509 import (  # noqa: PLC0415 - see `apart`
+        expires_at,
+        from_pem,
+        make_certificate,
+    )
+
+    certificate = None if pem is None else from_pem(pem)
+    is_new = certificate is None or expires_at(certificate.der) - now <= RENEW_BEFORE
+    if certificate is None or is_new:
+        certificate = make_certificate(_COMMON_NAME, now)
+    return msgspec.msgpack.encode((certificate.der, certificate.key_der, is_new))
 
 
 def _pow_nonce(path: Path, network: NetworkParams, identity: bytes) -> int:

@@ -3,27 +3,24 @@
 
 Certificates are self-signed; trust never comes from a name or an authority but from the
 certificate's hash in a signed record. Contexts cost about 2 ms each, so callers share them.
+
+What looks into certificates is in :mod:`phantom_tun.crypto.x509`, which a relay doesn't keep in
+memory.
 """
 
 from __future__ import annotations
 
-import datetime
+import base64
 import os
 import ssl
 from dataclasses import dataclass, field
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from phantom_tun.crypto.hashes import equal, h
 from phantom_tun.errors import CryptoError
 from phantom_tun.ids import CertHash
 
 MAX_CERTIFICATE_LEN = 1024
-LIFETIME = datetime.timedelta(days=397)
+_PEM_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,87 +41,19 @@ def certificate_hash(der: bytes) -> CertHash:
     return CertHash(h("certificate", der))
 
 
-def make_certificate(common_name: str, now: float) -> Certificate:
-    """A fresh key and a self-signed server-and-client certificate valid from the midnight before
-    ``now`` (so that it doesn't tell when exactly it was made)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
-    start = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - datetime.timedelta(days=1))
-        .not_valid_after(start + LIFETIME)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(common_name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return Certificate(
-        certificate.public_bytes(serialization.Encoding.DER),
-        key.private_bytes(
-            serialization.Encoding.DER,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
-
-
 def to_pem(certificate: Certificate) -> bytes:
     """Certificate and private key as one PEM text, for a key file: one file can't come apart."""
-    key = serialization.load_der_private_key(certificate.key_der, None)
-    return ssl.DER_cert_to_PEM_cert(certificate.der).encode() + key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+    key = base64.encodebytes(certificate.key_der).replace(b"\n", b"")
+    lines = [key[start : start + _PEM_LINE] for start in range(0, len(key), _PEM_LINE)]
+    return b"\n".join(
+        [
+            ssl.DER_cert_to_PEM_cert(certificate.der).rstrip().encode(),
+            b"-----BEGIN PRIVATE KEY-----",
+            *lines,
+            b"-----END PRIVATE KEY-----",
+            b"",
+        ]
     )
-
-
-def from_pem(pem: bytes) -> Certificate:
-    """Undo :func:`to_pem`.
-
-    :raises CryptoError: not a P-256 certificate together with its own key.
-    """
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        key = serialization.load_pem_private_key(pem, None)
-        matches = certificate.public_key() == key.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise CryptoError("no certificate with its private key") from error
-    if not matches:
-        raise CryptoError("the private key belongs to another certificate")
-    loaded = Certificate(
-        certificate.public_bytes(serialization.Encoding.DER),
-        key.private_bytes(
-            serialization.Encoding.DER,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
-    check_certificate(loaded.der)
-    return loaded
-
-
-def check_certificate(der: bytes) -> None:
-    """Whether ``der`` is a certificate of the only shape the protocol uses.
-
-    :raises CryptoError: too long, malformed, or not P-256.
-    """
-    if len(der) > MAX_CERTIFICATE_LEN:
-        raise CryptoError("certificate is too long")
-    try:
-        key = x509.load_der_x509_certificate(der).public_key()
-    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
-        raise CryptoError("certificate does not parse") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-        raise CryptoError("certificate key is not P-256")
-
-
-def expires_at(der: bytes) -> float:
-    """When a certificate of ours runs out, in seconds since the epoch."""
-    return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
 
 
 def _load_chain(context: ssl.SSLContext, certificate: Certificate) -> None:
@@ -172,6 +101,8 @@ def callee_context(certificate: Certificate, caller_der: bytes) -> ssl.SSLContex
 
     :raises CryptoError: ``caller_der`` is no certificate.
     """
+    from phantom_tun.crypto.x509 import check_certificate  # noqa: PLC0415 - not at relays
+
     check_certificate(caller_der)
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0

@@ -8,7 +8,7 @@ Public keys on the wire are ML-KEM ‖ X25519, 1,216 bytes.
 from __future__ import annotations
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hpke, serialization
+from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 
 from phantom_tun.crypto.hashes import h
@@ -44,22 +44,13 @@ class SealingKey:
     @classmethod
     def generate(cls) -> SealingKey:
         """A fresh key from the library's generator."""
-        kem = mlkem.MLKEM768PrivateKey.generate().private_bytes(
-            serialization.Encoding.Raw,
-            serialization.PrivateFormat.Raw,
-            serialization.NoEncryption(),
-        )
+        kem = mlkem.MLKEM768PrivateKey.generate().private_bytes_raw()
         return cls(kem + x25519.X25519PrivateKey.generate().private_bytes_raw())
 
     @property
     def seed(self) -> bytes:
         """The 96 secret bytes, for the key file only."""
-        kem = self._mlkem.private_bytes(
-            serialization.Encoding.Raw,
-            serialization.PrivateFormat.Raw,
-            serialization.NoEncryption(),
-        )
-        return kem + self._x25519.private_bytes_raw()
+        return self._mlkem.private_bytes_raw() + self._x25519.private_bytes_raw()
 
     def open(self, sealed: bytes, purpose: str, network_id: bytes) -> bytes:
         """Undo :func:`seal`.

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from phantom_tun.crypto.certificates import Certificate, make_certificate
+from phantom_tun.crypto.certificates import Certificate
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.endpoints import ByteStream, DatagramStream, Endpoint
 from phantom_tun.errors import ConnectFailed, Filtered, Refused, Unreachable, UsageError
 from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from phantom_tun.clock import HOUR
-from phantom_tun.crypto.certificates import Certificate, make_certificate
+from phantom_tun.crypto.certificates import Certificate
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.ids import EntryId, NetworkId, NodeId
 from phantom_tun.netdb.addresses import AP4_CANDIDATES, ap4_candidate, ap6_address
 from phantom_tun.netdb.network import NetworkParams

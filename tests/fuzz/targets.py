@@ -21,17 +21,13 @@ import trio
 from phantom_tun import config, profile
 from phantom_tun.clock import HOUR
 from phantom_tun.control.schema import ControlError, decode_reply, decode_request
-from phantom_tun.crypto.certificates import (
-    callee_context,
-    caller_context,
-    check_certificate,
-    make_certificate,
-)
+from phantom_tun.crypto.certificates import callee_context, caller_context
 from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.packages import lock
 from phantom_tun.crypto.sealing import seal
 from phantom_tun.crypto.signing import SigningKey, node_id_of
 from phantom_tun.crypto.work import NONCE_LEN
+from phantom_tun.crypto.x509 import check_certificate, make_certificate
 from phantom_tun.errors import (
     ConfigError,
     CryptoError,

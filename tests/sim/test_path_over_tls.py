@@ -9,8 +9,8 @@ from contextlib import ExitStack, asynccontextmanager
 import trio
 
 from phantom_tun.clock import SystemClock
-from phantom_tun.crypto.certificates import make_certificate
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.links import Links
 from phantom_tun.netdb import proof

@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 import trio
 
 from phantom_tun.clock import SystemClock
-from phantom_tun.crypto.certificates import (
-    Certificate,
-    link_client_context,
-    link_server_context,
-    make_certificate,
-)
+from phantom_tun.crypto.certificates import Certificate, link_client_context, link_server_context
 from phantom_tun.crypto.signing import SigningKey, node_id_of
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.net.links.buffers import POOL
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.links import LinkLimits, Links, Peer

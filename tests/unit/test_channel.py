@@ -13,12 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantom_tun.crypto.certificates import (
-    Certificate,
-    callee_context,
-    caller_context,
-    make_certificate,
-)
+from phantom_tun.crypto.certificates import Certificate, callee_context, caller_context
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.errors import CryptoError, PeerError, WireError
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.links.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment

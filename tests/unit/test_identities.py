@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from phantom_tun.clock import DAY, HOUR
-from phantom_tun.crypto.certificates import LIFETIME
 from phantom_tun.crypto.sealing import SealingKey, seal
+from phantom_tun.crypto.x509 import LIFETIME
 from phantom_tun.errors import ConfigError, CryptoError, UsageError
 from phantom_tun.files import atomic_write
 from phantom_tun.ids import EntryId, NetworkId, NodeId

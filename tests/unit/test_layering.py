@@ -16,7 +16,7 @@ NAME = ROOT.name
 
 LAYERS = {
     0: {"errors", "ids", "clock", "decoding", "endpoints"},
-    1: {"wire", "crypto", "packet", "files", "places", "guard", "tasks", "queues"},
+    1: {"wire", "crypto", "packet", "files", "apart", "places", "guard", "tasks", "queues"},
     2: {"netdb", "path", "tunnel", "profile", "config", "node_keys"},
     3: {"net", "tun"},
     4: {"node", "owner", "view", "control"},

@@ -16,15 +16,11 @@ from cryptography.utils import CryptographyDeprecationWarning
 
 from phantom_tun import config, profile
 from phantom_tun.control.schema import ControlError, decode_reply, decode_request
-from phantom_tun.crypto.certificates import (
-    callee_context,
-    caller_context,
-    check_certificate,
-    make_certificate,
-)
+from phantom_tun.crypto.certificates import callee_context, caller_context
 from phantom_tun.crypto.hashes import h
 from phantom_tun.crypto.sealing import SEALING_PUBLIC_LEN, SealingKey, seal
 from phantom_tun.crypto.signing import verify
+from phantom_tun.crypto.x509 import check_certificate, make_certificate
 from phantom_tun.errors import ConfigError, CryptoError, PeerError, WireError
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.links.buffers import HEADER_LEN, POOL

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from phantom_tun.clock import DAY
-from phantom_tun.crypto.certificates import (
-    LIFETIME,
-    from_pem,
-    link_server_context,
-    make_certificate,
-    to_pem,
-)
+from phantom_tun.crypto.certificates import link_server_context, to_pem
 from phantom_tun.crypto.signing import node_id_of
+from phantom_tun.crypto.x509 import LIFETIME, from_pem, make_certificate
 from phantom_tun.errors import ConfigError, CryptoError, RecordRefused
 from phantom_tun.ids import NetworkId
 from phantom_tun.netdb import proof
@@ -160,3 +159,29 @@ def test_an_unreadable_proof_is_an_error(tmp_path: Path) -> None:
     (state / PROOF_FILE).mkdir()
     with pytest.raises(ConfigError, match="remove it"):
         create_node_keys(state, NETWORK)
+
+
+def test_key_files_are_what_other_programs_expect() -> None:
+    certificate = make_certificate("a", NOW)
+    key = serialization.load_der_private_key(certificate.key_der, None)
+    plain = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    assert to_pem(certificate) == ssl.DER_cert_to_PEM_cert(certificate.der).encode() + plain
+
+
+def test_a_node_does_not_keep_what_looks_into_certificates(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from phantom_tun.node_keys import create_node_keys\n"
+        f"made, known = (create_node_keys(Path({str(tmp_path)!r})) for _ in range(2))\n"
+        "print(made.certificate == known.certificate, 'cryptography.x509' in sys.modules)\n"
+    )
+    tmp_path.chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True False\n"

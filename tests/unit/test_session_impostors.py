@@ -21,8 +21,9 @@ from session_world import (
 )
 from trio.testing import MockClock
 
-from phantom_tun.crypto.certificates import caller_context, make_certificate
+from phantom_tun.crypto.certificates import caller_context
 from phantom_tun.crypto.sealing import SealingKey
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.errors import Unreachable
 from phantom_tun.net.sessions.opening import LOOK_AFRESH_AFTER
 from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from phantom_tun.crypto.certificates import check_certificate
 from phantom_tun.errors import ProtocolViolation, RecordRefused, Unreachable, WireError
 from phantom_tun.ids import ApAddress, EntryId, NodeId
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
@@ -95,6 +94,8 @@ def check_resolution(
     :raises RecordRefused: the key record breaks a storage rule, is for another address, has expired
         or comes from the future.
     """
+    from phantom_tun.crypto.x509 import check_certificate  # noqa: PLC0415 - not at relays
+
     resolution = decode_answer(answer)
     if not isinstance(resolution, Resolution):
         raise ProtocolViolation("the answer to a resolution is of another kind")

@@ -25,13 +25,7 @@ from pathlib import Path
 import msgspec
 
 from phantom_tun.clock import DAY, HOUR, Clock
-from phantom_tun.crypto.certificates import (
-    Certificate,
-    expires_at,
-    from_pem,
-    make_certificate,
-    to_pem,
-)
+from phantom_tun.crypto.certificates import Certificate, to_pem
 from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SEED_LEN, SigningKey
 from phantom_tun.decoding import UNREADABLE
@@ -237,11 +231,13 @@ class IdentityStore:
         """Replace the request key when it is a day old, drop old ones when their overlap has
         passed, renew the certificate before it expires. Returns whether the key record has to be
         published anew."""
+        from phantom_tun.crypto import x509  # noqa: PLC0415 - not at relays
+
         now = self._clock.now()
         directory = self._directory / identity.name
         publish = False
-        if expires_at(identity.certificate.der) - now < RENEW_CERTIFICATE_BEFORE:
-            certificate = make_certificate(_COMMON_NAME, now)
+        if x509.expires_at(identity.certificate.der) - now < RENEW_CERTIFICATE_BEFORE:
+            certificate = x509.make_certificate(_COMMON_NAME, now)
             atomic_write(directory / _CERTIFICATE, to_pem(certificate))
             identity.certificate = certificate
             publish = True
@@ -353,7 +349,10 @@ def _make_what_is_missing(directory: Path, now: float) -> None:
     """Everything but the key can be made anew, and the addresses stay: an AP4 address is claimed
     again, and sequence numbers follow the clock."""
     if not (directory / _CERTIFICATE).exists():
-        atomic_write(directory / _CERTIFICATE, to_pem(make_certificate(_COMMON_NAME, now)))
+        from phantom_tun.crypto.x509 import make_certificate  # noqa: PLC0415 - not at relays
+
+        certificate = make_certificate(_COMMON_NAME, now)
+        atomic_write(directory / _CERTIFICATE, to_pem(certificate))
     if not (directory / _REQUEST_KEYS).exists():
         _write_request_keys(directory, (_RequestKey(SealingKey.generate(), now),))
     if not (directory / _STATE).exists():
@@ -368,6 +367,8 @@ def _damaged(path: Path, error: Exception) -> ConfigError:
 
 
 def _read_certificate(path: Path) -> Certificate:
+    from phantom_tun.crypto.x509 import from_pem  # noqa: PLC0415 - not at relays
+
     try:
         return from_pem(_secret(path))
     except CryptoError as error:

@@ -20,8 +20,9 @@ from weakref import WeakValueDictionary
 import trio
 
 from phantom_tun.clock import Clock, Rng
-from phantom_tun.crypto.certificates import certificate_hash, make_certificate
+from phantom_tun.crypto.certificates import certificate_hash
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.endpoints import Endpoint
 from phantom_tun.errors import (
     NoAnswer,
