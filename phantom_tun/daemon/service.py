@@ -11,6 +11,7 @@ import trio
 from phantom_tun.control.listener import Access
 from phantom_tun.control.server import ControlServer
 from phantom_tun.daemon.interpreter import share_the_processor, spare_what_stays
+from phantom_tun.daemon.memory import give_memory_back
 from phantom_tun.daemon.notify import READY, STOPPING, notify, status
 from phantom_tun.daemon.whereabouts import Whereabouts
 from phantom_tun.daemon.wiring import DaemonNode
@@ -75,6 +76,7 @@ async def _run_node(node: DaemonNode, whereabouts: Whereabouts) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         nursery.start_soon(whereabouts.watch, node.machine)
+        nursery.start_soon(give_memory_back)
         spare_what_stays()
         share_the_processor()
         notify(READY, status("ready"))

@@ -20,6 +20,7 @@ from phantom_tun.config import LogConfig
 from phantom_tun.daemon import logs
 from phantom_tun.daemon.account import current_account
 from phantom_tun.daemon.interpreter import spare_what_stays
+from phantom_tun.daemon.memory import give_memory_back
 from phantom_tun.daemon.privileges import drop_privileges, raise_open_files
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.links.worker import RelayWorker
@@ -33,8 +34,11 @@ async def serve(end: socket.socket) -> None:
     try:
         setup = unpack_to_worker((await channel.receive()).data)
         if isinstance(setup, Setup):
-            await RelayWorker(channel, setup, clock=SystemClock(), rng=SYSTEM_RNG).run()
-    except LinkBroken:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(give_memory_back)
+                await RelayWorker(channel, setup, clock=SystemClock(), rng=SYSTEM_RNG).run()
+                nursery.cancel_scope.cancel()
+    except* LinkBroken:
         pass  # before it had anything for us to do
     finally:
         channel.close()

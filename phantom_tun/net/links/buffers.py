@@ -36,17 +36,38 @@ class Buffer:
 
 
 class BufferPool:
-    """Keeps up to ``keep`` idle buffers; idle tunnels hold none."""
+    """Keeps up to ``keep`` idle buffers, as long as they are needed; idle tunnels hold none."""
 
-    __slots__ = ("_free", "_keep")
+    __slots__ = ("_free", "_keep", "_unused")
 
     def __init__(self, keep: int = 32) -> None:
         self._free: list[Buffer] = []
         self._keep = keep
+        self._unused = 0
+        """The fewest idle buffers there were since the last :meth:`shrink`."""
+
+    def __len__(self) -> int:
+        """Idle buffers."""
+        return len(self._free)
 
     def take(self) -> Buffer:
         """A buffer with stale contents and no segments."""
-        return self._free.pop() if self._free else Buffer()
+        free = self._free
+        if not free:
+            self._unused = 0
+            return Buffer()
+        buffer = free.pop()
+        self._unused = min(self._unused, len(free))
+        return buffer
+
+    def shrink(self) -> bool:
+        """Let go of the buffers that nobody has needed since the last call, but for one; whether
+        there were any."""
+        surplus = self._unused - 1
+        if surplus > 0:
+            del self._free[:surplus]
+        self._unused = len(self._free)
+        return surplus > 0
 
     def give_back(self, buffer: Buffer) -> None:
         """Return a buffer; its views must no longer be used."""
