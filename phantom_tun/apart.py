@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -48,6 +49,7 @@ def _in_child(work: Callable[[], bytes]) -> bytes | None:
 def _answer(writing: int, work: Callable[[], bytes]) -> None:
     """Never returns: what this process would do at its end is for the one it is a copy of."""
     code = _FAILED
+    gc.disable()  # it would look at everything, and so have all of that copied
     try:
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(work())

@@ -18,6 +18,7 @@ from phantom_tun.cli.text import counted
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.model import Status
 from phantom_tun.control.schema import ControlError, GetStatus, Shutdown
+from phantom_tun.daemon import slim
 from phantom_tun.errors import ConfigError
 
 UNIT = "phantom-tun.service"
@@ -32,7 +33,7 @@ _TAIL_LINES = 8
 _TAIL_BYTES = 8192
 SYSTEMD = Path("/run/systemd/system")
 """Exists if systemd runs this machine."""
-DAEMON = (sys.executable, "-P", "-m", "phantom_tun")
+DAEMON = (sys.executable, *slim.flags(), "-P", "-m", "phantom_tun")
 """``-P``: never import from the directory somebody happens to stand in."""
 
 

@@ -16,12 +16,10 @@ import msgspec
 
 from phantom_tun import config, places
 from phantom_tun.cli.exits import PROGRAM, ExitCode, exit_code
+from phantom_tun.cli.plain import plain_run
 from phantom_tun.cli.text import fitted
 from phantom_tun.config import Config
 from phantom_tun.errors import PhantomError
-
-_MAX_PORT = 65_535
-_SWITCHES = frozenset({"--relay-only", "--no-overrides"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +75,13 @@ class RunOptions:
 
 
 def parse_plainly(arguments: Sequence[str]) -> RunOptions | None:
-    """The options of ``[--config F] [--socket P] run [--config F] [--port N] [--relay-only]
-    [--no-overrides]``; ``None`` for everything else."""
-    values: dict[str, str] = {}
-    switches: set[str] = set()
-    words = iter(arguments)
-    for word in words:
-        is_run = "run" in switches
-        if (word == "run" and not is_run) or (word in _SWITCHES and is_run):
-            switches.add(word)
-        elif word in {"--config", "--port" if is_run else "--socket"}:
-            values[word] = next(words, "")
-        else:
-            return None
-    port = values.get("--port", "1")
-    plain = all(value and not value.startswith("-") for value in values.values())
-    if "run" not in switches or not plain or not _is_port(port):
+    """The options of a plain ``run``; ``None`` for everything else."""
+    words = plain_run(arguments)
+    if words is None:
         return None
+    values, switches = words
     changes = Changes(
-        int(port) if "--port" in values else None,
+        int(values["--port"]) if "--port" in values else None,
         relay_only="--relay-only" in switches,
         no_overrides="--no-overrides" in switches,
     )
@@ -103,10 +89,6 @@ def parse_plainly(arguments: Sequence[str]) -> RunOptions | None:
         Path(values[name]) if name in values else None for name in ("--config", "--socket")
     )
     return RunOptions(config_path, socket_path and socket_path.absolute(), changes)
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and 0 < int(text) <= _MAX_PORT
 
 
 def run(options: RunOptions) -> None:

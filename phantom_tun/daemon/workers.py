@@ -12,6 +12,7 @@ import trio
 
 import phantom_tun
 from phantom_tun.config import LogConfig
+from phantom_tun.daemon import slim
 
 MODULE = "phantom_tun.daemon.worker_start"
 
@@ -29,7 +30,7 @@ class WorkerSpawner:
         """
         style = "json" if self._log.json else "text"
         return await trio.lowlevel.open_process(
-            [sys.executable, "-P", "-m", MODULE, self._log.level, style],
+            [sys.executable, *slim.flags(), "-P", "-m", MODULE, self._log.level, style],
             stdin=channel,
             stdout=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": _python_path()},

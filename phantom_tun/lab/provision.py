@@ -24,6 +24,7 @@ import msgspec
 import phantom_tun
 from phantom_tun import config, profile
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.daemon import slim
 from phantom_tun.errors import ConfigError
 from phantom_tun.files import atomic_write
 from phantom_tun.lab.errors import BadLabOption, LabFailed
@@ -57,7 +58,7 @@ _PRIVATE_VARIABLES = (
 )
 """They would lead a daemon away from its configuration file."""
 
-DAEMON = (sys.executable, "-P", "-m", "phantom_tun", "run", "--config")
+DAEMON = (sys.executable, *slim.flags(), "-P", "-m", "phantom_tun", "run", "--config")
 """What starts a daemon, but for the configuration file's path. ``-P``: never import from the
 directory somebody happens to stand in."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -307,7 +308,7 @@ def systemd(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Systemd:
 def test_up_goes_through_systemd_where_the_unit_is_installed(
     machine: Machine, systemd: Systemd
 ) -> None:
-    daemon = f"{background.DAEMON[0]} {background.DAEMON[1]} run"
+    daemon = shlex.join([*background.DAEMON, "run"])
     systemd.start_does(f"echo active > {systemd.active}; {daemon} 2>/dev/null &")
     up = machine.bare("up")
     assert (up.code, up.out.splitlines()[-2]) == (0, "ready"), up.err
