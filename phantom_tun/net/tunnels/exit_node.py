@@ -7,6 +7,7 @@ never the AP address, the port or who asks.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -14,6 +15,7 @@ import trio
 from phantom_tun.errors import (
     CapacityExceeded,
     DeadlineExpired,
+    LinkBroken,
     PeerError,
     StreamReset,
     WireError,
@@ -247,7 +249,9 @@ class ExitHop:
             return
         self._hub.counts["exit_connects"] += 1
         try:
-            more = onward.receive_now(MORE)
+            more = b""
+            with suppress(LinkBroken):  # joining them will say so again
+                more = onward.receive_now(MORE)
             await tunnel.send_package(Package.RESULT, answer_body(answer), more)
             del answer, more
             await splice(tunnel.bulk, onward, tunnel.incoming[0], tunnel.outgoing[0])
