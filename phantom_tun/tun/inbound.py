@@ -150,6 +150,8 @@ class Inbound:
                 return
             if failure == errno.ECONNREFUSED:
                 raise Refused("nothing listens at this port")
+            if failure == errno.ECONNRESET:
+                raise Refused("the service has reset the connection at once")
         if attempt.is_refused:
             raise Refused("the host rejects connections to this port")
         raise self._shared.filtered("inbound_no_answer", "the service didn't answer")

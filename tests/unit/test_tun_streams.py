@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import socket
 import struct
 from typing import Any
@@ -291,6 +292,17 @@ async def test_a_closed_local_port_is_refused(mock_clock: Any) -> None:
             await w.interface.connect_stream(end(FAR[4], 6000), end(OWN[4], 80))
         assert w.flows() == []
         assert w.count("tcp_bound") == 0
+
+
+async def test_a_service_that_resets_at_once_is_not_silent(
+    mock_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reset may be there before the connection was seen to stand."""
+    async with world(mock_clock) as w:
+        monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: errno.ECONNRESET)
+        with pytest.raises(Refused):
+            await w.interface.connect_stream(end(FAR[4], 6000), end(OWN[4], 80))
+        assert w.flows() == []
 
 
 @pytest.mark.parametrize(
