@@ -9,8 +9,11 @@ import trio
 from session_world import (
     ALICE,
     BOB,
+    ENTRY,
     EVE,
+    NETWORK,
     SOURCE_PORT,
+    START,
     World,
     crafted,
     echo,
@@ -24,14 +27,17 @@ from session_world import (
 from trio.testing import MockClock
 
 from phantom_tun.crypto.signing import SigningKey
+from phantom_tun.endpoints import Endpoint
 from phantom_tun.errors import Filtered, NoAnswer, Refused, StreamReset
 from phantom_tun.net.sessions.secure_tunnel import ANSWER_WAIT, CLOSE_WITHIN, EARLY_FLIGHT_WAIT
 from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.tickets import STEADY_FOR
+from phantom_tun.testing.fake_host import FakeIdentity, FakeRecord
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.early import lock_early
-from phantom_tun.wire.session import MAX_EARLY, Outcome, Ticket
+from phantom_tun.tunnel.request import seal_request
+from phantom_tun.wire.session import MAX_EARLY, NO_TICKET, Outcome, Request, Ticket
 
 
 async def call(world: World, first: bytes = b"", port: int = 80, source: int = 0) -> SessionStream:
@@ -279,7 +285,7 @@ async def test_it_can_be_switched_off(autojump_clock: MockClock) -> None:
 async def ticket_of_alice(world: World) -> Ticket:
     await meet(world)
     held = world.alice.service._opener._tickets
-    ticket = held.get("alice", BOB.signing.public)
+    ticket = held.get(ALICE.signing.public, BOB.signing.public)
     assert ticket is not None
     return ticket
 
@@ -346,6 +352,68 @@ async def test_a_second_attempt_of_an_early_call_acts_only_once(
             await trio.sleep(1)
         assert heard == [b"order"]
         assert world.counts()["request_dropped_ProtocolViolation"] == 2
+
+
+async def test_a_new_identity_under_an_old_name_has_no_tickets(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would tell the callee who it was before."""
+    requests = []
+
+    def watched(request: Request, *rest) -> bytes:
+        requests.append(request)
+        return seal_request(request, *rest)
+
+    monkeypatch.setattr("phantom_tun.net.sessions.opening.seal_request", watched)
+    async with running_world() as world:
+        await meet(world)
+        assert is_steady(world)
+        new = FakeIdentity.make("alice", NETWORK, START)
+        world.alice.service._identities.all["alice"] = new  # type: ignore[attr-defined]
+        source, target = Endpoint(new.ap6, SOURCE_PORT), ends(80)[1]
+        assert not world.alice.service.is_steady(source, target)
+        (await world.alice.service.open_stream(source, target, b"first")).abort()
+        assert requests[-1].caller == new.signing.public
+        assert requests[-1].ticket == NO_TICKET
+
+
+async def test_an_address_that_went_to_somebody_else_gets_no_ticket_of_the_old_owner(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = []
+
+    def watched(request: Request, *rest) -> bytes:
+        requests.append(request)
+        return seal_request(request, *rest)
+
+    monkeypatch.setattr("phantom_tun.net.sessions.opening.seal_request", watched)
+    async with running_world() as world:
+        await meet(world)
+        world.way.is_silent = True
+        record = FakeRecord.of(EVE, (*ENTRY, START + 10_000))
+        world.directory.fresh_records[BOB.ap6] = record
+        with pytest.raises(Filtered):
+            await call(world, b"first")
+        numbers = [request.ticket != NO_TICKET for request in requests[-2:]]
+        assert numbers == [True, False]
+
+
+async def test_a_ticket_that_found_no_company_is_not_thought_to_be_given(
+    autojump_clock: MockClock,
+) -> None:
+    async def mute(stream) -> None:
+        await receive_all(stream)
+        stream.abort()
+
+    async with running_world() as world:
+        world.bob.host.streams[80] = mute
+        stream = await call(world, b"first")
+        await stream.send_end()
+        with pytest.raises(StreamReset):
+            await receive_all(stream)
+        world.bob.host.streams[80] = echo
+        await meet(world)
+        assert is_steady(world)
 
 
 async def test_a_caller_that_never_completes_tls_is_let_go(autojump_clock: MockClock) -> None:
@@ -455,7 +523,7 @@ async def test_an_answer_that_took_what_was_not_sent_is_refused(
 async def test_a_second_ticket_breaks_the_session(autojump_clock: MockClock) -> None:
     async def generous(stream: SessionStream) -> None:
         for _ in range(2):
-            stream._secure.hand_out(Ticket(b"t" * 16, b"T" * 32))
+            stream._secure.hand_out(lambda: Ticket(b"t" * 16, b"T" * 32))
             await stream.send_all(memoryview(b"."))
         await receive_all(stream)
 
@@ -470,7 +538,7 @@ async def test_a_second_ticket_breaks_the_session(autojump_clock: MockClock) -> 
 async def test_a_ticket_from_the_caller_breaks_the_session(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         stream = await world.connect()
-        stream._secure.hand_out(Ticket(b"t" * 16, b"T" * 32))
+        stream._secure.hand_out(lambda: Ticket(b"t" * 16, b"T" * 32))
         await stream.send_all(memoryview(b"!"))
         with pytest.raises(StreamReset):
             await receive_exactly(stream, 1)

@@ -19,7 +19,9 @@ from phantom_tun.net.sessions.tickets import (
 )
 from phantom_tun.wire.session import NO_TICKET, Protocol, Request, Ticket
 
-ALICE, EVE = PublicKey(b"a" * 32), PublicKey(b"e" * 32)
+ALICE, EVE, SHOP, MAIL, ME, OTHER = (
+    PublicKey(letter * 32) for letter in (b"a", b"e", b"s", b"l", b"m", b"o")
+)
 WEB = Endpoint(ipaddress.IPv4Address("241.2.3.4"), 80)
 TICKET = Ticket(b"t" * 16, b"T" * 32)
 
@@ -66,49 +68,49 @@ def request(number: bytes, caller: PublicKey = ALICE) -> Request:
 
 
 def issue(issued: IssuedTickets, caller: PublicKey = ALICE) -> Ticket:
-    ticket = issued.issue("web", caller)
+    ticket = issued.issue(SHOP, caller)
     assert ticket is not None
     return ticket
 
 
 def test_a_ticket_serves_its_caller_at_its_identity(issued: IssuedTickets) -> None:
     ticket = issue(issued)
-    assert issued.find("web", request(ticket.number)) == ticket
-    assert issued.find("web", request(ticket.number)) == ticket, "more than once"
-    assert issued.find("web", request(ticket.number, EVE)) is None
-    assert issued.find("mail", request(ticket.number)) is None
-    assert issued.find("web", request(NO_TICKET)) is None
-    assert issued.find("web", request(b"x" * 16)) is None
+    assert issued.find(SHOP, request(ticket.number)) == ticket
+    assert issued.find(SHOP, request(ticket.number)) == ticket, "more than once"
+    assert issued.find(SHOP, request(ticket.number, EVE)) is None
+    assert issued.find(MAIL, request(ticket.number)) is None
+    assert issued.find(SHOP, request(NO_TICKET)) is None
+    assert issued.find(SHOP, request(b"x" * 16)) is None
 
 
 def test_a_ticket_serves_for_some_minutes(clock: HandClock, issued: IssuedTickets) -> None:
     ticket = issue(issued)
     clock.time += LIFETIME - 1
-    assert issued.find("web", request(ticket.number)) == ticket
+    assert issued.find(SHOP, request(ticket.number)) == ticket
     clock.time += 2
-    assert issued.find("web", request(ticket.number)) is None
+    assert issued.find(SHOP, request(ticket.number)) is None
     assert len(issued) == 0, "its secret is gone"
 
 
 def test_a_caller_gets_another_one_after_a_while(clock: HandClock, issued: IssuedTickets) -> None:
     first = issue(issued)
-    assert issued.issue("web", ALICE) is None
+    assert issued.issue(SHOP, ALICE) is None
     other = issue(issued, EVE)
     clock.time += RENEW_AFTER + 1
     second = issue(issued)
     assert len({first.secret, other.secret, second.secret}) == 3
     for ticket in (first, second):
-        assert issued.find("web", request(ticket.number)) == ticket
+        assert issued.find(SHOP, request(ticket.number)) == ticket
 
 
 def test_a_clock_that_is_set_back_makes_no_ticket_eternal(
     clock: HandClock, issued: IssuedTickets, held: HeldTickets
 ) -> None:
     ticket = issue(issued)
-    held.keep("me", EVE, TICKET)
+    held.keep(ME, EVE, TICKET)
     clock.time -= 10 * LIFETIME
-    assert issued.find("web", request(ticket.number)) is None
-    assert held.get("me", EVE) is None
+    assert issued.find(SHOP, request(ticket.number)) is None
+    assert held.get(ME, EVE) is None
     assert issue(issued)
 
 
@@ -119,29 +121,29 @@ def test_few_are_remembered(
         monkeypatch.setattr(tickets, name, 3)
     callers = [PublicKey(bytes([number]) * 32) for number in range(4)]
     numbers = [issue(issued, caller).number for caller in callers]
-    found = [issued.find("web", request(n, c)) for n, c in zip(numbers, callers, strict=True)]
+    found = [issued.find(SHOP, request(n, c)) for n, c in zip(numbers, callers, strict=True)]
     assert [ticket is not None for ticket in found] == [False, True, True, True]
     assert issue(issued, callers[0]), "who was forgotten gets a new one"
     for callee in callers:
-        held.keep("me", callee, TICKET)
-        held.worked("me", Endpoint(WEB.address, callee[0] + 1), callee)
-    assert [held.get("me", callee) for callee in callers] == [None, TICKET, TICKET, TICKET]
-    steady = [held.is_steady("me", Endpoint(WEB.address, c[0] + 1)) for c in callers]
+        held.keep(ME, callee, TICKET)
+        held.worked(ME, Endpoint(WEB.address, callee[0] + 1), callee)
+    assert [held.get(ME, callee) for callee in callers] == [None, TICKET, TICKET, TICKET]
+    steady = [held.is_steady(ME, Endpoint(WEB.address, c[0] + 1)) for c in callers]
     assert steady == [False, True, True, True]
 
 
 def test_a_service_is_steady_if_it_was_there_lately(clock: HandClock, held: HeldTickets) -> None:
-    assert not held.is_steady("me", WEB)
-    held.worked("me", WEB, EVE)
-    assert not held.is_steady("me", WEB), "without a ticket nothing is saved"
-    held.keep("me", EVE, TICKET)
-    assert held.is_steady("me", WEB)
-    assert not held.is_steady("other", WEB)
-    assert not held.is_steady("me", Endpoint(WEB.address, 81))
+    assert not held.is_steady(ME, WEB)
+    held.worked(ME, WEB, EVE)
+    assert not held.is_steady(ME, WEB), "without a ticket nothing is saved"
+    held.keep(ME, EVE, TICKET)
+    assert held.is_steady(ME, WEB)
+    assert not held.is_steady(OTHER, WEB)
+    assert not held.is_steady(ME, Endpoint(WEB.address, 81))
     clock.time += STEADY_FOR + 1
-    assert not held.is_steady("me", WEB)
-    assert held.get("me", EVE) == TICKET, "which serves longer"
-    held.worked("me", WEB, EVE)
-    assert held.is_steady("me", WEB)
-    held.failed("me", WEB)
-    assert not held.is_steady("me", WEB)
+    assert not held.is_steady(ME, WEB)
+    assert held.get(ME, EVE) == TICKET, "which serves longer"
+    held.worked(ME, WEB, EVE)
+    assert held.is_steady(ME, WEB)
+    held.failed(ME, WEB)
+    assert not held.is_steady(ME, WEB)

@@ -108,6 +108,7 @@ class _Call:
     target: Endpoint
     session_id: bytes
     ticket: Ticket | None
+    """Of the callee that ``resolved`` names."""
     first: bytes
     """The application's first bytes, if it has spoken already."""
 
@@ -175,26 +176,26 @@ class SessionOpener:
                     protocol,
                     target,
                     session_id=self._rng.randbytes(SESSION_ID_LEN),
-                    ticket=self._ticket(role, identity.name, callee) if is_tcp else None,
+                    ticket=self._ticket(role, callee) if is_tcp else None,
                     first=first,
                 )
                 winner = (await self._race(call)).result()
                 if is_tcp:
-                    self._tickets.worked(identity.name, target, callee)
+                    self._tickets.worked(identity.signing.public, target, callee)
                 return winner
             raise NoAnswer("nobody answered in time")
         except WorldError:
-            self._tickets.failed(identity.name, target)
+            self._tickets.failed(identity.signing.public, target)
             raise
 
-    def is_steady(self, identity: str, target: Endpoint) -> bool:
+    def is_steady(self, identity: Identity, target: Endpoint) -> bool:
         """Whether a TCP connection to ``target`` would take its first bytes along, and most likely
         come to be."""
-        return self._tickets.is_steady(identity, target)
+        return self._tickets.is_steady(identity.signing.public, target)
 
-    def _ticket(self, role: _CallerRole, identity: str, callee: PublicKey) -> Ticket | None:
+    def _ticket(self, role: _CallerRole, callee: PublicKey) -> Ticket | None:
         """With which a TCP connection can take its first bytes along."""
-        return None if role.is_ephemeral else self._tickets.get(identity, callee)
+        return None if role.is_ephemeral else self._tickets.get(role.signing.public, callee)
 
     async def _resolve(self, identity: str, address: ApAddress) -> ResolvedAp:
         """What is known, or what is new if nothing that is known seems to work."""
@@ -260,7 +261,12 @@ class SessionOpener:
                 except Unreachable as error:
                     race.lookup_failure = error
                     break
-                await self._try_routes(replace(call, resolved=resolved), race, nursery)
+                # The address may have gone to somebody else.
+                is_same = resolved.public_key == call.resolved.public_key
+                ticket = call.ticket if is_same else None
+                await self._try_routes(
+                    replace(call, resolved=resolved, ticket=ticket), race, nursery
+                )
         race.decided.set()
 
     async def _try_routes(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
@@ -367,8 +373,8 @@ class SessionOpener:
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
         if call.protocol is Protocol.TCP and not call.role.is_ephemeral:
-            callee = call.resolved.public_key
-            secure.take_ticket(lambda ticket: self._tickets.keep(call.identity, callee, ticket))
+            caller, callee = call.role.signing.public, call.resolved.public_key
+            secure.take_ticket(lambda ticket: self._tickets.keep(caller, callee, ticket))
         secure.took_first = answer.took_early
         self._counts["open_early"] += answer.took_early
         secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)

@@ -46,6 +46,8 @@ Spawn = Callable[[Callable[[], Awaitable[None]]], bool]
 
 Encode = Callable[[memoryview, int], int]
 
+MakeTicket = Callable[[], Ticket | None]
+
 _NOTHING = memoryview(b"")
 
 
@@ -88,7 +90,7 @@ class SecureTunnel:
         self._holds_flight = False
         self._on_established: Callable[[], None] | None = None
         self._on_ticket: Callable[[Ticket], None] | None = None
-        self._ticket = _NOTHING
+        self._ticket: MakeTicket | None = None
         self._got_fin = False
         self._said_all = False
         self._frames = 0
@@ -153,9 +155,10 @@ class SecureTunnel:
 
     # --- tickets --------------------------------------------------------------------------------
 
-    def hand_out(self, ticket: Ticket) -> None:
-        """Send ``ticket`` with whatever is sent next; it isn't worth a message of its own."""
-        self._ticket = memoryview(ticket.pack())
+    def hand_out(self, make: MakeTicket) -> None:
+        """Send what ``make`` gives with whatever is sent next; it isn't worth a message of its own.
+        Nothing is made if nothing follows."""
+        self._ticket = make
 
     def take_ticket(self, keep: Callable[[Ticket], None]) -> None:
         """Give ``keep`` the ticket that comes, one at most; another one breaks the session."""
@@ -175,7 +178,7 @@ class SecureTunnel:
             )
             return
         channel, owes = self._channel, self._tunnel.owed
-        if owes or self._holds_flight or self._ticket or channel.is_past_early:
+        if owes or self._holds_flight or self._ticket is not None or channel.is_past_early:
             await self._write(self._encode_ahead)  # there's no room for both
         await self._write(lambda view, start: encode(view, start, kind, data))
 
@@ -208,10 +211,11 @@ class SecureTunnel:
         return self._channel.flush(view, self._encode_ticket(view, start))
 
     def _encode_ticket(self, view: memoryview, start: int) -> int:
-        ticket, self._ticket = self._ticket, _NOTHING
-        if ticket:
-            return self._channel.encode(view, start, FrameKind.TICKET, ticket)
-        return start
+        make, self._ticket = self._ticket, None
+        ticket = None if make is None else make()
+        if ticket is None:
+            return start
+        return self._channel.encode(view, start, FrameKind.TICKET, memoryview(ticket.pack()))
 
     def _encode_last(self, last: FrameKind | None) -> Encode:
         """What comes before FIN."""

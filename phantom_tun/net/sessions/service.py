@@ -151,7 +151,7 @@ class SessionService:
             and identity is not None
             and identity.name not in self._settings.ephemeral
             and self._opening < MAX_OPENING // 2
-            and self._opener.is_steady(identity.name, target)
+            and self._opener.is_steady(identity, target)
         )
 
     async def open_stream(

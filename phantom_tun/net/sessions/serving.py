@@ -286,7 +286,7 @@ class SessionServer:
 
         :raises CryptoError: its sender doesn't know the ticket's secret.
         """
-        ticket = self._tickets.find(visit.identity.name, visit.request)
+        ticket = self._tickets.find(visit.identity.signing.public, visit.request)
         if ticket is None:
             return None
         return _Early(ticket, unlock_early(ticket, visit.request))
@@ -372,8 +372,8 @@ class SessionServer:
         request = visit.request
         if request.ephemeral or request.protocol is not session.Protocol.TCP:
             return
-        if (ticket := self._tickets.issue(visit.identity.name, request.caller)) is not None:
-            secure.hand_out(ticket)
+        own_key = visit.identity.signing.public
+        secure.hand_out(lambda: self._tickets.issue(own_key, request.caller))
 
 
 def _open_channel(request: Request, opened: _Opened, answer: Answer) -> Channel:

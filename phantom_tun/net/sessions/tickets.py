@@ -2,7 +2,8 @@
 (docs/spec/session.md, "Early data").
 
 They are kept in memory only and for minutes: what was sent early is out of reach for whoever gets
-hold of a node later.
+hold of a node later. Identities go by their keys: one that is made anew under an old name has
+nothing in common with the old one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MAX_STEADY = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Issued:
-    identity: str
+    identity: PublicKey
     caller: PublicKey
     ticket: Ticket
     made: float
@@ -49,9 +50,9 @@ class IssuedTickets:
         self._clock = clock
         self._rng = rng
         self._all: OrderedDict[bytes, _Issued] = OrderedDict()
-        self._latest: dict[tuple[str, PublicKey], bytes] = {}
+        self._latest: dict[tuple[PublicKey, PublicKey], bytes] = {}
 
-    def issue(self, identity: str, caller: PublicKey) -> Ticket | None:
+    def issue(self, identity: PublicKey, caller: PublicKey) -> Ticket | None:
         """A new ticket, unless ``caller`` was given one shortly before."""
         now = self._clock.now()
         self._forget_old(now)
@@ -66,7 +67,7 @@ class IssuedTickets:
             self._forget_oldest()
         return ticket
 
-    def find(self, identity: str, request: Request) -> Ticket | None:
+    def find(self, identity: PublicKey, request: Request) -> Ticket | None:
         """The ticket that ``request`` names, if ``identity`` gave it to its caller."""
         self._forget_old(self._clock.now())
         issued = self._all.get(request.ticket)
@@ -92,27 +93,31 @@ class HeldTickets:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._tickets: OrderedDict[tuple[str, PublicKey], tuple[Ticket, float]] = OrderedDict()
-        self._steady: OrderedDict[tuple[str, Endpoint], tuple[PublicKey, float]] = OrderedDict()
+        self._tickets: OrderedDict[tuple[PublicKey, PublicKey], tuple[Ticket, float]] = (
+            OrderedDict()
+        )
+        self._steady: OrderedDict[tuple[PublicKey, Endpoint], tuple[PublicKey, float]] = (
+            OrderedDict()
+        )
 
-    def keep(self, identity: str, callee: PublicKey, ticket: Ticket) -> None:
+    def keep(self, identity: PublicKey, callee: PublicKey, ticket: Ticket) -> None:
         """``callee`` has given ``ticket`` to ``identity``."""
         _put(self._tickets, (identity, callee), (ticket, self._clock.now()), MAX_HELD)
 
-    def get(self, identity: str, callee: PublicKey) -> Ticket | None:
+    def get(self, identity: PublicKey, callee: PublicKey) -> Ticket | None:
         """The latest ticket, if it still serves."""
         ticket, made = self._tickets.get((identity, callee), (None, 0.0))
         return ticket if abs(self._clock.now() - made) < LIFETIME else None
 
-    def worked(self, identity: str, service: Endpoint, callee: PublicKey) -> None:
+    def worked(self, identity: PublicKey, service: Endpoint, callee: PublicKey) -> None:
         """``service`` has accepted a connection."""
         _put(self._steady, (identity, service), (callee, self._clock.now()), MAX_STEADY)
 
-    def failed(self, identity: str, service: Endpoint) -> None:
+    def failed(self, identity: PublicKey, service: Endpoint) -> None:
         """A connection to ``service`` didn't come to be."""
         self._steady.pop((identity, service), None)
 
-    def is_steady(self, identity: str, service: Endpoint) -> bool:
+    def is_steady(self, identity: PublicKey, service: Endpoint) -> bool:
         """Whether ``service`` accepted lately, and a ticket for it is there."""
         known = self._steady.get((identity, service))
         if known is None:
