@@ -36,5 +36,8 @@ class ReplayCache:
         while self._by_expiry and self._by_expiry[0][0] <= now:
             self._nonces.discard(heapq.heappop(self._by_expiry)[1])
 
+    def __contains__(self, nonce: bytes) -> bool:
+        return nonce in self._nonces
+
     def __len__(self) -> int:
         return len(self._nonces)

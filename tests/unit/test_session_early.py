@@ -36,6 +36,7 @@ from phantom_tun.net.sessions.tickets import STEADY_FOR
 from phantom_tun.testing.fake_host import FakeIdentity, FakeRecord
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.early import lock_early
+from phantom_tun.tunnel.replay import ReplayCache
 from phantom_tun.tunnel.request import seal_request
 from phantom_tun.wire.session import MAX_EARLY, NO_TICKET, Outcome, Request, Ticket
 
@@ -351,7 +352,88 @@ async def test_a_second_attempt_of_an_early_call_acts_only_once(
             await submitted(world, request)
             await trio.sleep(1)
         assert heard == [b"order"]
-        assert world.counts()["request_dropped_ProtocolViolation"] == 2
+        assert world.counts()["request_answered_filtered"] == 2
+
+
+@pytest.mark.parametrize("what", ["is held back", "finds no ticket"])
+async def test_a_second_attempt_acts_only_once_however_late_it_is(
+    autojump_clock: MockClock, what: str
+) -> None:
+    """It is younger than the first one, so it would be let in for longer; and whoever forgets a
+    ticket doesn't forget what it was used for."""
+    heard = []
+
+    async def order(stream) -> None:
+        heard.append(bytes(await stream.receive()))
+        await receive_all(stream)
+
+    async with running_world() as world:
+        ticket = await ticket_of_alice(world)
+        server = world.bob.service._server
+        assert server is not None
+        world.bob.host.streams[80] = order
+        calls = len(world.bob.host.calls)
+        call_id = world.rng.randbytes(16)
+        first = dataclasses.replace(early_request(world, ticket, b"order"), session_id=call_id)
+        await submitted(world, first)
+        await trio.sleep(16)
+        second = dataclasses.replace(early_request(world, ticket, b"order"), session_id=call_id)
+        packed = sealed(second)
+        assert second.time > first.time
+        if what == "is held back":
+            await trio.sleep(first.time + 106 - world.bob.clock.now())
+        else:
+            server._tickets._all.clear()
+        assert await submitted(world, second, packed) is Outcome.FILTERED
+        await trio.sleep(1)
+        assert heard == [b"order"]
+        assert len(world.bob.host.calls) == calls + 1
+
+
+async def test_who_remembers_too_many_calls_takes_no_first_bytes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They follow over TLS then."""
+    async with running_world() as world:
+        await meet(world)
+        server = world.bob.service._server
+        assert server is not None
+        server._seen_calls["bob"] = ReplayCache(1)
+        for number in range(3):
+            stream = await call(world, b"first", source=2000 + number)
+            await stream.send_end()
+            assert await receive_all(stream) == b"first"
+        assert taken(world) == 1
+
+
+async def test_an_answer_that_cannot_be_sent_frees_the_service(autojump_clock: MockClock) -> None:
+    async def accept(_answer: bytes, *, hold: bool = False) -> FakeTunnel:
+        raise StreamReset("the tunnel is gone")
+
+    async with running_world() as world:
+        request = sealed(early_request(world, await ticket_of_alice(world)))
+        before = len(world.bob.host.connections)
+        await world.bob.service.handle_request("bob", request, accept)
+        assert [c.is_over for c in world.bob.host.connections[before:]] == [True]
+
+
+async def test_a_program_that_goes_while_its_first_bytes_are_sent_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    def narrow(tunnel: FakeTunnel) -> None:
+        tunnel.outgoing.capacity = 1
+
+    async def deaf(_stream) -> None:
+        await trio.sleep_forever()
+
+    async with running_world() as world:
+        world.network.prepare = narrow
+        world.bob.host.streams[80] = deaf
+        with trio.move_on_after(1) as program:
+            await call(world, bytes(MAX_EARLY))
+        assert program.cancelled_caught
+        await trio.sleep(2 * CLOSE_WITHIN)
+        assert world.alice.service.sessions() == []
 
 
 async def test_a_new_identity_under_an_old_name_has_no_tickets(
@@ -516,7 +598,7 @@ async def test_an_answer_that_took_what_was_not_sent_is_refused(
         monkeypatch.setattr(
             "phantom_tun.net.sessions.serving.unlock_early", lambda _ticket, _request: b""
         )
-        with pytest.raises(Exception, match=r"works|answered"):
+        with pytest.raises(Exception, match=r"works|answered|exposed"):
             await world.connect()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -159,8 +158,13 @@ class SessionService:
     ) -> SessionStream:
         """See :meth:`phantom_tun.endpoints.Overlay.open_stream`."""
         stream = await self._open(source, target, Protocol.TCP, SessionStream, first)
-        with suppress(StreamReset):  # whoever uses the stream is told so
+        try:
             await stream.send_first(first)
+        except StreamReset:
+            pass  # whoever uses the stream is told so
+        except BaseException:
+            stream.abort()  # nobody gets to know it
+            raise
         return stream
 
     async def open_datagrams(self, source: Endpoint, target: Endpoint) -> SessionDatagrams:

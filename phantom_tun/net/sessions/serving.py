@@ -36,7 +36,7 @@ from phantom_tun.net.sessions.callers import Callers
 from phantom_tun.net.sessions.contexts import ContextCache
 from phantom_tun.net.sessions.datagrams import SessionDatagrams
 from phantom_tun.net.sessions.expose import ExposeRule, ExposeRules, Transport
-from phantom_tun.net.sessions.offers import Offer, Offers
+from phantom_tun.net.sessions.offers import ONE_CALL, Offer, Offers
 from phantom_tun.net.sessions.ports import Accept, Identities, Identity, Tunnel
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
 from phantom_tun.net.sessions.stream import SessionStream
@@ -58,7 +58,8 @@ HANDSHAKE_WITHIN = 20.0
 ECHO_IDLE = 90.0
 """Seconds without a message after which an echo exchange ends."""
 REMEMBERED_REQUESTS = 32_768
-"""Nonces kept for each identity; a nonce is kept for about three minutes."""
+"""Nonces kept for each identity, each for about three minutes; and session ids of calls whose first
+bytes were taken."""
 MAX_PENDING = 256
 """Requests that are being decided at the same time."""
 
@@ -166,6 +167,8 @@ class SessionServer:
         self._counts = counts
         self._started = clock.now()
         self._seen: dict[str, ReplayCache] = {}
+        self._seen_calls: dict[str, ReplayCache] = {}
+        """Session ids of calls whose first bytes were taken."""
         self._tickets = IssuedTickets(clock, rng)
         self._pending = 0
 
@@ -199,16 +202,8 @@ class SessionServer:
         now = self._clock.now()
         visit = _Visit(identity, request, check_time(request, now, self._started))
         self._table.check_room(request.caller)
-        self._remember(visit, request.nonce)
+        _cache(self._seen, visit).add(request.nonce, visit.remember_until, now)
         return visit
-
-    def _remember(self, visit: _Visit, what: bytes) -> None:
-        """
-        :raises ProtocolViolation: it came before.
-        :raises CapacityExceeded: too much is remembered.
-        """
-        seen = self._seen.setdefault(visit.identity.name, ReplayCache(REMEMBERED_REQUESTS))
-        seen.add(what, visit.remember_until, self._clock.now())
 
     async def _serve(self, visit: _Visit, accept: Accept, stack: AsyncExitStack) -> None:
         """``stack`` is closed when the session is over."""
@@ -258,28 +253,47 @@ class SessionServer:
         contexts = ContextCache() if request.ephemeral else self._contexts
         context = contexts.callee(identity.certificate, request.certificate)
         handshake = CalleeHandshake(context, request.client_hello)
+        if request.session_id in _cache(self._seen_calls, visit):
+            # Whatever has become of the attempt that took the first bytes along.
+            return Outcome.FILTERED
         early = self._take_early(visit)
         address = stack.enter_context(self._callers.peer_address(caller, version))
         remote = Endpoint(address, request.source_port)
         target = Endpoint(request.destination, rule.target_port if rule is not None else 0)
         # Pings of one caller have no ports to tell them apart by, and need none.
         ends = request.nonce if is_echo else (request.protocol, remote, target)
-        offer = self._offers.joined(
+        joined = self._offers.joined(
             ends, request.time, lambda: self._reach(request.protocol, remote, target)
         )
         try:
-            opened = _Opened(await stack.enter_async_context(offer), handshake, remote, early)
+            offer = await stack.enter_async_context(joined)
+            if early is not None and not self._remember_call(visit):
+                early = None
             if early is not None:
-                # Once, whatever becomes of it: the service may have acted on the first bytes.
-                self._remember(visit, request.session_id)
-                opened.offer.take()
+                offer.take()
+                stack.callback(offer.service.abort)  # the caller may never hear of it
         except Refused:
             return Outcome.REFUSED
         except (Filtered, trio.TooSlowError):
             return Outcome.FILTERED
         except (WorldError, UsageError):
             return Outcome.UNREACHABLE
-        return opened
+        return _Opened(offer, handshake, remote, early)
+
+    def _remember_call(self, visit: _Visit) -> bool:
+        """First bytes are taken once, whatever becomes of it: the service may have acted on them.
+        False if too many calls are remembered: then they aren't taken at all.
+
+        :raises ProtocolViolation: they were taken before.
+        """
+        # Attempts of this call may be younger than this one.
+        until = visit.remember_until + ONE_CALL
+        try:
+            calls = _cache(self._seen_calls, visit)
+            calls.add(visit.request.session_id, until, self._clock.now())
+        except CapacityExceeded:
+            return False
+        return True
 
     def _take_early(self, visit: _Visit) -> _Early | None:
         """The bytes that the request took along, if its ticket is known.
@@ -374,6 +388,10 @@ class SessionServer:
             return
         own_key = visit.identity.signing.public
         secure.hand_out(lambda: self._tickets.issue(own_key, request.caller))
+
+
+def _cache(caches: dict[str, ReplayCache], visit: _Visit) -> ReplayCache:
+    return caches.setdefault(visit.identity.name, ReplayCache(REMEMBERED_REQUESTS))
 
 
 def _open_channel(request: Request, opened: _Opened, answer: Answer) -> Channel:
