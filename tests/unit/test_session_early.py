@@ -390,6 +390,25 @@ async def test_a_second_attempt_acts_only_once_however_late_it_is(
         assert len(world.bob.host.calls) == calls + 1
 
 
+async def test_a_call_without_first_bytes_gets_another_way(autojump_clock: MockClock) -> None:
+    """Nothing can have been done by them."""
+    async with running_world() as world:
+        await meet(world)
+        world.way.loses_answers = True
+
+        async def heal() -> None:
+            await trio.sleep(0.5)
+            for exchange in world.network.exchanges:
+                assert exchange.caller_tunnel is not None
+                exchange.caller_tunnel.reset()
+            world.way.loses_answers = False
+
+        world.nursery.start_soon(heal)
+        stream = await call(world)
+        await stream.send_all(memoryview(b"still"))
+        assert await receive_exactly(stream, 5) == b"still"
+
+
 async def test_who_remembers_too_many_calls_takes_no_first_bytes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,7 +267,7 @@ class SessionServer:
         )
         try:
             offer = await stack.enter_async_context(joined)
-            if early is not None and not self._remember_call(visit):
+            if early is not None and early.data and not self._remember_call(visit):
                 early = None
             if early is not None:
                 offer.take()
