@@ -11,7 +11,9 @@ through the tunnel, wrapped::
     Channel.encode, feed, read        ◄─────►    Channel.encode, feed, read
 
 With early data (:mod:`phantom_tun.tunnel.early`) the callee's channel can be read and written at
-once: what it writes until its end of TLS is complete goes into early records.
+once: what it writes until its end of TLS is complete goes into early records. The caller's end
+completes TLS, which takes a millisecond, only when it has something to say or TLS comes: what is in
+the records the ticket has proved already.
 
 All methods work on regions of the caller's memory that have ``SLACK`` bytes behind them. TLS is fed
 and emptied record by record, so an idle connection keeps little memory inside the TLS library.
@@ -22,7 +24,7 @@ Cost with 64 KiB frames, measured by ``scripts/bench_session``: see docs/spec/se
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from phantom_tun.crypto.certificates import check_peer
@@ -69,15 +71,21 @@ class CallerHandshake:
         the certificate in its record. :meth:`Channel.flush` then has our second flight. ``early``:
         what comes before TLS, if the callee has taken our early data.
 
-        :raises CryptoError: it doesn't complete, or with another certificate.
+        :raises CryptoError: it doesn't complete, or with another certificate. With ``early`` the
+            channel's methods raise that.
         """
+        channel = Channel(self._tls, self._incoming, self._outgoing, wrap, None)
+        if early is None:
+            self._complete(flight, callee_certificate)
+        else:
+            channel.expect_early(early, lambda: self._complete(flight, callee_certificate))
+        return channel
+
+    def _complete(self, flight: bytes, callee_certificate: bytes) -> None:
         self._incoming.write(flight)
         if not _shake(self._tls):
             raise CryptoError("the callee's TLS flight is incomplete")
         check_peer(self._tls, callee_certificate)
-        channel = Channel(self._tls, self._incoming, self._outgoing, wrap, None)
-        channel.expect_early(early)
-        return channel
 
 
 class CalleeHandshake:
@@ -119,6 +127,7 @@ class Channel:
     """Frames in, wrapped TLS bytes out, and back."""
 
     __slots__ = (
+        "_complete",
         "_early_in",
         "_early_out",
         "_expected",
@@ -145,6 +154,8 @@ class Channel:
         self._wrap = wrap.outgoing.process
         self._unwrap = wrap.incoming.process
         self._expected = expected_peer
+        self._complete: Callable[[], None] | None = None
+        """What is left of the handshake, until it is needed."""
         self._early_in: EarlyOpener | None = None
         self._early_out: EarlySealer | None = None
         self._plain = b""
@@ -152,9 +163,10 @@ class Channel:
         self.is_closed = False
         """The peer has sent close_notify."""
 
-    def expect_early(self, opener: EarlyOpener | None) -> None:
-        """The caller's, before anything was fed: early records come before TLS."""
-        self._early_in = opener
+    def expect_early(self, opener: EarlyOpener, complete: Callable[[], None]) -> None:
+        """The caller's, before anything was fed: early records come before TLS, which ``complete``
+        makes stand at this end."""
+        self._early_in, self._complete = opener, complete
 
     def begin_early(self, sealer: EarlySealer, data: bytes) -> None:
         """The callee's, before anything else: ``data`` is what the caller sent already."""
@@ -178,6 +190,7 @@ class Channel:
     def encode(self, view: memoryview, start: int, kind: FrameKind, data: memoryview) -> int:
         """Write one frame, ready for the tunnel, to ``view[start:]``; returns its end. ``data`` may
         not overlap ``view``."""
+        self._use_tls()
         # Beside the longest frame there is no room for another record: it may still go early.
         head = self._end_early(view, start) if len(data) <= RECORD else start
         first = min(len(data), RECORD - FRAME_HEADER_LEN)
@@ -205,12 +218,14 @@ class Channel:
 
     def flush(self, view: memoryview, start: int) -> int:
         """Write what TLS itself has to say to ``view[start:]``; returns the end."""
+        self._use_tls()
         end = self._collect(view, self._end_early(view, start))
         self._wrap(view, start, end)
         return end
 
     def encode_close(self, view: memoryview, start: int) -> int:
         """Write close_notify to ``view[start:]``; returns the end. Nothing can follow it."""
+        self._use_tls()
         try:
             self._tls.unwrap()
         except ssl.SSLWantReadError:
@@ -238,6 +253,11 @@ class Channel:
         last, self._early_out = self._early_out.end(), None
         return _put(view, start, last)
 
+    def _use_tls(self) -> None:
+        if self._complete is not None:
+            complete, self._complete = self._complete, None
+            complete()
+
     # --- in -------------------------------------------------------------------------------------
 
     def feed(self, view: memoryview, start: int, end: int) -> None:
@@ -251,6 +271,7 @@ class Channel:
         self._plain += early.feed(view[start:end])
         if early.is_over:
             self._early_in = None
+            self._use_tls()
             self._incoming.write(early.take_rest())
 
     def read(self, view: memoryview, start: int, limit: int) -> int:

@@ -211,6 +211,19 @@ def test_tls_without_the_last_early_record_is_refused() -> None:
         caller.receive(callee.frame(DATA, bytes(16_000)))
 
 
+def test_a_callee_with_another_certificate_is_heard_no_further() -> None:
+    """What it said early, the ticket proves."""
+    mine, theirs = handshakes()
+    opener = EarlyOpener(TICKET, REQUEST, ANSWER)
+    wrap = caller_wrap(REQUEST, ANSWER)
+    caller = End(mine.finish(theirs.flight, CALLER.hash, wrap, opener))
+    sealer = EarlySealer(TICKET, REQUEST, ANSWER)
+    callee = End(theirs.open_early(CALLER.hash, callee_wrap(REQUEST, ANSWER), sealer, b""))
+    assert caller.receive(callee.frame(DATA, b"early")) == [(DATA, b"early")]
+    with pytest.raises(CryptoError, match="certificate"):
+        caller.frame(DATA, b"secret")
+
+
 def test_a_caller_with_another_certificate_is_not_established() -> None:
     mine, theirs = handshakes()
     caller = End(mine.finish(theirs.flight, CALLEE.hash, caller_wrap(REQUEST, ANSWER)))

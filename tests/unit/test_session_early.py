@@ -28,7 +28,7 @@ from trio.testing import MockClock
 
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.endpoints import Endpoint
-from phantom_tun.errors import Filtered, NoAnswer, Refused, StreamReset
+from phantom_tun.errors import CryptoError, Filtered, NoAnswer, Refused, StreamReset
 from phantom_tun.net.sessions.secure_tunnel import ANSWER_WAIT, CLOSE_WITHIN, EARLY_FLIGHT_WAIT
 from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN
 from phantom_tun.net.sessions.stream import SessionStream
@@ -619,6 +619,23 @@ async def test_an_answer_that_took_what_was_not_sent_is_refused(
         )
         with pytest.raises(Exception, match=r"works|answered|exposed"):
             await world.connect()
+
+
+async def test_a_callee_whose_tls_is_wrong_is_heard_until_that_is_due(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_tls: object, _expected: bytes) -> None:
+        raise CryptoError("another certificate")
+
+    async with running_world() as world:
+        await meet(world)
+        stream = await call(world, b"first")
+        monkeypatch.setattr("phantom_tun.tunnel.channel.check_peer", refuse)
+        assert await receive_exactly(stream, 5) == b"first"
+        began = trio.current_time()
+        with pytest.raises(StreamReset):
+            await stream.receive()
+        assert trio.current_time() - began <= EARLY_FLIGHT_WAIT
 
 
 async def test_a_second_ticket_breaks_the_session(autojump_clock: MockClock) -> None:

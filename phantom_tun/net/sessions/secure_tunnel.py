@@ -117,9 +117,12 @@ class SecureTunnel:
 
     async def _send_flight(self, wait: float) -> None:
         await trio.sleep(wait)
-        with suppress(StreamReset):
+        try:
             if self._holds_flight:
                 await self._write(self._channel.flush)
+        except StreamReset:
+            if self._is_torn and not self.is_ending:
+                self._tunnel.reset()  # whoever waits for bytes is told so
 
     def hold_answer(self) -> None:
         """Send what the tunnel owes together with the first bytes, or alone if there are none
