@@ -24,9 +24,10 @@ from phantom_tun.lab.plan import plan_lab
 HOPS = (0, 1, 2, 3, 4, 6, 8)
 HOPS_REPETITIONS = 2
 TUNNELS = (1, 50, 100, 250, 500)
-FLOWS = 3000
-"""Connections of one service; only their memory is looked at."""
-OTHER_CALLERS = 2
+FLOWS, FLOWS_CALLERS, FLOWS_RELAYS = 3000, 3, 26
+"""Connections of one service, which limits what one caller may have; only their memory is looked
+at. Among few relays the same two would stand side by side in several paths, and there is a limit to
+the links between two nodes."""
 NODES = (12, 17, 32, 64)
 USUAL_HOPS, USUAL_RELAYS = 3, 10
 RELAYS_OF_HOPS_LAB = 14
@@ -77,14 +78,40 @@ def hops(place: Place, how: Settings, result: GrowthResult) -> None:
 
 
 def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
-    """More and more idle connections between one client and one service; in the end others come
-    to the same service, since it limits what one caller may have."""
+    """More and more idle connections between one client and one service; then very many of several
+    clients to one service, in a network of their own."""
+    with noting(result, "idle connections", place.say), inner_place(place, "idle") as inner:
+        (running,) = callers(inner, 1, USUAL_RELAYS)
+        # Buffers that any transfer leaves behind are no part of a tunnel.
+        measure(result, 0, running, how, place.say)
+        empty = memory_mib(running)
+        result.at(0).add(empty)
+        held = 0
+        for count in TUNNELS:
+            opened = hold(inner, [running], count - held)
+            held = count
+            full = memory_mib(running)
+            found = {**full, **per_tunnel_kib(empty, full, count, running), "opened": opened}
+            result.at(count).add(found)
+            place.say(f"   {count} connections: {shown(found)}")
+            measure(result, count, running, how, place.say)
+    with noting(result, f"{FLOWS} connections", place.say), inner_place(place, "flows") as inner:
+        subjects = callers(inner, FLOWS_CALLERS, FLOWS_RELAYS)
+        opened = hold(inner, subjects, FLOWS // FLOWS_CALLERS)
+        # The client's side has but a part of them.
+        found = {"memory_service": memory_mib(subjects[0])["memory_service"], "opened": opened}
+        result.at(FLOWS).add(found)
+        place.say(f"   {FLOWS} connections: {shown(found)}")
+
+
+def callers(place: Place, count: int, relays: int) -> list[Running]:
+    """So many clients of one service, in a network with so many relays."""
     plan = plan_lab(
         name=place.name,
-        nodes=2 + OTHER_CALLERS + USUAL_RELAYS,
+        nodes=1 + count + relays,
         exit_hops=USUAL_HOPS,
         entry_hops=USUAL_HOPS,
-        relay_only=USUAL_RELAYS,
+        relay_only=relays,
         settings=("limits.links=18000", "limits.relayed_tunnels=18000"),
     )
     service, *clients = (node.name for node in plan.nodes if not node.relay_only)
@@ -101,43 +128,23 @@ def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
         )
         for client in clients
     ]
-    running = subjects[0]
     for subject in subjects:
         measuring.reach(subject)
-    # Buffers that any transfer leaves behind are no part of a tunnel.
-    measure(result, 0, running, how, place.say)
-    empty = memory_mib(running)
-    result.at(0).add(empty)
-    held = 0
-    for count in TUNNELS:
-        opened = hold(place, {count - held: [running]})
-        held = count
-        full = memory_mib(running)
-        found = {**full, **per_tunnel_kib(empty, full, count, running), "opened": opened}
-        result.at(count).add(found)
-        place.say(f"   {count} connections: {shown(found)}")
-        measure(result, count, running, how, place.say)
-    each = FLOWS // len(subjects)
-    opened = hold(place, {each - held: subjects[:1], each: subjects[1:]})
-    # The client's side has but a part of them.
-    found = {"memory_service": memory_mib(running)["memory_service"], "opened": opened}
-    result.at(FLOWS).add(found)
-    place.say(f"   {FLOWS} connections: {shown(found)}")
+    return subjects
 
 
-def hold(place: Place, wanted: Mapping[int, Sequence[Running]]) -> float:
-    """Open so many connections from each of these; returns how many per second.
+def hold(place: Place, subjects: Sequence[Running], count: int) -> float:
+    """Open ``count`` connections from each of these; returns how many per second.
 
     :raises LoadFailed: they couldn't be had.
     """
     began = time.monotonic()
     clients = [
-        (place.undo.enter_context(LoadClient(each, Job("hold", each.target, 0, count))), count)
-        for count, subjects in wanted.items()
+        place.undo.enter_context(LoadClient(each, Job("hold", each.target, 0, count)))
         for each in subjects
     ]
-    total = sum(count for _, count in clients)
-    for client, _ in clients:
+    total = count * len(clients)
+    for client in clients:
         client.wait_ready(OPEN_SECONDS + total / OPENINGS_PER_SECOND)
     return total / (time.monotonic() - began)
 
@@ -145,10 +152,7 @@ def hold(place: Place, wanted: Mapping[int, Sequence[Running]]) -> float:
 def nodes(place: Place, how: Settings, result: GrowthResult) -> None:
     """Labs in which every node has an address, each with paths of its own."""
     for count in NODES:
-        with noting(result, f"{count} nodes", place.say), ExitStack() as undo:
-            directory = place.directory / str(count)
-            directory.mkdir()
-            inner = Place(f"{place.name}-{count}", directory, place.condition, undo, place.say)
+        with noting(result, f"{count} nodes", place.say), inner_place(place, str(count)) as inner:
             running = ours.PhantomTun(count, USUAL_HOPS, all_own=True).start(inner)
             found = {"start": measuring.reach(running), **memory_mib(running)}
             result.at(count).add(found)
@@ -156,6 +160,15 @@ def nodes(place: Place, how: Settings, result: GrowthResult) -> None:
             measure(result, count, running, how, place.say)
             for _ in range(PATH_BUILDS):
                 result.at(count).add(path_build(inner, count))
+
+
+@contextmanager
+def inner_place(place: Place, name: str) -> Iterator[Place]:
+    """A network that is gone before the next one comes."""
+    directory = place.directory / name
+    directory.mkdir()
+    with ExitStack() as undo:
+        yield Place(f"{place.name}-{name}", directory, place.condition, undo, place.say)
 
 
 GROWTHS: Mapping[str, Growth] = {
