@@ -119,9 +119,12 @@ async def test_whatever_is_changed_on_the_way_nobody_is_told_anything_wrong(auto
         assert await attempt(caller, callee, 40_000) == "whole"
         meddler = network.medium.on_transfer = Meddler(how, 0.03, set())
         outcomes = Counter()
-        for number in range(12):
+        # A connection takes few messages, and not everything that is done to one of them harms it.
+        for number in range(120):
             outcomes[await attempt(caller, callee, 41_000 + number)] += 1
             await trio.sleep(5)
+            if number >= 12 and outcomes["failed"]:
+                break
         network.check_untroubled()
         assert {"bulk", "call"} <= meddler.done.keys()
         assert outcomes["failed"]
