@@ -43,7 +43,7 @@ def certificate_hash(der: bytes) -> CertHash:
 
 def to_pem(certificate: Certificate) -> bytes:
     """Certificate and private key as one PEM text, for a key file: one file can't come apart."""
-    key = base64.encodebytes(certificate.key_der).replace(b"\n", b"")
+    key = base64.b64encode(certificate.key_der)
     lines = [key[start : start + _PEM_LINE] for start in range(0, len(key), _PEM_LINE)]
     return b"\n".join(
         [

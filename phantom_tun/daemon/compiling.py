@@ -13,7 +13,6 @@ from phantom_tun.daemon.lean import import_decoder_alone, import_logs_alone
 from phantom_tun.packet.layers import load_layers
 
 ENTRIES = (
-    "runpy",
     "cli.running",
     "daemon.start",
     "daemon.worker_process",
@@ -30,9 +29,9 @@ def main() -> int:
     """Returns the exit code."""
     import_decoder_alone()
     import_logs_alone()
-    for name in ENTRIES[1:]:
+    for name in ENTRIES:
         import_module(f"phantom_tun.{name}")
-    import_module(ENTRIES[0])
+    import_module("runpy")  # what ``python -m`` begins with
     load_layers()
     # And what they import later.
     own = Path(phantom_tun.__file__).parent

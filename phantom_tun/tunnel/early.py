@@ -25,7 +25,7 @@ MAX_RECORD = 16_384
 
 def lock_early(ticket: Ticket, secret: bytes, nonce: bytes, data: bytes) -> bytes:
     """The early data of a request with this stream secret and nonce; 16 bytes longer."""
-    return lock(hkdf(secret + ticket.secret, "early data", nonce), data)
+    return lock(_data_key(ticket, secret, nonce), data)
 
 
 def unlock_early(ticket: Ticket, request: Request) -> bytes:
@@ -33,7 +33,11 @@ def unlock_early(ticket: Ticket, request: Request) -> bytes:
 
     :raises CryptoError: altered, or by somebody without the ticket's secret.
     """
-    return unlock(hkdf(request.secret + ticket.secret, "early data", request.nonce), request.early)
+    return unlock(_data_key(ticket, request.secret, request.nonce), request.early)
+
+
+def _data_key(ticket: Ticket, secret: bytes, nonce: bytes) -> bytes:
+    return hkdf(secret + ticket.secret, "early data", nonce)
 
 
 def _record_key(ticket: Ticket, request: Request, answer: Answer) -> RecordKey:

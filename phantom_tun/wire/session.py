@@ -134,7 +134,7 @@ class Request:
 
         :raises WireError: the certificate, the ClientHello or the early data are too long.
         """
-        _check_lengths(self.certificate, self.client_hello, self.early)
+        _check_lengths(len(self.certificate), len(self.client_hello), len(self.early))
         head = _REQUEST.pack(
             VERSION,
             self.protocol,
@@ -194,16 +194,11 @@ class Request:
             raise WireError("early data doesn't go with the ticket")
         if ticket != NO_TICKET and (protocol != Protocol.TCP or ephemeral):
             raise WireError("a ticket doesn't go with this kind of request")
+        _check_lengths(certificate_len, hello_len, early_len)
         hello_at = _REQUEST.size + certificate_len
         early_at = hello_at + hello_len
         end = early_at + early_len
-        certificate, hello, early = (
-            data[_REQUEST.size : hello_at],
-            data[hello_at:early_at],
-            data[early_at:end],
-        )
-        _check_lengths(certificate, hello, early)
-        if end > REQUEST_BODY_LEN or any(data[end:]):
+        if any(data[end:]):
             raise WireError("lengths and padding of a request don't fit")
         claimed = ipaddress.IPv4Address(source_ap4)
         return cls(
@@ -211,8 +206,8 @@ class Request:
             destination=_unmapped(destination),
             port=port,
             caller=PublicKey(caller),
-            certificate=certificate,
-            client_hello=hello,
+            certificate=data[_REQUEST.size : hello_at],
+            client_hello=data[hello_at:early_at],
             time=time,
             nonce=nonce,
             secret=secret,
@@ -222,7 +217,7 @@ class Request:
             source_port=source_port,
             ephemeral=bool(ephemeral),
             ticket=ticket,
-            early=early,
+            early=data[early_at:end],
         )
 
 
@@ -353,12 +348,9 @@ def parse_frame_header(header: bytes | memoryview) -> tuple[FrameKind, int]:
     return kind, length
 
 
-def _check_lengths(certificate: bytes, hello: bytes, early: bytes) -> None:
-    if (
-        len(certificate) > MAX_CERTIFICATE
-        or len(hello) > MAX_CLIENT_HELLO
-        or len(early) > MAX_EARLY + _TAG_LEN
-    ):
+def _check_lengths(certificate: int, hello: int, early: int) -> None:
+    """All three together fit then, too."""
+    if certificate > MAX_CERTIFICATE or hello > MAX_CLIENT_HELLO or early > MAX_EARLY + _TAG_LEN:
         raise WireError("certificate, ClientHello or early data are too long for a request")
 
 

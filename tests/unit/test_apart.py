@@ -1,12 +1,11 @@
 """Work in a process that ends."""
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from fresh_python import printed_by
 
 from phantom_tun import apart as module
 from phantom_tun.apart import apart
@@ -23,10 +22,7 @@ def test_what_a_child_found_comes_back_and_its_imports_do_not() -> None:
         "    return b'x' * 200_000\n"
         "print(len(apart('fractions', work)), 'fractions' in sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "200000 False\n"
+    assert printed_by(program) == "200000 False\n"
 
 
 def whose() -> bytes:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import structlog
 from free_ports import free_ports
+from fresh_python import ENVIRONMENT, printed_by
 
-import phantom_tun
 from phantom_tun.config import LogConfig, NodeConfig
 from phantom_tun.daemon import account, listeners, logs, privileges, start, underlay
 from phantom_tun.daemon.account import Account, resolve_account, resolve_group
@@ -27,7 +27,6 @@ from phantom_tun.daemon.lock import StateLock, is_locked
 from phantom_tun.daemon.notify import READY, notify, status
 from phantom_tun.errors import ConfigError, UsageError
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(phantom_tun.__file__).parents[1])}
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
 
@@ -426,10 +425,7 @@ def test_a_daemon_imports_only_what_a_node_that_relays_needs() -> None:
         "        'crypto.x509')\n"
         "print([name for name in ours if f'phantom_tun.{name}' in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n[]\n"
+    assert printed_by(program) == "[]\n[]\n"
 
 
 def test_garbage_is_hardly_looked_for_until_everything_is_imported() -> None:
@@ -445,7 +441,4 @@ def test_garbage_is_hardly_looked_for_until_everything_is_imported() -> None:
         "sys.argv = ['phantom-tun', 'run']\n"
         "command.main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "True\nTrue True\n"
+    assert printed_by(program) == "True\nTrue True\n"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from fresh_python import printed_by
 
 from phantom_tun.clock import DAY
 from phantom_tun.crypto.certificates import link_server_context, to_pem
@@ -181,7 +180,4 @@ def test_a_node_does_not_keep_what_looks_into_certificates(tmp_path: Path) -> No
         "print(made.certificate == known.certificate, 'cryptography.x509' in sys.modules)\n"
     )
     tmp_path.chmod(0o700)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "True False\n"
+    assert printed_by(program) == "True False\n"

@@ -455,17 +455,23 @@ async def test_a_program_that_goes_while_its_first_bytes_are_sent_leaves_nothing
         assert world.alice.service.sessions() == []
 
 
-async def test_a_new_identity_under_an_old_name_has_no_tickets(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They would tell the callee who it was before."""
-    requests = []
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """All that are made, before they are sealed."""
+    made: list[Request] = []
 
     def watched(request: Request, *rest) -> bytes:
-        requests.append(request)
+        made.append(request)
         return seal_request(request, *rest)
 
     monkeypatch.setattr("phantom_tun.net.sessions.opening.seal_request", watched)
+    return made
+
+
+async def test_a_new_identity_under_an_old_name_has_no_tickets(
+    autojump_clock: MockClock, requests: list[Request]
+) -> None:
+    """They would tell the callee who it was before."""
     async with running_world() as world:
         await meet(world)
         assert is_steady(world)
@@ -479,15 +485,8 @@ async def test_a_new_identity_under_an_old_name_has_no_tickets(
 
 
 async def test_an_address_that_went_to_somebody_else_gets_no_ticket_of_the_old_owner(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, requests: list[Request]
 ) -> None:
-    requests = []
-
-    def watched(request: Request, *rest) -> bytes:
-        requests.append(request)
-        return seal_request(request, *rest)
-
-    monkeypatch.setattr("phantom_tun.net.sessions.opening.seal_request", watched)
     async with running_world() as world:
         await meet(world)
         world.way.is_silent = True

@@ -9,7 +9,6 @@ can be used again: an application's reset costs no link.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import trio
 
@@ -27,12 +26,12 @@ FLIGHT_WAIT = 0.002
 """Seconds that the caller's last TLS flight waits for the application's first bytes: they save it a
 message of its own at every hop. A service that speaks first is heard so much later."""
 
+EARLY_FLIGHT_WAIT = 0.05
+"""The same if the callee took early data: it doesn't wait for our flight."""
+
 ANSWER_WAIT = 0.002
 """Seconds that the callee's answer waits for the service's first bytes, if the service has the
 caller's already."""
-
-EARLY_FLIGHT_WAIT = 0.05
-"""The same if the callee took early data: it doesn't wait for our flight."""
 
 CLOSE_WITHIN = 5.0
 """Seconds for the peer to do the same."""
@@ -113,28 +112,22 @@ class SecureTunnel:
     def hold_flight(self, wait: float = FLIGHT_WAIT) -> None:
         """Send what completes the TLS handshake, the caller's first act, together with the first
         bytes, or alone if there are none within ``wait`` seconds."""
-        self._holds_flight = self._spawn(lambda: self._send_flight(wait))
-
-    async def _send_flight(self, wait: float) -> None:
-        await trio.sleep(wait)
-        try:
-            if self._holds_flight:
-                await self._write(self._channel.flush)
-        except StreamReset:
-            if self._is_torn and not self.is_ending:
-                self._tunnel.reset()  # whoever waits for bytes is told so
+        self._holds_flight = self._spawn(lambda: self._send_held(wait))
 
     def hold_answer(self) -> None:
         """Send what the tunnel owes together with the first bytes, or alone if there are none
         within ``ANSWER_WAIT``."""
-        if not self._spawn(self._send_owed):
+        if not self._spawn(lambda: self._send_held(ANSWER_WAIT)):
             self._is_torn = True
 
-    async def _send_owed(self) -> None:
-        await trio.sleep(ANSWER_WAIT)
-        with suppress(StreamReset):
-            if self._tunnel.owed:
-                await self._write(_nothing_more)
+    async def _send_held(self, wait: float) -> None:
+        await trio.sleep(wait)
+        try:
+            if self._holds_flight or self._tunnel.owed:
+                await self._write(self._channel.flush)
+        except StreamReset:
+            if self._is_torn and not self.is_ending:
+                self._tunnel.reset()  # whoever waits for bytes is told so
 
     async def wait_established(self, within: float) -> None:
         """Wait for what completes the TLS handshake; the callee's first act.
@@ -180,8 +173,7 @@ class SecureTunnel:
                 lambda view, start: encode(view, self._encode_ticket(view, start), kind, data)
             )
             return
-        channel, owes = self._channel, self._tunnel.owed
-        if owes or self._holds_flight or self._ticket is not None or channel.is_past_early:
+        if self._has_waiting():
             await self._write(self._encode_ahead)  # there's no room for both
         await self._write(lambda view, start: encode(view, start, kind, data))
 
@@ -201,13 +193,18 @@ class SecureTunnel:
         if self.sent_end:
             return
         self.sent_end = True
-        await _acquire(self._send_lock)
-        try:
-            self._check()
-            await self._write_locked(self._encode_last(FrameKind.END), fin=True)
-            self._said_all = True
-        finally:
-            self._send_lock.release()
+        await self._write(self._encode_last(FrameKind.END), fin=True)
+        self._said_all = True
+
+    def _has_waiting(self) -> bool:
+        """Whether something waits to go with what is sent next."""
+        channel = self._channel
+        return (
+            self._holds_flight
+            or self._ticket is not None
+            or channel.is_past_early
+            or bool(self._tunnel.owed)
+        )
 
     def _encode_ahead(self, view: memoryview, start: int) -> int:
         """What waited for something to go with."""
@@ -235,11 +232,11 @@ class SecureTunnel:
 
         return encode
 
-    async def _write(self, encode: Encode) -> None:
+    async def _write(self, encode: Encode, *, fin: bool = False) -> None:
         await _acquire(self._send_lock)
         try:
             self._check()
-            await self._write_locked(encode)
+            await self._write_locked(encode, fin=fin)
         finally:
             self._send_lock.release()
 
@@ -417,10 +414,6 @@ async def _drain(tunnel: Tunnel) -> None:
         buffer = await tunnel.receive_pooled()
         is_over = not buffer.segments
         POOL.give_back(buffer)
-
-
-def _nothing_more(_view: memoryview, start: int) -> int:
-    return start
 
 
 async def _acquire(lock: trio.Lock) -> None:
