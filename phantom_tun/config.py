@@ -130,6 +130,13 @@ class InterfaceConfig(_Section, frozen=True):
             "less than two minutes ago: saves a round trip; if it is gone, they see a reset."
         ),
     ] = True
+    keep_sessions: Annotated[
+        bool,
+        Meta(
+            description="Let connections to one node that follow each other within seconds share "
+            "a tunnel: faster; nodes on the way can tell that they belong together."
+        ),
+    ] = True
     ephemeral_callers: Annotated[
         tuple[_Name, ...],
         Meta(

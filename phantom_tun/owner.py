@@ -61,6 +61,7 @@ class Owner:
                 nat6=_last_part6(network.ap6),
                 answer_echo=settings.answer_echo,
                 early=settings.connect_early,
+                keep=settings.keep_sessions,
                 ephemeral=frozenset(settings.ephemeral_callers),
             ),
             clock=clock,

@@ -42,6 +42,8 @@ class Lane:
     """The tunnel breaks after this many bytes."""
     end_at: int | None = None
     """A FIN arrives after this many bytes, and nothing else."""
+    is_lossy: bool = False
+    """Nothing arrives any more."""
     carried: int = 0
     writes: int = 0
     most_waiting: int = 0
@@ -62,7 +64,7 @@ class Lane:
         self._append(data)
 
     def _append(self, data: bytes) -> None:
-        if self.fin or self.broken:
+        if self.fin or self.broken or self.is_lossy:
             return
         if self.flip_at is not None and 0 <= self.flip_at - self.carried < len(data):
             altered = bytearray(data)
@@ -210,7 +212,7 @@ class Exchange:
     callee_tunnel: FakeTunnel | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class FakeWayOut:
     """One exit path; implements :class:`~phantom_tun.net.sessions.ports.WayOut`."""
 
@@ -218,6 +220,8 @@ class FakeWayOut:
     number: int
     is_dead: bool = False
     """What goes in is lost, and it brings nothing."""
+    ended: bool = False
+    """It takes no new connections."""
 
     def heard_since(self, moment: float) -> bool:
         """See :class:`~phantom_tun.net.sessions.ports.WayOut`."""

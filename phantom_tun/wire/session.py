@@ -8,6 +8,7 @@ bytes   field
 1       version
 1       protocol: 6 TCP, 17 UDP, 1 ECHO
 1       ephemeral: 1 if the caller's key was made for this connection, else 0
+1       keep: 1 if the session may serve further connections, else 0
 4       epoch
 16      session id
 8       time in seconds, a multiple of ``TIME_STEP``
@@ -25,6 +26,10 @@ bytes   field
 callee random (32) ‖ flight length u16 ‖ TLS flight ‖ zero bytes.
 
 *Frames* inside TLS: kind u8 ‖ length u24 ‖ payload.
+
+*Opening*, ``OPENING_LEN`` bytes, asks for a further connection within a session: session id (16) ‖
+time u64 ‖ destination (16) ‖ port u16 ‖ source port u16 ‖ length u16 of the first bytes ‖
+first bytes ‖ zero bytes.
 """
 
 from __future__ import annotations
@@ -63,13 +68,17 @@ TICKET_SECRET_LEN = 32
 TICKET_LEN = TICKET_ID_LEN + TICKET_SECRET_LEN
 NO_TICKET = bytes(TICKET_ID_LEN)
 
-_REQUEST = struct.Struct(">BBBI16sQ32s32s16sH4sH32s16sHHH")
+_REQUEST = struct.Struct(">BBBBI16sQ32s32s16sH4sH32s16sHHH")
 MAX_CLIENT_HELLO = REQUEST_BODY_LEN - _REQUEST.size - MAX_CERTIFICATE - MAX_EARLY - _TAG_LEN
 """Room for the ClientHello beside the longest of everything else; OpenSSL 3.5 with ML-KEM needs
 1,500."""
 
 _ANSWER = struct.Struct(">BBB32sH")
 MAX_FLIGHT = ANSWER_BODY_LEN - _ANSWER.size
+
+_OPENING = struct.Struct(">16sQ16sHHH")
+OPENING_LEN = _OPENING.size + MAX_EARLY
+"""As long whatever it says and takes along."""
 
 _NO_AP4 = ipaddress.IPv4Address(0)
 
@@ -124,6 +133,8 @@ class Request:
     """As :attr:`port`."""
     ephemeral: bool = False
     """The key was made for this connection: nobody can be reached under it."""
+    keep: bool = False
+    """After this connection the session is to be kept for further ones."""
     ticket: bytes = NO_TICKET
     """Number of a ticket that the callee handed out in an earlier session."""
     early: bytes = field(default=b"", repr=False)
@@ -139,6 +150,7 @@ class Request:
             VERSION,
             self.protocol,
             self.ephemeral,
+            self.keep,
             self.epoch,
             self.session_id,
             self.time,
@@ -169,6 +181,7 @@ class Request:
             version,
             protocol,
             ephemeral,
+            keep,
             epoch,
             session_id,
             time,
@@ -186,14 +199,16 @@ class Request:
         ) = _REQUEST.unpack_from(data)
         if version != VERSION:
             raise WireError("unknown version of a request")
-        if protocol not in Protocol.__members__.values() or ephemeral > 1 or time % TIME_STEP:
+        if protocol not in Protocol.__members__.values() or max(ephemeral, keep) > 1:
             raise WireError("a request field has no valid value")
+        if time % TIME_STEP:
+            raise WireError("the time of a request isn't rounded")
         if {port == 0, source_port == 0} != {protocol == Protocol.ECHO}:
             raise WireError("a port doesn't go with the protocol")
         if (ticket == NO_TICKET) != (early_len == 0) or 0 < early_len < _TAG_LEN:
             raise WireError("early data doesn't go with the ticket")
-        if ticket != NO_TICKET and (protocol != Protocol.TCP or ephemeral):
-            raise WireError("a ticket doesn't go with this kind of request")
+        if (ticket != NO_TICKET or keep) and (protocol != Protocol.TCP or ephemeral):
+            raise WireError("a ticket or a kept session doesn't go with this kind of request")
         _check_lengths(certificate_len, hello_len, early_len)
         hello_at = _REQUEST.size + certificate_len
         early_at = hello_at + hello_len
@@ -216,6 +231,7 @@ class Request:
             source_ap4=None if claimed == _NO_AP4 else claimed,
             source_port=source_port,
             ephemeral=bool(ephemeral),
+            keep=bool(keep),
             ticket=ticket,
             early=data[early_at:end],
         )
@@ -292,6 +308,61 @@ class Ticket:
         return cls(data[:TICKET_ID_LEN], data[TICKET_ID_LEN:])
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A caller's wish for a further connection within a session that stands; always TCP."""
+
+    session_id: bytes
+    """16 bytes: of this connection, not of the one that the session began with."""
+    time: int
+    """As :attr:`Request.time`."""
+    destination: ApAddress
+    port: int
+    source_port: int
+    first: bytes = field(default=b"", repr=False)
+    """First bytes of the stream, at most ``MAX_EARLY``, perhaps none."""
+
+    def pack(self) -> bytes:
+        """Always ``OPENING_LEN`` bytes.
+
+        :raises WireError: the first bytes are too long.
+        """
+        if len(self.first) > MAX_EARLY:
+            raise WireError("first bytes are too long for an opening")
+        head = _OPENING.pack(
+            self.session_id,
+            self.time,
+            _mapped(self.destination),
+            self.port,
+            self.source_port,
+            len(self.first),
+        )
+        return (head + self.first).ljust(OPENING_LEN, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Opening:
+        """Undo :meth:`pack`.
+
+        :raises WireError: not the one encoding of a valid opening.
+        """
+        if len(data) != OPENING_LEN:
+            raise WireError("an opening has a fixed length")
+        session_id, time, destination, port, source_port, length = _OPENING.unpack_from(data)
+        end = _OPENING.size + length
+        if length > MAX_EARLY or any(data[end:]):
+            raise WireError("length and padding of an opening don't fit")
+        if time % TIME_STEP or not (port and source_port):
+            raise WireError("an opening field has no valid value")
+        return cls(
+            session_id,
+            time,
+            _unmapped(destination),
+            port,
+            source_port,
+            data[_OPENING.size : end],
+        )
+
+
 # --- frames inside TLS ---------------------------------------------------------------------------
 
 FRAME_HEADER_LEN = 4
@@ -317,6 +388,10 @@ class FrameKind(IntEnum):
     """One whole UDP datagram or echo message, possibly empty."""
     TICKET = 5
     """From the callee: a :class:`Ticket`."""
+    OPEN = 6
+    """From the caller, in a kept session when a connection has ended: an :class:`Opening`."""
+    OPENED = 7
+    """From the callee, after OPEN: an :class:`Outcome`, one byte."""
 
 
 _LONGEST = {
@@ -325,7 +400,19 @@ _LONGEST = {
     FrameKind.RESET: 0,
     FrameKind.DATAGRAM: MAX_DATAGRAM,
     FrameKind.TICKET: TICKET_LEN,
+    FrameKind.OPEN: OPENING_LEN,
+    FrameKind.OPENED: 1,
 }
+
+
+def parse_outcome(payload: bytes | memoryview) -> Outcome:
+    """What an OPENED frame says.
+
+    :raises WireError: nothing known.
+    """
+    if len(payload) != 1 or payload[0] not in Outcome.__members__.values():
+        raise WireError("unknown outcome")
+    return Outcome(payload[0])
 
 
 def frame_header(kind: FrameKind, length: int) -> bytes:

@@ -143,11 +143,15 @@ def ends(port: int, over: int = 6) -> tuple[Endpoint, Endpoint]:
 
 @asynccontextmanager
 async def running_world(
-    *, answer_echo: bool = True, ephemeral: frozenset[str] = frozenset(), **limits: int
+    *,
+    answer_echo: bool = True,
+    keep: bool = False,
+    ephemeral: frozenset[str] = frozenset(),
+    **limits: int,
 ) -> AsyncIterator[World]:
     """Both services run; port 80 echoes a stream, UDP port 53 datagrams; both are exposed."""
     settings = SessionSettings(
-        nat4=NAT4, nat6=NAT6, answer_echo=answer_echo, ephemeral=ephemeral, **limits
+        nat4=NAT4, nat6=NAT6, answer_echo=answer_echo, keep=keep, ephemeral=ephemeral, **limits
     )
     async with trio.open_nursery() as nursery:
         world = World(nursery, settings)

@@ -29,11 +29,13 @@ from phantom_tun.errors import (
     PathUnavailable,
     PeerError,
     ProtocolViolation,
+    StreamReset,
     Unreachable,
     WorldError,
 )
 from phantom_tun.ids import ApAddress, PublicKey
 from phantom_tun.net.sessions.contexts import ContextCache
+from phantom_tun.net.sessions.kept import KEPT_FOR, Kept, KeptSessions
 from phantom_tun.net.sessions.ports import Connector, Directory, Identity, ResolvedAp
 from phantom_tun.net.sessions.race import Attempt, Race
 from phantom_tun.net.sessions.routes import Route, Suspects
@@ -58,6 +60,7 @@ from phantom_tun.wire.session import (
     SESSION_ID_LEN,
     Answer,
     FrameKind,
+    Opening,
     Outcome,
     Protocol,
     Request,
@@ -111,6 +114,8 @@ class _Call:
     """Of the callee that ``resolved`` names."""
     first: bytes
     """The application's first bytes, if it has spoken already."""
+    keep: bool
+    """More connections to this callee are expected."""
 
 
 class SessionOpener:
@@ -127,7 +132,9 @@ class SessionOpener:
         clock: Clock,
         rng: Rng,
         counts: Counter[str],
+        keeps: bool = True,
     ) -> None:
+        """``keeps``: whether sessions may serve several connections."""
         self._network_id = network.network_id
         self._directory = directory
         self._connector = connector
@@ -138,6 +145,8 @@ class SessionOpener:
         self._counts = counts
         self._suspects = Suspects(clock)
         self._tickets = HeldTickets(clock)
+        self._keeps = keeps
+        self._kept = KeptSessions(spawn)
         self._patience: defaultdict[str, Patience] = defaultdict(
             lambda: Patience(SOONEST_FALLBACK, FALLBACK_AFTER)
         )
@@ -178,6 +187,7 @@ class SessionOpener:
                     session_id=self._rng.randbytes(SESSION_ID_LEN),
                     ticket=self._ticket(role, callee) if is_tcp else None,
                     first=first,
+                    keep=is_tcp and self._expects_more(role, callee),
                 )
                 winner = (await self._race(call)).result()
                 if is_tcp:
@@ -196,6 +206,18 @@ class SessionOpener:
     def _ticket(self, role: _CallerRole, callee: PublicKey) -> Ticket | None:
         """With which a TCP connection can take its first bytes along."""
         return None if role.is_ephemeral else self._tickets.get(role.signing.public, callee)
+
+    def _expects_more(self, role: _CallerRole, callee: PublicKey) -> bool:
+        """Whether further TCP connections are likely: there was one a moment ago."""
+        return (
+            self._keeps
+            and not role.is_ephemeral
+            and self._tickets.called_within(KEPT_FOR, role.signing.public, callee)
+        )
+
+    def end_kept(self) -> None:
+        """End all sessions that wait for a further connection."""
+        self._kept.drop_all()
 
     async def _resolve(self, identity: str, address: ApAddress) -> ResolvedAp:
         """What is known, or what is new if nothing that is known seems to work."""
@@ -248,6 +270,7 @@ class SessionOpener:
 
     async def _start_attempts(self, call: _Call, race: Race) -> None:
         async with trio.open_nursery() as nursery:
+            await self._try_kept(call, race, nursery)
             await self._try_routes(call, race, nursery)
             for pause in LOOK_AFRESH_AFTER:
                 await self._wait_success_of_others(call, pause)
@@ -268,6 +291,38 @@ class SessionOpener:
                     replace(call, resolved=resolved, ticket=ticket), race, nursery
                 )
         race.decided.set()
+
+    async def _try_kept(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
+        """An attempt over a session that was kept, if there is one; returns when it has failed or
+        is slow."""
+        if call.protocol is not Protocol.TCP or call.role.is_ephemeral:
+            return
+        kept = self._kept.take((call.role.signing.public, call.resolved.public_key))
+        if kept is None:
+            return
+        attempt = Attempt(kept.route, is_extra=False, way=kept.way)
+        race.running.add(attempt)
+        scope = trio.CancelScope()
+        nursery.start_soon(self._attempt_kept, call, attempt, race, kept, scope)
+        await self._wait_failed(call.identity, attempt, 0)
+        self._kept.drop_like(kept)
+        attempt.doubts_way = True  # a tunnel has died, which speaks against no route
+        if not call.first:
+            # The callee may have connected to the service, and lets nobody else have it. With first
+            # bytes on their way there would be no other attempt.
+            scope.cancel()
+
+    async def _attempt_kept(
+        self, call: _Call, attempt: Attempt, race: Race, kept: Kept, scope: trio.CancelScope
+    ) -> None:
+        try:
+            with scope:
+                await self._go_on(call, kept, race)
+        except StreamReset:
+            self._counts["open_kept_failed"] += 1
+            attempt.failed.set()
+        finally:
+            race.running.discard(attempt)
 
     async def _try_routes(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
         """One attempt after the other; returns when the last one has failed or is slow."""
@@ -373,12 +428,59 @@ class SessionOpener:
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
         if call.protocol is Protocol.TCP and not call.role.is_ephemeral:
-            caller, callee = call.role.signing.public, call.resolved.public_key
-            secure.take_ticket(lambda ticket: self._tickets.keep(caller, callee, ticket))
+            self._expect_ticket(call, secure)
+        if call.keep:
+            parties = call.role.signing.public, call.resolved.public_key
+            kept = Kept(parties, secure, attempt.route, attempt.way, trio.current_time())
+            self._keep(kept)
         secure.took_first = answer.took_early
         self._counts["open_early"] += answer.took_early
         secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
         race.connected(secure)
+
+    async def _go_on(self, call: _Call, kept: Kept, race: Race) -> None:
+        """Make the connection within a session that was kept.
+
+        :raises StreamReset: the callee has ended it, or its tunnel has died.
+        """
+        opening = Opening(
+            call.session_id,
+            request_time(self._clock.now()),
+            call.target.address,
+            call.target.port,
+            call.role.source_port,
+            call.first,
+        )
+        secure = kept.secure
+        self._expect_ticket(call, secure)
+        self._keep(kept)
+        try:
+            outcome = await secure.open_next(opening)
+        except StreamReset:
+            secure.finish(None)
+            raise
+        except BaseException:
+            secure.finish(FrameKind.RESET)
+            raise
+        if outcome is Outcome.CONNECTED:
+            self._counts["open_kept"] += 1
+            race.connected(secure)
+        else:
+            self._kept.put(kept)
+            race.answered(outcome)
+
+    def _keep(self, kept: Kept) -> None:
+        """Put the session aside when its connection has ended."""
+
+        def put(idle: SecureTunnel) -> None:
+            kept.secure = idle
+            self._kept.put(kept)
+
+        kept.secure.keep(put)
+
+    def _expect_ticket(self, call: _Call, secure: SecureTunnel) -> None:
+        caller, callee = call.role.signing.public, call.resolved.public_key
+        secure.take_ticket(lambda ticket: self._tickets.keep(caller, callee, ticket))
 
     def _request(self, call: _Call, hello: bytes) -> Request:
         role, draw = call.role, self._rng.randbytes
@@ -397,6 +499,7 @@ class SessionOpener:
             source_ap4=role.ap4,
             source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
             ephemeral=role.is_ephemeral,
+            keep=call.keep,
             ticket=NO_TICKET if ticket is None else ticket.number,
             early=b"" if ticket is None else lock_early(ticket, secret, nonce, call.first),
         )

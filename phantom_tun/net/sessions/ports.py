@@ -75,6 +75,11 @@ class WayOut(Protocol):
         """Of the path."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether the path takes no new connections any more."""
+        ...
+
     def heard_since(self, moment: float) -> bool:
         """Whether the path itself has brought anything since then, in trio's time."""
         ...

@@ -33,12 +33,12 @@ class Attempt:
 
     __slots__ = ("began", "doubts_way", "failed", "is_extra", "route", "way")
 
-    def __init__(self, route: Route, *, is_extra: bool) -> None:
+    def __init__(self, route: Route, *, is_extra: bool, way: WayOut | None = None) -> None:
         self.route = route
         self.is_extra = is_extra
         """Made beside a silent one."""
         self.began = trio.current_time()
-        self.way: WayOut | None = None
+        self.way = way
         """The exit path, once there is one."""
         self.doubts_way = False
         """Whether the exit path has been silent altogether."""

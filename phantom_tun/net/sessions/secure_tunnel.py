@@ -4,6 +4,12 @@
 One task may send and another receive. However a connection ends, it ends in the background, soon
 (``LAST_WORD_WITHIN``, ``CLOSE_WITHIN``) and if possible with FIN both ways, so that the links below
 can be used again: an application's reset costs no link.
+
+A session that is kept goes from one connection to the next, each a :class:`SecureTunnel` of its own
+over the same channel (docs/spec/session.md, "Kept sessions")::
+
+    first connection ── END both ways ──► idle ── OPEN, OPENED ──► next connection ── …
+                                            └─── FIN both ways ──► over
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from phantom_tun.net.links.buffers import HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.net.sessions.frames import Frame, FrameReader
 from phantom_tun.net.sessions.ports import Tunnel
 from phantom_tun.tunnel.channel import RECORD, Channel
-from phantom_tun.wire.session import FrameKind, Ticket
+from phantom_tun.wire.session import FrameKind, Opening, Outcome, Ticket, parse_outcome
 
 LAST_WORD_WITHIN = 1.0
 """Seconds for saying goodbye; if the tunnel is too full for that, it is torn down."""
@@ -36,6 +42,9 @@ caller's already."""
 CLOSE_WITHIN = 5.0
 """Seconds for the peer to do the same."""
 
+CLOSE_IDLE_WITHIN = 15.0
+"""The same between two connections: a caller notices when it gives the session up itself."""
+
 FRAMES_AT_ONCE = 32
 """Frames between two turns of everybody else: a peer can put thousands of empty ones into what is
 read at once."""
@@ -47,20 +56,32 @@ Encode = Callable[[memoryview, int], int]
 
 MakeTicket = Callable[[], Ticket | None]
 
+OnRest = Callable[["SecureTunnel"], None]
+"""Gets the same session, idle."""
+
 _NOTHING = memoryview(b"")
+
+_BETWEEN = frozenset({FrameKind.OPEN, FrameKind.OPENED})
+"""What comes between two connections only."""
 
 
 class SecureTunnel:
-    """Frames in both directions, until :meth:`finish`."""
+    """Frames in both directions, until :meth:`finish`.
+
+    :param reader: of the connection before, in a session that was kept for another one.
+    """
 
     __slots__ = (
         "_channel",
+        "_first",
         "_frames",
         "_got_fin",
         "_holds_flight",
         "_is_torn",
         "_on_established",
+        "_on_rest",
         "_on_ticket",
+        "_outcome",
         "_reader",
         "_receive_lock",
         "_receiving",
@@ -73,15 +94,18 @@ class SecureTunnel:
         "got_end",
         "got_reset",
         "is_ending",
+        "is_idle",
         "sent_end",
         "took_first",
     )
 
-    def __init__(self, channel: Channel, tunnel: Tunnel, spawn: Spawn) -> None:
+    def __init__(
+        self, channel: Channel, tunnel: Tunnel, spawn: Spawn, reader: FrameReader | None = None
+    ) -> None:
         self._channel = channel
         self._tunnel = tunnel
         self._spawn = spawn
-        self._reader = FrameReader(channel)
+        self._reader = reader or FrameReader(channel)
         self._send_lock = trio.Lock()
         self._receive_lock = trio.Lock()
         self._receiving: trio.CancelScope | None = None
@@ -89,7 +113,12 @@ class SecureTunnel:
         self._holds_flight = False
         self._on_established: Callable[[], None] | None = None
         self._on_ticket: Callable[[Ticket], None] | None = None
+        self._on_rest: OnRest | None = None
         self._ticket: MakeTicket | None = None
+        self._outcome: Outcome | None = None
+        """What OPENED is still to say."""
+        self._first = b""
+        """What OPEN took along."""
         self._got_fin = False
         self._said_all = False
         self._frames = 0
@@ -97,6 +126,8 @@ class SecureTunnel:
         self.got_reset = False
         self.sent_end = False
         self.is_ending = False
+        self.is_idle = reader is not None
+        """Between two connections."""
         self.took_first = False
         """The application's first bytes went along with the request."""
         self.closed = trio.Event()
@@ -123,8 +154,8 @@ class SecureTunnel:
     async def _send_held(self, wait: float) -> None:
         await trio.sleep(wait)
         try:
-            if self._holds_flight or self._tunnel.owed:
-                await self._write(self._channel.flush)
+            if self._holds_flight or self._tunnel.owed or self._outcome is not None:
+                await self._write(self._encode_ahead)
         except StreamReset:
             if self._is_torn and not self.is_ending:
                 self._tunnel.reset()  # whoever waits for bytes is told so
@@ -149,6 +180,60 @@ class SecureTunnel:
         then looks after: the session begins before."""
         self._on_established = tell
 
+    # --- further connections --------------------------------------------------------------------
+
+    def keep(self, on_rest: OnRest) -> None:
+        """Don't let the tunnel end with this connection. Once that has ended both ways,
+        ``on_rest`` gets what takes its place for the next one; if it ends otherwise, all ends."""
+        self._on_rest = on_rest
+
+    async def open_next(self, opening: Opening) -> Outcome:
+        """Ask for the next connection; the caller's first act. Unless it is CONNECTED the session
+        is idle again.
+
+        :raises StreamReset: the session is over.
+        """
+        await self.send(FrameKind.OPEN, memoryview(opening.pack()))
+        frame = await self._frame()
+        try:
+            if frame.kind is not FrameKind.OPENED:
+                raise ProtocolViolation("no answer to an opening")
+            outcome = parse_outcome(frame.payload)
+        except PeerError as error:
+            raise self._torn("the session broke") from error
+        self.took_first = True
+        self.is_idle = outcome is not Outcome.CONNECTED
+        return outcome
+
+    async def wait_next(self) -> Opening:
+        """Wait until the next connection is asked for; the callee's first act. The first bytes are
+        what :meth:`receive` then begins with.
+
+        :raises StreamReset: the session is over.
+        """
+        frame = await self._frame()
+        try:
+            if frame.kind is not FrameKind.OPEN:
+                raise ProtocolViolation("no connection is open")
+            opening = Opening.unpack(bytes(frame.payload))
+        except PeerError as error:
+            raise self._torn("the session broke") from error
+        self._first = opening.first
+        return opening
+
+    async def answer_next(self, outcome: Outcome) -> None:
+        """Answer :meth:`wait_next`, with the service's first bytes if it has the caller's already.
+
+        :raises StreamReset: the session is over.
+        """
+        self.is_idle = outcome is not Outcome.CONNECTED
+        self._outcome = outcome
+        if self.is_idle or not self._first:
+            self._first = b""
+            await self._write(self._encode_ahead)
+        else:
+            self.hold_answer()
+
     # --- tickets --------------------------------------------------------------------------------
 
     def hand_out(self, make: MakeTicket) -> None:
@@ -170,7 +255,7 @@ class SecureTunnel:
         encode = self._channel.encode
         if len(data) <= RECORD:
             await self._write(
-                lambda view, start: encode(view, self._encode_ticket(view, start), kind, data)
+                lambda view, start: encode(view, self._encode_waiting(view, start), kind, data)
             )
             return
         if self._has_waiting():
@@ -186,13 +271,17 @@ class SecureTunnel:
         await self._write(lambda view, start: encode(view, start, messages))
 
     async def send_end(self) -> None:
-        """Send END and FIN: nothing can follow. A program that resets afterwards costs the links.
+        """Send END, and FIN unless the session is kept: nothing of this connection can follow. A
+        program that resets afterwards costs the links.
 
         :raises StreamReset: as :meth:`send`.
         """
         if self.sent_end:
             return
         self.sent_end = True
+        if self._on_rest is not None:
+            await self.send(FrameKind.END)
+            return
         await self._write(self._encode_last(FrameKind.END), fin=True)
         self._said_all = True
 
@@ -202,20 +291,28 @@ class SecureTunnel:
         return (
             self._holds_flight
             or self._ticket is not None
+            or self._outcome is not None
             or channel.is_past_early
             or bool(self._tunnel.owed)
         )
 
     def _encode_ahead(self, view: memoryview, start: int) -> int:
         """What waited for something to go with."""
-        return self._channel.flush(view, self._encode_ticket(view, start))
+        return self._channel.flush(view, self._encode_waiting(view, start))
 
-    def _encode_ticket(self, view: memoryview, start: int) -> int:
+    def _encode_waiting(self, view: memoryview, start: int) -> int:
+        start = self._encode_outcome(view, start)
         make, self._ticket = self._ticket, None
         ticket = None if make is None else make()
         if ticket is None:
             return start
         return self._channel.encode(view, start, FrameKind.TICKET, memoryview(ticket.pack()))
+
+    def _encode_outcome(self, view: memoryview, start: int) -> int:
+        outcome, self._outcome = self._outcome, None
+        if outcome is None:
+            return start
+        return self._channel.encode(view, start, FrameKind.OPENED, memoryview(bytes((outcome,))))
 
     def _encode_last(self, last: FrameKind | None) -> Encode:
         """What comes before FIN."""
@@ -223,10 +320,12 @@ class SecureTunnel:
 
         def encode(view: memoryview, start: int) -> int:
             if last is FrameKind.END:
-                start = self._encode_ticket(view, start)
+                start = self._encode_waiting(view, start)
+            elif last is FrameKind.RESET:
+                start = self._encode_outcome(view, start)
             if last is not None:
                 start = channel.encode(view, start, last, _NOTHING)
-            if self.sent_end and self.got_end:
+            if self.is_idle or (self.sent_end and self.got_end):
                 start = channel.encode_close(view, start)
             return start
 
@@ -270,6 +369,12 @@ class SecureTunnel:
 
         :raises StreamReset: the peer reset the connection, or the tunnel died.
         """
+        frame = await self._frame()
+        if frame.kind in _BETWEEN:
+            raise self._torn("a connection within a connection")
+        return frame
+
+    async def _frame(self) -> Frame:
         self._frames += 1
         if self._frames % FRAMES_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
@@ -281,6 +386,9 @@ class SecureTunnel:
 
     def _next(self) -> Frame | None:
         self._check()
+        if self._first:
+            first, self._first = self._first, b""
+            return Frame(FrameKind.DATA, memoryview(first))
         try:
             frame = self._reader.next()
             if self._on_established is not None and self._channel.is_established:
@@ -290,7 +398,7 @@ class SecureTunnel:
                 self._take_ticket(bytes(frame.payload))
                 return self._next()
             if frame is None:
-                if self._channel.is_closed:
+                if self._channel.is_closed and not self.is_idle:
                     raise ProtocolViolation("closed without an END")
                 return None
             if self.got_end:
@@ -355,15 +463,26 @@ class SecureTunnel:
         self.is_ending = True
         if self._receiving is not None:
             self._receiving.cancel()
+        if last is None and self._on_rest is not None and self._can_rest():
+            self.closed.set()
+            self._on_rest(SecureTunnel(self._channel, self._tunnel, self._spawn, self._reader))
+            return
         if not self._spawn(lambda: self._say_goodbye(last)):
             self._tear_down()
+
+    def _can_rest(self) -> bool:
+        return (
+            self.sent_end
+            and self.got_end
+            and not (self._is_torn or self._got_fin or self._send_lock.locked())
+        )
 
     async def _say_goodbye(self, last: FrameKind | None) -> None:
         try:
             with trio.fail_after(LAST_WORD_WITHIN):
                 async with self._send_lock:
                     await self._send_last(last)
-            with trio.fail_after(CLOSE_WITHIN):
+            with trio.fail_after(CLOSE_IDLE_WITHIN if self.is_idle else CLOSE_WITHIN):
                 async with self._receive_lock:
                     if not self._got_fin:
                         await _drain(self._tunnel)
@@ -376,9 +495,9 @@ class SecureTunnel:
     async def _send_last(self, last: FrameKind | None) -> None:
         if self._is_torn:
             raise StreamReset("nothing can be sent any more")
+        if last is FrameKind.RESET and self.sent_end and not self.got_reset:
+            raise StreamReset("the peer doesn't listen any more")
         if self._said_all:
-            if last is FrameKind.RESET and not self.got_reset:
-                raise StreamReset("it can't be said any more")
             return
         if self.got_reset or self._holds_flight:
             # Without our flight the callee knows of no session. It must not get to know one that

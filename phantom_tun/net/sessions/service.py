@@ -51,6 +51,8 @@ class SessionSettings:
     answer_echo: bool = True
     early: bool = True
     """Whether programs may be told that they are connected before the far side has answered."""
+    keep: bool = True
+    """Whether a session may serve several connections, one after the other."""
     ephemeral: frozenset[str] = frozenset()
     """Names of the identities that call without showing who they are."""
     max_sessions: int = 4096
@@ -96,6 +98,7 @@ class SessionService:
             clock=clock,
             rng=rng,
             counts=self._counts,
+            keeps=settings.keep,
         )
 
     async def run(
@@ -129,6 +132,7 @@ class SessionService:
             finally:
                 self._nursery = self._server = None
                 self._table.abort_all()
+                self._opener.end_kept()
 
     # --- being connected to ---------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import inf
 from typing import TypeVar
 
 from phantom_tun.clock import Clock, Rng
@@ -99,6 +100,7 @@ class HeldTickets:
         self._steady: OrderedDict[tuple[PublicKey, Endpoint], tuple[PublicKey, float]] = (
             OrderedDict()
         )
+        self._called: OrderedDict[tuple[PublicKey, PublicKey], float] = OrderedDict()
 
     def keep(self, identity: PublicKey, callee: PublicKey, ticket: Ticket) -> None:
         """``callee`` has given ``ticket`` to ``identity``."""
@@ -111,7 +113,13 @@ class HeldTickets:
 
     def worked(self, identity: PublicKey, service: Endpoint, callee: PublicKey) -> None:
         """``service`` has accepted a connection."""
-        _put(self._steady, (identity, service), (callee, self._clock.now()), MAX_STEADY)
+        now = self._clock.now()
+        _put(self._steady, (identity, service), (callee, now), MAX_STEADY)
+        _put(self._called, (identity, callee), now, MAX_HELD)
+
+    def called_within(self, within: float, identity: PublicKey, callee: PublicKey) -> bool:
+        """Whether a service of ``callee`` has accepted less than so many seconds ago."""
+        return abs(self._clock.now() - self._called.get((identity, callee), -inf)) < within
 
     def failed(self, identity: PublicKey, service: Endpoint) -> None:
         """A connection to ``service`` didn't come to be."""

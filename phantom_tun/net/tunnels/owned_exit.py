@@ -49,6 +49,7 @@ class Exit(Protocol):
     """A way out for one AP identity."""
 
     path: OwnedPath
+    ended: bool
 
     @property
     def ready(self) -> int:
@@ -281,6 +282,8 @@ class DirectExit:
         self._lookups = share_of_lookups()
         self._database = database
         self.active = 0
+        self.ended = False
+        """No new connections are made any more."""
 
     @property
     def number(self) -> int:
@@ -297,10 +300,12 @@ class DirectExit:
         return True
 
     def unplug(self) -> None:
-        """Nothing to stop."""
+        """Connections finish by themselves."""
+        self.ended = True
 
     def retire(self) -> None:
-        """Nothing to stop."""
+        """As :meth:`unplug`."""
+        self.unplug()
 
     async def connect(
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
