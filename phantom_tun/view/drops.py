@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 _BEGINNINGS = {
     "drop_": "",
     "dropped_": "interface ",
+    "further_dropped_": "further connection ",
     "refused_": "refused ",
     "request_dropped_": "request ",
 }

@@ -662,6 +662,7 @@ CONNECTED = session.Answer(session.Outcome.CONNECTED, bytes(32), b"flight")
     ProtocolViolation,
     seeds=lambda: [
         REQUEST.pack().rstrip(b"\0"),
+        replace(REQUEST, keep=True).pack().rstrip(b"\0"),
         EARLY_REQUEST.pack().rstrip(b"\0"),
     ],
 )
@@ -669,6 +670,21 @@ def session_request(data: bytes) -> None:
     request = session.Request.unpack(padded(data, session.REQUEST_BODY_LEN))
     assert request.pack() == padded(data, session.REQUEST_BODY_LEN)
     check_time(request, NOW, NOW - HOUR)
+
+
+OPENING = session.Opening(bytes(16), REQUEST.time, AP4, 443, 1, b"GET / HTTP/1.1")
+
+
+@target(
+    WireError,
+    seeds=lambda: [
+        OPENING.pack().rstrip(b"\0"),
+        replace(OPENING, first=b"x" * session.MAX_EARLY).pack()[:64],
+    ],
+)
+def session_opening(data: bytes) -> None:
+    opening = session.Opening.unpack(padded(data, session.OPENING_LEN))
+    assert opening.pack() == padded(data, session.OPENING_LEN)
 
 
 @target(
@@ -724,6 +740,8 @@ def _frames() -> list[bytes]:
         b"\xff" + stream,
         b"\1" + stream + flow,
         b"\x20" + flow + frame_header(FrameKind.RESET, 0),
+        b"\xff" + frame_header(FrameKind.OPENED, 1) + b"\0" + stream,
+        b"\xff" + frame_header(FrameKind.OPEN, session.OPENING_LEN) + OPENING.pack() + stream,
     ]
 
 

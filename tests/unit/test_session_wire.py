@@ -26,18 +26,21 @@ from phantom_tun.wire.session import (
     MAX_EARLY,
     MAX_FLIGHT,
     NO_TICKET,
+    OPENING_LEN,
     REQUEST_BODY_LEN,
     TICKET_ID_LEN,
     TICKET_LEN,
     TIME_STEP,
     Answer,
     FrameKind,
+    Opening,
     Outcome,
     Protocol,
     Request,
     Ticket,
     frame_header,
     parse_frame_header,
+    parse_outcome,
 )
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 
@@ -84,6 +87,7 @@ def requests(draw: st.DrawFn) -> Request:
         source_ap4=claimed,
         source_port=0 if is_echo else draw(ports),
         ephemeral=is_ephemeral,
+        keep=protocol is Protocol.TCP and not is_ephemeral and draw(st.booleans()),
         ticket=draw(tickets) if has_ticket else NO_TICKET,
         early=draw(st.binary(min_size=TAG_LEN, max_size=MAX_EARLY + TAG_LEN)) * has_ticket,
     )
@@ -140,14 +144,15 @@ def test_a_request_of_another_length_is_refused(length: int) -> None:
         (0, b"\2", "version"),
         (1, b"\2", "no valid value"),
         (2, b"\2", "no valid value"),
-        (30, b"\1", "no valid value"),
-        (111, b"\0\0", "port"),
-        (117, b"\0\0", "port"),
-        (151, b"\1", "early data doesn't go"),
-        (167, struct.pack(">H", MAX_CERTIFICATE + 1), "too long"),
-        (169, struct.pack(">H", MAX_CLIENT_HELLO + 1), "too long"),
-        (169, b"\0\4", "padding"),
-        (171, b"\0\1", "early data doesn't go"),
+        (3, b"\2", "no valid value"),
+        (31, b"\1", "rounded"),
+        (112, b"\0\0", "port"),
+        (118, b"\0\0", "port"),
+        (152, b"\1", "early data doesn't go"),
+        (168, struct.pack(">H", MAX_CERTIFICATE + 1), "too long"),
+        (170, struct.pack(">H", MAX_CLIENT_HELLO + 1), "too long"),
+        (170, b"\0\4", "padding"),
+        (172, b"\0\1", "early data doesn't go"),
         (REQUEST_BODY_LEN - 1, b"\1", "padding"),
     ],
 )
@@ -175,6 +180,84 @@ def test_early_data_go_with_a_ticket_of_a_known_caller(
     assert Request.unpack(early.pack()) == early
     with pytest.raises(WireError, match=complaint):
         Request.unpack(dataclasses.replace(early, **changes).pack())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"ephemeral": True}, {"protocol": Protocol.UDP}])
+def test_sessions_of_known_callers_are_kept(changes: dict[str, object]) -> None:
+    kept = dataclasses.replace(REQUEST, keep=True)
+    assert Request.unpack(kept.pack()).keep
+    with pytest.raises(WireError, match="this kind of request"):
+        Request.unpack(dataclasses.replace(kept, **changes).pack())  # type: ignore[arg-type]
+
+
+# --- openings ------------------------------------------------------------------------------------
+
+OPENING = Opening(b"i" * 16, 1_800_000_000, ipaddress.IPv4Address("241.2.3.4"), 443, 50_000, b"GET")
+
+
+@given(
+    st.builds(
+        Opening,
+        session_id=st.binary(min_size=16, max_size=16),
+        time=st.integers(0, 2**60).map(lambda time: time // TIME_STEP * TIME_STEP),
+        destination=addresses,
+        port=ports,
+        source_port=ports,
+        first=st.binary(max_size=MAX_EARLY),
+    )
+)
+def test_an_opening_has_one_length_and_survives(opening: Opening) -> None:
+    packed = opening.pack()
+    assert len(packed) == OPENING_LEN
+    assert Opening.unpack(packed) == opening
+
+
+@given(st.integers(0, OPENING_LEN - 1), st.integers(1, 255))
+def test_an_altered_opening_is_another_one_or_refused(position: int, change: int) -> None:
+    packed = bytearray(OPENING.pack())
+    packed[position] ^= change
+    try:
+        other = Opening.unpack(bytes(packed))
+    except WireError:
+        return
+    assert other != OPENING
+    assert other.pack() == packed, "two encodings of one opening"
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "complaint"),
+    [
+        (23, b"\1", "no valid value"),
+        (40, b"\0\0", "no valid value"),
+        (42, b"\0\0", "no valid value"),
+        (44, b"\0\2", "padding"),
+        (44, struct.pack(">H", MAX_EARLY + 1), "padding"),
+        (OPENING_LEN - 1, b"\1", "padding"),
+    ],
+)
+def test_every_field_of_an_opening_is_checked(offset: int, value: bytes, complaint: str) -> None:
+    packed = bytearray(OPENING.pack())
+    packed[offset : offset + len(value)] = value
+    with pytest.raises(WireError, match=complaint):
+        Opening.unpack(bytes(packed))
+
+
+@pytest.mark.parametrize("length", [0, OPENING_LEN - 1, OPENING_LEN + 1])
+def test_an_opening_of_another_length_is_refused(length: int) -> None:
+    with pytest.raises(WireError, match="fixed length"):
+        Opening.unpack(OPENING.pack()[:length].ljust(length, b"\0"))
+
+
+def test_an_opening_that_is_too_long_is_not_packed() -> None:
+    with pytest.raises(WireError, match="too long"):
+        dataclasses.replace(OPENING, first=bytes(MAX_EARLY + 1)).pack()
+
+
+@pytest.mark.parametrize("payload", [b"", b"\5", b"\0\0"])
+def test_what_answers_an_opening_is_an_outcome(payload: bytes) -> None:
+    assert parse_outcome(b"\1") is Outcome.REFUSED
+    with pytest.raises(WireError, match="outcome"):
+        parse_outcome(payload)
 
 
 def test_a_ping_has_no_ports() -> None:
@@ -275,7 +358,9 @@ def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
     "header",
     [
         bytes(4),
-        b"\6\0\0\0",
+        b"\10\0\0\0",
+        frame_header(FrameKind.OPEN, OPENING_LEN + 1),
+        frame_header(FrameKind.OPENED, 2),
         frame_header(FrameKind.TICKET, TICKET_LEN + 1),
         frame_header(FrameKind.DATA, 0),
         frame_header(FrameKind.DATA, MAX_DATA + 1),

@@ -16,7 +16,7 @@ from phantom_tun.ids import NetworkId
 from phantom_tun.tunnel.answer import callee_wrap, caller_wrap, lock_answer, unlock_answer
 from phantom_tun.tunnel.early import EarlyOpener, EarlySealer, lock_early
 from phantom_tun.tunnel.request import open_request, seal_request
-from phantom_tun.wire.session import Answer, Outcome, Protocol, Request, Ticket
+from phantom_tun.wire.session import Answer, Opening, Outcome, Protocol, Request, Ticket
 
 VECTORS = json.loads((Path(__file__).parent / "session.json").read_text())
 INPUTS: dict[str, Any] = VECTORS["inputs"]
@@ -46,6 +46,7 @@ REQUEST = Request(
     source_ap4=ipaddress.IPv4Address(INPUTS["source_ap4"]),
     source_port=INPUTS["source_port"],
     ephemeral=INPUTS["ephemeral"],
+    keep=INPUTS["keep"],
     ticket=TICKET.number,
     early=bytes.fromhex(VECTORS["early"]),
 )
@@ -55,9 +56,21 @@ ANSWER = Answer(Outcome.CONNECTED, given("callee_random"), given("flight"), took
 def test_the_request_has_this_layout() -> None:
     content = given("certificate") + given("client_hello") + bytes.fromhex(VECTORS["early"])
     packed = REQUEST.pack()
-    assert packed[:173].hex() == VECTORS["request_head"]
-    assert packed[173 : 173 + len(content)] == content
-    assert not any(packed[173 + len(content) :])
+    assert packed[:174].hex() == VECTORS["request_head"]
+    assert packed[174 : 174 + len(content)] == content
+    assert not any(packed[174 + len(content) :])
+
+
+def test_the_opening_has_this_layout() -> None:
+    opening = Opening(
+        REQUEST.session_id,
+        REQUEST.time,
+        REQUEST.destination,
+        REQUEST.port,
+        REQUEST.source_port,
+        given("early_data"),
+    )
+    assert opening.pack().rstrip(b"\0").hex() == VECTORS["opening"]
 
 
 def test_the_early_data_are_these() -> None:

@@ -81,7 +81,7 @@ KEEP_WITHIN = 15.0
 (``kept.KEPT_FOR``), who therefore ends it most of the time."""
 MAX_IDLE, MAX_IDLE_OF_ONE = 512, 64
 """Sessions that wait so at one time, in all and of one caller."""
-NEXT_RATE, NEXT_BURST = 200.0, 50.0
+NEXT_RATE, NEXT_BURST = 500.0, 100.0
 """Further connections of one caller, per second and at once, before the next one waits."""
 
 
@@ -384,8 +384,10 @@ class SessionServer:
                     return visit, secure
                 self._hand_out_ticket(visit, secure)
                 return await self._carry(*decision, secure, _at_once)
-        except (PeerError, CapacityExceeded, UsageError, StreamReset) as error:
+        except (PeerError, CapacityExceeded, UsageError) as error:
             self._counts[f"further_dropped_{type(error).__name__}"] += 1
+        except StreamReset as error:
+            self._counts[f"session_failed_{type(error).__name__}"] += 1
         except BaseException:
             secure.finish(FrameKind.RESET)
             raise
