@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import phantom_tun
 from phantom_tun import __version__
 from phantom_tun.config import Config
 from phantom_tun.control.listener import Access, bind_control_socket
+from phantom_tun.crypto.streams import use_fastest_keystream
 from phantom_tun.daemon import logs
 from phantom_tun.daemon.account import Account, resolve_account, resolve_group
 from phantom_tun.daemon.listeners import open_listeners
@@ -71,6 +73,7 @@ def run_daemon(
         drop_privileges(account, INTERFACE_CAPABILITIES if config.wants_interface else ())
         check_program()
         lock.write_pid()
+        use_fastest_keystream(time.perf_counter)
         node = new_node(config, profile, listeners, interface)
         _log.info(
             "started",

@@ -11,12 +11,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import Literal, cast
 
 import trio
 
 from phantom_tun.clock import SYSTEM_RNG, SystemClock
 from phantom_tun.config import LogConfig
+from phantom_tun.crypto.streams import use_fastest_keystream
 from phantom_tun.daemon import logs
 from phantom_tun.daemon.account import current_account
 from phantom_tun.daemon.interpreter import spare_what_stays
@@ -55,5 +57,6 @@ def main() -> int:
     raise_open_files()
     drop_privileges(current_account(), ())
     spare_what_stays()
+    use_fastest_keystream(time.perf_counter)
     trio.run(serve, socket.socket(fileno=os.dup(sys.stdin.fileno())))
     return 0
