@@ -19,6 +19,7 @@ from phantom_tun.lab.bench.yggdrasil import YggdrasilLine
 EVERY = [
     PhantomTun(12, 3),
     PhantomTun(4, 0),
+    PhantomTun(12, 3, keeps=False),
     Tor(),
     Tor("Vanilla"),
     YggdrasilLine(8),

@@ -122,5 +122,6 @@ def _systems(nodes: int, hops: int) -> dict[str, System]:
         I2pd(),
         TlsChain(2 * hops),
         PhantomTun(DIRECT_NODES, 0),
+        PhantomTun(nodes, hops, keeps=False),
     ]
     return {system.key: system for system in systems}

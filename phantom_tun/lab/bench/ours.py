@@ -34,16 +34,21 @@ class PhantomTun:
     hops: int
     all_own: bool = False
     """Every node has an AP address, as in an ordinary lab; else all but two are relays only."""
+    keeps: bool = True
+    """Connections that follow each other share a session."""
 
     @property
     def key(self) -> str:
-        """``ours``, or ``ours-0`` without any hops."""
-        return "ours" if self.hops else "ours-0"
+        """``ours``; ``ours-0`` without any hops, ``ours-fresh`` without kept sessions."""
+        if not self.hops:
+            return "ours-0"
+        return "ours" if self.keeps else "ours-fresh"
 
     @property
     def title(self) -> str:
         """With the hops, as the documentation writes them."""
-        return f"phantom-tun {self.hops}+{self.hops}"
+        hops = f"phantom-tun {self.hops}+{self.hops}"
+        return hops if self.keeps else f"{hops}, a tunnel each"
 
     @property
     def programs(self) -> Mapping[str, str]:
@@ -79,6 +84,7 @@ class PhantomTun:
             rate=place.condition.rate,
             delay_ms=place.condition.delay_ms,
             relay_only=0 if self.all_own else nodes - OWNERS,
+            settings=() if self.keeps else ("interface.keep_sessions=false",),
         )
         began = bring_up(plan, place)
         client, service = [node.name for node in plan.nodes if not node.relay_only][-2:]

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from phantom_tun.lab.bench.model import Condition, Settings
 from phantom_tun.lab.errors import BadLabOption
 
-SYSTEMS = ("ours", "tor", "tor-vanilla", "yggdrasil", "i2pd", "tls-chain", "ours-0")
+SYSTEMS = (
+    "ours", "tor", "tor-vanilla", "yggdrasil", "i2pd", "tls-chain", "ours-0", "ours-fresh",
+)  # fmt: skip
 GROWTH = ("hops", "tunnels", "nodes", "workers")
 
 _ALL = (
@@ -64,9 +66,18 @@ _LEFT_OUT = {
     # A process for each connection.
     "tls-chain": frozenset({"burst"}),
     "ours-0": frozenset({"burst", "down_8", "up_8", "echo_loaded"}),
+    # It only makes connections in another way.
+    "ours-fresh": frozenset(_ALL) - {"connections", "burst"},
 }
 
-_SECONDS_TO_START = {"tor": 30, "tor-vanilla": 30, "i2pd": 45, "ours": 25, "ours-0": 8}
+_SECONDS_TO_START = {
+    "tor": 30,
+    "tor-vanilla": 30,
+    "i2pd": 45,
+    "ours": 25,
+    "ours-0": 8,
+    "ours-fresh": 25,
+}
 _SECONDS_OF_GROWTH = {"hops": 150, "tunnels": 150, "nodes": 320, "workers": 130}
 _OVERHEAD_S = 0.6
 """Of each measurement: a process, connections, a pause."""
