@@ -24,7 +24,7 @@ _LATER_BOUNDARY = 1_048_576
 _KEY, _MAC = slice(0, 32), slice(32, 64)
 
 _NONCE = bytes(12)
-_FIRST_COUNTER = _NONCE + b"\0\0\0\2"
+_FIRST_COUNTER = 2
 """Where AES-GCM with an all-zero nonce begins to count for its plaintext."""
 
 Update = Callable[[memoryview, memoryview], int]
@@ -56,9 +56,14 @@ def package_key(path_secret: bytes, before: bytes, after: bytes, number: int) ->
     return hkdf(path_secret, "package", before + after + bytes([number]), 32)
 
 
-def ctr_keystream(key: bytes) -> Update:
-    """AES-256-CTR from the second counter block on."""
-    return Cipher(algorithms.AES(key), modes.CTR(_FIRST_COUNTER)).encryptor().update_into
+def ctr_keystream(key: bytes, passed: int = 0) -> Update:
+    """AES-256-CTR from the second counter block on, and from there without the first ``passed``
+    bytes."""
+    blocks, rest = divmod(passed, BLOCK_LEN)
+    counter = (_FIRST_COUNTER + blocks).to_bytes(BLOCK_LEN, "big")
+    cipher = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
+    cipher.update(bytes(rest))
+    return cipher.update_into
 
 
 def gcm_keystream(key: bytes) -> Update:
@@ -98,13 +103,13 @@ class ChainedStream:
     both see the same bytes.
 
     Keys are 2 KB of state, made when the first byte comes that needs them: a tunnel that is ready
-    and waits has none.
+    and waits has none. :meth:`rest` lets go of half of them.
     """
 
     __slots__ = ("_left", "_mac", "_material", "_outer", "_passed", "_update")
 
     _mac: AEADEncryptionContext
-    _update: Update
+    _update: Update | None
 
     def __init__(self, secret: bytes, *, outer: bool) -> None:
         """``secret``: 64 bytes from :func:`stream_secret`."""
@@ -114,19 +119,37 @@ class ChainedStream:
         """Boundaries so far."""
         self._left = 0
         """Bytes to the next one; 0: the keys of ``_material`` aren't in use yet."""
+        self._update = None
+        """``None``: not in use yet, or let go of."""
+
+    @property
+    def _length(self) -> int:
+        """Bytes from the last boundary to the next one."""
+        later = self._passed >= len(_BOUNDARIES)
+        return _LATER_BOUNDARY if later else _BOUNDARIES[self._passed]
 
     def _start(self) -> None:
         self._update = _keystream(self._material[_KEY])
         self._mac = Cipher(algorithms.AES(self._material[_MAC]), modes.GCM(_NONCE)).encryptor()
-        later = self._passed >= len(_BOUNDARIES)
-        self._left = _LATER_BOUNDARY if later else _BOUNDARIES[self._passed]
+        self._left = self._length
+
+    def rest(self) -> None:
+        """Nothing comes for a while: let go of the keystream, which can be made again at its place.
+        The authentication of what has passed since the last boundary can't."""
+        self._update = None
+
+    def _resume(self) -> Update:
+        passed = self._length - self._left
+        self._update = update = ctr_keystream(self._material[_KEY], passed)
+        return update
 
     def _finish(self) -> None:
         self._mac.finalize()
         key, tag = self._material[_KEY], self._mac.tag
         self._material = hashlib.blake2b(tag, key=key, digest_size=64).digest()
         self._passed += 1
-        del self._mac, self._update
+        self._update = None
+        del self._mac
 
     def process(self, view: memoryview, start: int, end: int) -> None:
         """Transform ``view[start:end]`` in place. At least :data:`SLACK` bytes must follow ``end``
@@ -134,14 +157,15 @@ class ChainedStream:
         while start < end:
             if not self._left:
                 self._start()
+            update = self._update or self._resume()
             stop = min(end, start + self._left)
             part = view[start:stop]
             if self._outer:
-                self._update(part, view[start:])
+                update(part, view[start:])
                 self._mac.authenticate_additional_data(part)
             else:
                 self._mac.authenticate_additional_data(part)
-                self._update(part, view[start:])
+                update(part, view[start:])
             self._left -= stop - start
             start = stop
             if not self._left:

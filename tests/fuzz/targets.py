@@ -327,6 +327,7 @@ class Wire:
     """The far end of a connection, which sends ``data`` in pieces of ``step`` bytes."""
 
     usable = True
+    handle = None
 
     def __init__(self, data: bytes, step: int) -> None:
         self._data = memoryview(data)
@@ -342,6 +343,9 @@ class Wire:
         count = min(len(view), self._step, len(self._data))
         view[:count], self._data = self._data[:count], self._data[count:]
         return count
+
+    def has_room(self) -> bool:
+        return True
 
     async def read_some(self, view: memoryview) -> int:
         return self.read_now(view)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
 import trio
-from links_world import loopback_pair, receive, receive_all, tls_pair
+from links_world import loopback_pair, receive, receive_all, tls_pair, until
 from test_links_bulk import End
 
 from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken
+from phantom_tun.net.links import rest as rest_module
 from phantom_tun.net.links.buffers import CHUNK, POOL
-from phantom_tun.net.links.splice import splice
+from phantom_tun.net.links.rest import Rest
+from phantom_tun.net.links.splice import FEW, splice
 from phantom_tun.wire.frames import Frame, pack_frame
 
 SECRETS = b"a" * 64, b"b" * 64
@@ -177,3 +180,104 @@ async def test_a_busy_tunnel_lets_others_go_on(nursery):
             turns += 1
         assert turns >= 20_000_000 // CHUNK
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def tls_relay():
+    async with tls_pair() as first, tls_pair() as second:
+        yield Relay(first, second)
+
+
+@pytest.fixture
+def soon_at_rest(monkeypatch):
+    monkeypatch.setattr(rest_module, "LOOK_EVERY", 0.01)
+
+
+def tasks():
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+async def to_and_fro(relay, count):
+    """Single bytes through the relay and back."""
+    for _ in range(count):
+        await relay.near.bulk.send_bytes(b"x")
+        await relay.far.bulk.receive_exactly(1)
+        await relay.far.bulk.send_bytes(b"y")
+        await relay.near.bulk.receive_exactly(1)
+
+
+async def at_rest(relay, nursery):
+    """Has it run, flow and come to rest."""
+    nursery.start_soon(relay.run)
+    await to_and_fro(relay, FEW)
+    flowing = tasks()
+    await until(lambda: tasks() == flowing - 2)
+
+
+async def test_a_tunnel_at_rest_has_one_task(tls_relay, nursery, soon_at_rest):
+    with trio.fail_after(30):
+        await at_rest(tls_relay, nursery)
+    nursery.cancel_scope.cancel()
+
+
+async def test_little_and_much_go_through_a_tunnel_that_was_at_rest(
+    tls_relay, nursery, soon_at_rest
+):
+    found = {}
+
+    async def take(end):
+        found[end] = await receive_all(end.bulk)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            sent = b"x" * FEW, b"y" * FEW
+            await to_and_fro(tls_relay, 1)
+            await trio.sleep(0.05)
+            for number, end in enumerate((tls_relay.near, tls_relay.far)):
+                inner.start_soon(send, end, DATA[number:], random.Random(number))
+                inner.start_soon(take, end)
+    before = [part + part[:1] for part in sent]
+    passed = [expected(part + DATA[i:], SECRETS[i])[FEW + 1 :] for i, part in enumerate(before)]
+    assert [found[tls_relay.far], found[tls_relay.near]] == passed
+
+
+@pytest.mark.parametrize("end", ["a", "b"])
+async def test_closing_a_link_here_ends_a_tunnel_at_rest(tls_relay, soon_at_rest, end):
+    with trio.fail_after(30):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            getattr(tls_relay, end).link.connection.close()
+    assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["BROKEN"] * 2
+
+
+async def test_closing_a_link_of_a_cancelled_tunnel_at_rest_is_harmless(tls_relay, soon_at_rest):
+    with trio.fail_after(30):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            inner.cancel_scope.cancel()
+            tls_relay.a.link.connection.close()
+
+
+async def test_a_half_closed_tunnel_comes_to_rest_and_goes_on(tls_relay, soon_at_rest):
+    with trio.fail_after(30):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            await tls_relay.near.bulk.send_fin()
+            assert await receive_all(tls_relay.far.bulk) == b""
+            for _ in range(3):
+                await trio.sleep(0.05)
+                await tls_relay.far.bulk.send_bytes(b"y")
+                await tls_relay.near.bulk.receive_exactly(1)
+            await tls_relay.far.bulk.send_fin()
+
+
+async def test_a_tunnel_whose_sockets_cannot_be_watched_flows(tls_relay, nursery, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "too many")
+
+    monkeypatch.setattr(Rest, "begin", refuse)
+    nursery.start_soon(tls_relay.run)
+    with trio.fail_after(30):
+        await to_and_fro(tls_relay, 3)
+    nursery.cancel_scope.cancel()

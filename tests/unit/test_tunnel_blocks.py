@@ -1,10 +1,11 @@
 """Tunnel blocks and layers: mirror symmetry, refusal of repeats, flipped bits."""
 
+import itertools
 import random
 
 import pytest
 
-from phantom_tun.crypto.streams import SLACK
+from phantom_tun.crypto.streams import SLACK, ChainedStream
 from phantom_tun.errors import CapacityExceeded, CryptoError, ProtocolViolation, WireError
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.tunnel.blocks import (
@@ -134,6 +135,22 @@ def test_layers_cancel_in_uneven_chunks(outbound, toward_owner):
         if number < len(steps) - 1:
             assert data[: len(plain)] != plain
     assert data[: len(plain)] == plain
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_layer_that_rested_goes_on_where_it_was(outer):
+    data = random.Random(3).randbytes(100_000)
+    cuts = [0, 0, 1, 16, 17, 500, PACKAGE_LEN - 1, PACKAGE_LEN, 5000, 20_480, 90_001, len(data)]
+    found = []
+    for rests in (False, True):
+        layer = ChainedStream(bytes(range(64)), outer=outer)
+        view = memoryview(bytearray(data + bytes(SLACK)))
+        for start, end in itertools.pairwise(cuts):
+            layer.process(view, start, end)
+            if rests:
+                layer.rest()
+        found.append(bytes(view))
+    assert found[0] == found[1] != data + bytes(SLACK)
 
 
 def test_a_flipped_bit_garbles_everything_after_the_next_boundary():

@@ -118,11 +118,25 @@ class BulkLink:
     async def receive_pooled(self) -> Buffer:
         """See :meth:`Bulk.receive_pooled`."""
         await self.wait_arrival()
-        if self._received >= BULK:
-            await TURNS.wait(id(self))
-        while (buffer := self.receive_now(REGION_LEN)) is None:
+        if self.moves_much:
+            await self.wait_turn()
+        while (buffer := self.take()) is None:
             await self.connection.wait_arrival()
-        self._received = buffer.payload_len()
+        return buffer
+
+    @property
+    def moves_much(self) -> bool:
+        """Whether the last receive brought so much that the next one has to wait for its turn."""
+        return self._received >= BULK
+
+    def wait_turn(self) -> Coroutine[Any, Any, None]:
+        """Wait until others had theirs."""
+        return TURNS.wait(id(self))
+
+    def take(self, limit: int = REGION_LEN) -> Buffer | None:
+        """What is there, headers included at most ``limit`` bytes; ``None`` if nothing is."""
+        buffer = self.receive_now(limit)
+        self._received = 0 if buffer is None else buffer.payload_len()
         return buffer
 
     def receive_now(self, limit: int) -> Buffer | None:
@@ -225,6 +239,50 @@ class Bulk:
         link = self._live()
         if not (link.unframer.has_more or link.unframer.finished):
             await link.connection.wait_readable()
+
+    @property
+    def handle(self) -> int | None:
+        """See :class:`~phantom_tun.net.links.connection.Connection`.
+
+        :raises LinkBroken: the use is over.
+        """
+        return self._live().connection.handle
+
+    def is_quiet(self) -> bool:
+        """Whether the link is whole and there is nothing to receive."""
+        link = self._link
+        if link is None or link.unframer.has_more or link.unframer.finished:
+            return False
+        return link.connection.is_quiet()
+
+    def has_room(self) -> bool:
+        """Whether a little can be sent without waiting.
+
+        :raises LinkBroken: the use is over.
+        """
+        return self._live().connection.has_room()
+
+    def wait_arrival(self) -> Coroutine[Any, Any, None]:
+        """Return when there may be something for :meth:`take`; after at least one turn of the
+        scheduler.
+
+        :raises LinkBroken: the link failed.
+        """
+        return self._live().wait_arrival()
+
+    async def take(self, limit: int = REGION_LEN) -> Buffer | None:
+        """As :meth:`receive_pooled`, at most ``limit`` bytes with their headers; but waits only for
+        its turn: ``None`` if nothing is there.
+
+        :raises LinkBroken: reset, or the link failed.
+        :raises WireError: the neighbour broke the framing.
+        """
+        link = self._live()
+        if link.moves_much:
+            await link.wait_turn()
+        buffer = link.take(limit)
+        self._check_kept(link)
+        return buffer
 
     async def receive_pooled(self) -> Buffer:
         """Wait, without memory and for at least one turn of the scheduler, then take all that is

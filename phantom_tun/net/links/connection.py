@@ -22,9 +22,19 @@ class Connection(Protocol):
         nothing after all."""
         ...
 
+    @property
+    def handle(self) -> int | None:
+        """The descriptor that can be read from when something arrives while this
+        :meth:`is_quiet`; ``None`` if there is none."""
+        ...
+
     def read_now(self, view: memoryview) -> int | None:
         """Take what is there, at most ``len(view)``, perhaps not all of it; ``None`` if nothing is.
         0 means the end."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether a little can be written without waiting, or fails at once."""
         ...
 
     async def read_some(self, view: memoryview) -> int:

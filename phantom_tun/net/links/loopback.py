@@ -69,6 +69,8 @@ class Pipe:
 class LoopbackConnection:
     """One end; see :class:`phantom_tun.net.links.connection.Connection`."""
 
+    handle = None
+
     def __init__(self, incoming: Pipe, outgoing: Pipe) -> None:
         self._in = incoming
         self._out = outgoing
@@ -100,6 +102,10 @@ class LoopbackConnection:
         if self._in.has_arrived() or self._in.has_ended():
             return self._in.take(view)
         return None
+
+    def has_room(self) -> bool:
+        """Whether :meth:`write_all` wouldn't wait."""
+        return not self._alive() or self._out.size < CAPACITY
 
     async def read_some(self, view: memoryview) -> int:
         """Take what has arrived, waiting for it; 0 at the end."""

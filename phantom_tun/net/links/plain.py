@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from trio.lowlevel import checkpoint, notify_closing, wait_writable
+from trio.lowlevel import checkpoint, wait_writable
 
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.links.socket_connection import BROKEN, SocketConnection
@@ -95,8 +95,7 @@ class PlainConnection(SocketConnection):
     def close(self) -> None:
         """End it; what was written still arrives."""
         if not self._closed:
-            self._closed = True
-            notify_closing(self._socket)
+            self._begin_close()
             with suppress(OSError):
                 self._socket.close()
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import socket
 
 import trio
-from trio.lowlevel import wait_readable
+from trio.lowlevel import notify_closing, wait_readable
 
 from phantom_tun.errors import LinkBroken
+from phantom_tun.net.links.rest import forget, has_room
 
 BROKEN = (OSError, trio.ClosedResourceError)
 """What a socket raises when the connection is no more; ssl.SSLError is an OSError."""
@@ -31,6 +32,21 @@ class SocketConnection:
     def usable(self) -> bool:
         """Neither closed nor in the middle of a write."""
         return not self._closed and not self._torn
+
+    @property
+    def handle(self) -> int:
+        """See :class:`~phantom_tun.net.links.connection.Connection`."""
+        return self._socket.fileno()
+
+    def has_room(self) -> bool:
+        """Whether the kernel would take bytes at once."""
+        return self._closed or has_room(self._socket.fileno())
+
+    def _begin_close(self) -> None:
+        """Whoever waits on this learns that it is closed."""
+        self._closed = True
+        notify_closing(self._socket)
+        forget(self._socket.fileno())
 
     async def _wait(self) -> None:
         """Return when the kernel has something; after at least one turn of the scheduler."""

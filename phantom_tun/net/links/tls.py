@@ -19,7 +19,6 @@ import trio
 from trio.lowlevel import (
     cancel_shielded_checkpoint,
     checkpoint,
-    notify_closing,
     wait_readable,
     wait_writable,
 )
@@ -195,8 +194,7 @@ class TlsConnection(SocketConnection):
         """Say goodbye if that is possible at once, and close."""
         if self._closed:
             return
-        self._closed = True
-        notify_closing(self._socket)
+        self._begin_close()
         if not self._torn:
             with suppress(OSError, ValueError):
                 self._socket.unwrap()

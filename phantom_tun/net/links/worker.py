@@ -28,7 +28,7 @@ from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.listener import Greeter
 from phantom_tun.net.links.onward import OnwardLinks
 from phantom_tun.net.links.plain import PlainConnection, socket_pair
-from phantom_tun.net.links.splice import ignore, process_bytes, pump, splice
+from phantom_tun.net.links.splice import Way, process_bytes, splice
 from phantom_tun.net.links.tls import HandshakeSteps
 from phantom_tun.net.links.web import Site
 from phantom_tun.net.links.worker_channel import Received, WorkerChannel
@@ -90,6 +90,9 @@ class AskedCredentials:
 
 class _AsItIs:
     """No layer: between the network and the node nothing changes."""
+
+    def rest(self) -> None:
+        """Has nothing to let go of."""
 
     def process(self, view: memoryview, start: int, end: int) -> None:
         """Leave it."""
@@ -273,7 +276,7 @@ class RelayWorker:
         inward_over = trio.CancelScope()
 
         async def outward() -> None:
-            await pump(node, bulk, _AS_IT_IS, ignore)
+            await Way(node, bulk, _AS_IT_IS).pump()
             with inward_over:
                 await local.connection.wait_readable()
                 raise LinkBroken("the node waits no longer")
@@ -282,7 +285,7 @@ class RelayWorker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(outward)
                 await node.send_bytes(first)
-                await pump(bulk, node, _AS_IT_IS, ignore)
+                await Way(bulk, node, _AS_IT_IS).pump()
                 inward_over.cancel()
             await bulk.aclose()
             await node.aclose()

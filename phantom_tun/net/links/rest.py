@@ -1,0 +1,150 @@
+"""Where idle tunnels wait, with one task each for both of their links (docs/spec/links.md, "Rest").
+
+Trio lets a task wait for one socket, so whoever waits for two needs a second task, a nursery and
+the frames of both: 5 KB. Sockets of tunnels at rest are in an epoll of their own instead, and one
+task of the whole process waits for that.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+from outcome import Value
+from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, wait_readable
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at tunnels that aren't at rest; one may come to rest when nothing has
+moved for so long, and does before twice as long."""
+
+_ARRIVAL = select.EPOLLIN | select.EPOLLET
+
+
+class Restless(Protocol):
+    """A tunnel that may come to rest."""
+
+    def look(self) -> None:
+        """It is asked now and then. Never raises."""
+        ...
+
+
+class Sleeper:
+    """A tunnel at rest."""
+
+    __slots__ = ("handles", "task")
+
+    def __init__(self, handles: Sequence[int]) -> None:
+        self.handles = handles
+        self.task: Task | None = None
+        """While it waits."""
+
+    async def wait(self) -> int:
+        """Return the first of its sockets at which something arrives from now on, or which is about
+        to be closed (see :func:`forget`). What was there before doesn't count."""
+        self.task = trio.lowlevel.current_task()
+        arrived: int = await trio.lowlevel.wait_task_rescheduled(self._give_up)
+        return arrived
+
+    def wake(self, handle: int) -> None:
+        """If it waits, that ends."""
+        task, self.task = self.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, Value(handle))
+
+    def _give_up(self, _raise_cancel: RaiseCancelT) -> Abort:
+        self.task = None  # it is rescheduled now, and must not be again
+        return Abort.SUCCEEDED
+
+
+class Rest:
+    """All tunnels that are at rest, and those that might be soon."""
+
+    __slots__ = ("_epoll", "_sleepers", "restless")
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._sleepers: dict[int, Sleeper] = {}
+        """By each of their sockets."""
+        self.restless: set[Restless] = set()
+        """Those to look at."""
+
+    async def run(self) -> None:
+        """Wake tunnels and look at others, until cancelled."""
+        with self._epoll:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_regularly)
+                while True:
+                    await wait_readable(self._epoll.fileno())
+                    for handle, _ in self._epoll.poll(0):
+                        if handle in self._sleepers:
+                            self._sleepers[handle].wake(handle)
+
+    async def _look_regularly(self) -> None:
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            for one in list(self.restless):
+                one.look()
+
+    def begin(self, handles: Sequence[int]) -> Sleeper:
+        """A tunnel comes to rest, whose sockets are watched until it doesn't any more.
+
+        :raises OSError: the kernel can't watch so many.
+        """
+        sleeper = Sleeper(handles)
+        complete = False
+        try:
+            for handle in handles:
+                self._epoll.register(handle, _ARRIVAL)
+                self._sleepers[handle] = sleeper
+            complete = True
+        finally:
+            if not complete:
+                self.end(sleeper)
+        return sleeper
+
+    def end(self, sleeper: Sleeper) -> None:
+        """It is at rest no longer."""
+        for handle in sleeper.handles:
+            if self._sleepers.get(handle) is sleeper:
+                self._forget(handle)
+
+    def forget(self, handle: int) -> None:
+        """See the function."""
+        sleeper = self._sleepers.get(handle)
+        if sleeper is not None:
+            self._forget(handle)
+            sleeper.wake(handle)
+
+    def _forget(self, handle: int) -> None:
+        del self._sleepers[handle]
+        if not self._epoll.closed:
+            self._epoll.unregister(handle)
+
+
+_REST: RunVar[Rest | None] = RunVar("rest", None)
+
+
+def rest() -> Rest:
+    """That of this process, which begins when it is first needed."""
+    found = _REST.get()
+    if found is None:
+        found = Rest()
+        _REST.set(found)
+        trio.lowlevel.spawn_system_task(found.run)
+    return found
+
+
+def forget(handle: int) -> None:
+    """This socket is about to be closed: wake the tunnel that rests on it."""
+    found = _REST.get()
+    if found is not None:
+        found.forget(handle)
+
+
+def has_room(handle: int) -> bool:
+    """Whether the kernel would take bytes for this socket at once."""
+    poll = select.poll()
+    poll.register(handle, select.POLLOUT)
+    return bool(poll.poll(0))
