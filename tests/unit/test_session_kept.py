@@ -475,6 +475,22 @@ async def test_the_callee_may_end_it_while_a_connection_is_asked_for(
         assert all(tunnel.is_released for tunnel in tunnels(world.network.exchanges[0]))
 
 
+@pytest.mark.parametrize("first", [b"", b"first"])
+async def test_a_service_that_is_slow_to_accept_costs_no_connection(
+    autojump_clock: MockClock, first: bytes
+) -> None:
+    """Another attempt is made meanwhile, and counts if the first was given up."""
+    async with running_world(keep=True) as world:
+        await acquainted(world)
+        world.bob.host.delay = 4.5
+        began = trio.current_time()
+        await talk(world, first)
+        assert trio.current_time() - began < 5
+        assert len(world.network.exchanges) == 2
+        await trio.sleep(10)
+        assert world.bob.service.sessions() == []
+
+
 # --- bounds --------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,8 @@ class _Call(Generic[ServiceT]):
     """All attempts between the same two ends."""
 
     attempts: int = 0
+    made: int = 0
+    """Attempts until now, those that have left included."""
     offer: Offer[ServiceT] | None = None
     connecting: trio.Lock = field(default_factory=trio.Lock)
 
@@ -70,14 +72,20 @@ class Offers(Generic[ServiceT]):
 
     @asynccontextmanager
     async def joined(
-        self, ends: Hashable, made: int, connect: Callable[[], Awaitable[ServiceT]]
+        self,
+        ends: Hashable,
+        made: int,
+        connect: Callable[[], Awaitable[ServiceT]],
+        *,
+        gives_way: bool = False,
     ) -> AsyncIterator[Offer[ServiceT]]:
         """The offer for ``ends``, while this is open. The first attempt makes it with ``connect``;
         when the last one has left and none took it, the service is given up.
 
         :param made: the time in the request.
+        :param gives_way: later attempts go first: the caller has given this one up for them.
 
-        :raises Filtered: an earlier attempt has the service already.
+        :raises Filtered: an earlier attempt has the service already, or a later one shall.
         :raises ConnectFailed: as ``connect``.
         """
         old = self._calls.get(ends)
@@ -86,12 +94,16 @@ class Offers(Generic[ServiceT]):
             del self._calls[ends]
         call = self._calls.setdefault(ends, _Call())
         call.attempts += 1
+        call.made += 1
+        number = call.made
         try:
             async with call.connecting:
                 if call.offer is None:
                     call.offer = Offer(await connect(), made)
             if call.offer.is_taken:
                 raise Filtered("this call is connected already")
+            if gives_way and call.made > number:
+                raise Filtered("the caller has made another attempt")
             yield call.offer
         finally:
             call.attempts -= 1

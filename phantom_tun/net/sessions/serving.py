@@ -350,7 +350,9 @@ class SessionServer:
         target = Endpoint(request.destination, rule.target_port if rule is not None else 0)
         return _Admitted(visit, remote, target)
 
-    async def _ask_service(self, admitted: _Admitted, stack: AsyncExitStack) -> Offer[_Service]:
+    async def _ask_service(
+        self, admitted: _Admitted, stack: AsyncExitStack, *, gives_way: bool = False
+    ) -> Offer[_Service]:
         """The service, for this request and others of the same call.
 
         :raises ConnectFailed: it doesn't accept, or another attempt has it.
@@ -360,7 +362,10 @@ class SessionServer:
         is_echo = request.protocol is session.Protocol.ECHO
         ends = request.nonce if is_echo else (request.protocol, remote, target)
         joined = self._offers.joined(
-            ends, request.time, lambda: self._reach(request.protocol, remote, target)
+            ends,
+            request.time,
+            lambda: self._reach(request.protocol, remote, target),
+            gives_way=gives_way,
         )
         return await stack.enter_async_context(joined)
 
@@ -449,7 +454,8 @@ class SessionServer:
         if admitted is None or self._is_known_call(visit):
             return Outcome.FILTERED
         try:
-            offer = await self._ask_service(admitted, stack)
+            # One without first bytes is given up before another attempt is made.
+            offer = await self._ask_service(admitted, stack, gives_way=not has_first)
             _take(offer, stack)
         except (WorldError, UsageError, trio.TooSlowError) as error:
             return _outcome(error)
