@@ -36,6 +36,7 @@ from phantom_tun.net.sessions.serving import KEEP_WITHIN, NEXT_BURST
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_host import FakeIdentities, FakeIdentity
 from phantom_tun.testing.fake_tunnel import Exchange, FakeTunnel, FakeWayOut
+from phantom_tun.tunnel.request import request_time
 from phantom_tun.wire.session import FRAME_HEADER_LEN, MAX_EARLY, OPENING_LEN, FrameKind, Opening
 
 
@@ -534,6 +535,25 @@ async def test_a_caller_that_hurries_waits(autojump_clock: MockClock) -> None:
                 await call(world, b"knock")
         assert trio.current_time() - began >= 20 / serving.NEXT_RATE
         assert len(world.network.exchanges) == 1
+
+
+async def test_a_caller_that_takes_no_answers_is_let_go(autojump_clock: MockClock) -> None:
+    """Nothing counts a session that waits to answer."""
+    async with running_world(keep=True) as world:
+        world.network.prepare = lambda mine: setattr(mine.incoming, "capacity", 3000)
+        exchange = await acquainted(world)
+        kept = world.alice.service._opener._kept.take((ALICE.signing.public, BOB.signing.public))
+        assert kept is not None
+        world.bob.host.streams.clear()
+        for number in range(150):
+            time = request_time(world.alice.clock.now())
+            opening = Opening(number.to_bytes(16, "big"), time, BOB.ap6, 80, 1 + number)
+            with trio.move_on_after(1):
+                await kept.secure.send(FrameKind.OPEN, memoryview(opening.pack()))
+        await trio.sleep(10)
+        _, theirs = tunnels(exchange)
+        assert theirs.is_reset
+        assert 50 < world.counts()["further_answered_refused"] < 150
 
 
 # --- peers that break the rules ------------------------------------------------------------------

@@ -39,6 +39,10 @@ ANSWER_WAIT = 0.002
 """Seconds that the callee's answer waits for the service's first bytes, if the service has the
 caller's already."""
 
+ANSWER_TAKEN_WITHIN = 5.0
+"""Seconds for the caller's tunnel to take what :meth:`SecureTunnel.answer_next` says: a few bytes,
+and a session that waits to say them is in no table."""
+
 CLOSE_WITHIN = 5.0
 """Seconds for the peer to do the same."""
 
@@ -224,15 +228,18 @@ class SecureTunnel:
     async def answer_next(self, outcome: Outcome) -> None:
         """Answer :meth:`wait_next`, with the service's first bytes if it has the caller's already.
 
-        :raises StreamReset: the session is over.
+        :raises StreamReset: the session is over, or the caller takes no answers.
         """
         self.is_idle = outcome is not Outcome.CONNECTED
         self._outcome = outcome
-        if self.is_idle or not self._first:
-            self._first = b""
-            await self._write(self._encode_ahead)
-        else:
+        if not self.is_idle and self._first:
             self.hold_answer()
+            return
+        self._first = b""
+        with trio.move_on_after(ANSWER_TAKEN_WITHIN):
+            await self._write(self._encode_ahead)
+            return
+        raise self._torn("the caller doesn't take its answer")
 
     # --- tickets --------------------------------------------------------------------------------
 
