@@ -525,6 +525,19 @@ async def test_a_callee_lets_so_many_wait(
             assert all(tunnel.is_released for tunnel in tunnels(exchange))
 
 
+async def test_what_a_callee_has_no_room_for_costs_no_other(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "MAX_IDLE_OF_ONE", 2)
+    async with running_world(keep=True) as world:
+        await acquainted(world)
+        for stream in [await call(world, source=3000 + n) for n in range(5)]:
+            await end(stream)
+        assert (len(world.network.exchanges), waiting(world)) == (5, 5)
+        await talk(world, b"again")
+        assert (len(world.network.exchanges), waiting(world)) == (5, 2)
+
+
 async def test_a_caller_that_hurries_waits(autojump_clock: MockClock) -> None:
     async with running_world(keep=True) as world:
         await acquainted(world)

@@ -81,6 +81,8 @@ SLOW_AFTER = 3.0
 for a while."""
 MAX_ROUTES = 4
 """Attempts over the routes of one record."""
+MAX_KEPT_TRIED = 4
+"""Kept sessions that a connection finds closed by the callee before it gets a new one."""
 LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
 """Seconds from each time that no route worked to the next look at the record. A node that lost all
 its ways in at once has new ones within this time."""
@@ -294,17 +296,26 @@ class SessionOpener:
 
     async def _try_kept(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
         """An attempt over a session that was kept, if there is one; returns when it has failed or
-        is slow."""
+        is slow. One that the callee had no room for meanwhile is none."""
         if call.protocol is not Protocol.TCP or call.role.is_ephemeral:
             return
-        kept = self._kept.take((call.role.signing.public, call.resolved.public_key))
-        if kept is None:
-            return
-        attempt = Attempt(kept.route, is_extra=False, way=kept.way)
-        race.running.add(attempt)
-        scope = trio.CancelScope()
-        nursery.start_soon(self._attempt_kept, call, attempt, race, kept, scope)
-        await self._wait_failed(call.identity, attempt, 0)
+        parties = call.role.signing.public, call.resolved.public_key
+        for _ in range(MAX_KEPT_TRIED):
+            if (kept := self._kept.take(parties)) is None:
+                return
+            attempt = Attempt(kept.route, is_extra=False, way=kept.way)
+            race.running.add(attempt)
+            scope = trio.CancelScope()
+            nursery.start_soon(self._attempt_kept, call, attempt, race, kept, scope)
+            await self._wait_failed(call.identity, attempt, 0)
+            if not kept.secure.was_let_go:
+                self._doubt_kept(call, kept, attempt, scope)
+                return
+
+    def _doubt_kept(
+        self, call: _Call, kept: Kept, attempt: Attempt, scope: trio.CancelScope
+    ) -> None:
+        """An attempt over a session that was kept has failed or is slow."""
         self._kept.drop_like(kept)
         attempt.doubts_way = True  # a tunnel has died, which speaks against no route
         if not call.first:

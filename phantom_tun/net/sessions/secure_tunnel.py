@@ -142,6 +142,11 @@ class SecureTunnel:
         """The path of ours that carries it."""
         return self._tunnel.path_number
 
+    @property
+    def was_let_go(self) -> bool:
+        """Whether the peer itself has closed the session, in order: no tunnel has failed."""
+        return self._got_fin and self._channel.is_closed
+
     # --- handshake ------------------------------------------------------------------------------
 
     def hold_flight(self, wait: float = FLIGHT_WAIT) -> None:
