@@ -140,6 +140,11 @@ class Request:
     early: bytes = field(default=b"", repr=False)
     """With a ticket: first bytes of the stream, perhaps none, locked under its secret."""
 
+    @property
+    def has_first(self) -> bool:
+        """Whether there are any: their length shows without the secret."""
+        return len(self.early) > _TAG_LEN
+
     def pack(self) -> bytes:
         """Always ``REQUEST_BODY_LEN`` bytes.
 

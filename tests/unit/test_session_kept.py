@@ -35,7 +35,7 @@ from phantom_tun.net.sessions.kept import (
 from phantom_tun.net.sessions.serving import KEEP_WITHIN, NEXT_BURST
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_host import FakeIdentities, FakeIdentity
-from phantom_tun.testing.fake_tunnel import Exchange, FakeTunnel, FakeWayOut
+from phantom_tun.testing.fake_tunnel import Exchange, FakeTunnel, FakeWayOut, Lane
 from phantom_tun.tunnel.request import request_time
 from phantom_tun.wire.session import FRAME_HEADER_LEN, MAX_EARLY, OPENING_LEN, FrameKind, Opening
 
@@ -460,6 +460,37 @@ async def test_first_bytes_are_heard_once_if_the_answer_is_lost(
             await stream.send_all(memoryview(b"later"))
             await end(stream)
             assert heard == [b"later"]
+
+
+@pytest.mark.parametrize("knows_ticket", [True, False])
+async def test_first_bytes_are_heard_once_if_they_come_late(
+    autojump_clock: MockClock, knows_ticket: bool
+) -> None:
+    """Somebody on the way holds them back until the connection that was made instead is over."""
+    heard: list[bytes] = []
+
+    async def listen(stream: SessionStream) -> None:
+        heard.append(await receive_all(stream))
+        await stream.send_end()
+        await stream.aclose()
+
+    async def nothing() -> None: ...
+
+    async with running_world(keep=True) as world:
+        mine, _ = tunnels(await acquainted(world))
+        world.bob.host.streams[80] = listen
+        server = world.bob.service._server
+        assert server is not None
+        if not knows_ticket:
+            server._tickets._all.clear()
+        lane, mine.outgoing = mine.outgoing, Lane()
+        mine.reset, mine.send_fin = lambda: None, nothing  # type: ignore[method-assign]
+        assert await end(await call(world, b"pay")) == b""
+        assert heard == [b"pay"]
+        lane.put(bytes(mine.outgoing.waiting))
+        await trio.sleep(5)
+        assert heard == [b"pay"]
+        assert world.counts()["further_answered_filtered"] == 1
 
 
 async def test_the_callee_may_end_it_while_a_connection_is_asked_for(

@@ -251,6 +251,7 @@ class SessionServer:
         async def run(carry: _Carry) -> None:
             await secure.wait_established(HANDSHAKE_WITHIN)
             offer.take()
+            self._expect_first(visit)
             self._hand_out_ticket(visit, secure)
             await carry()
 
@@ -483,6 +484,18 @@ class SessionServer:
         except CapacityExceeded:
             return False
         return True
+
+    def _expect_first(self, visit: _Visit) -> None:
+        """First bytes that weren't taken come over TLS now. An opening that takes them along, too,
+        may still be under way.
+
+        :raises Filtered: it was faster.
+        """
+        if not visit.request.has_first:
+            return
+        if self._is_known_call(visit):
+            raise Filtered("the first bytes were taken")
+        self._remember_call(visit)
 
     def _take_early(self, visit: _Visit) -> _Early | None:
         """The bytes that the request took along, if its ticket is known.
