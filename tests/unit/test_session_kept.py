@@ -39,6 +39,8 @@ from phantom_tun.testing.fake_tunnel import Exchange, FakeTunnel, FakeWayOut, La
 from phantom_tun.tunnel.request import request_time
 from phantom_tun.wire.session import FRAME_HEADER_LEN, MAX_EARLY, OPENING_LEN, FrameKind, Opening
 
+PARTIES = ALICE.signing.public, ALICE.ap4, BOB.signing.public
+
 
 async def call(
     world: World, first: bytes = b"", port: int = 80, *, source: int = SOURCE_PORT, over: int = 6
@@ -220,6 +222,20 @@ async def test_an_ephemeral_callers_connections_have_nothing_in_common(
         for _ in range(4):
             await talk(world)
         assert (len(world.network.exchanges), waiting(world)) == (4, 0)
+
+
+@pytest.mark.parametrize("first", [b"", b"first"])
+async def test_a_caller_with_a_new_ap4_shows_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    """It has to be asked about, and the request of a session kept from before doesn't name it."""
+    async with running_world(keep=True) as world:
+        world.bob.rules.expose("bob", "tcp", 81, to=[str(ALICE.ap4)], target_port=80)
+        with monkeypatch.context() as before:
+            before.setattr(ALICE, "ap4", None)
+            await acquainted(world)
+        await talk(world, first, port=81)
+        assert (len(world.network.exchanges), further(world)) == (2, 0)
 
 
 async def test_it_can_be_switched_off(autojump_clock: MockClock) -> None:
@@ -586,7 +602,7 @@ async def test_a_caller_that_takes_no_answers_is_let_go(autojump_clock: MockCloc
     async with running_world(keep=True) as world:
         world.network.prepare = lambda mine: setattr(mine.incoming, "capacity", 3000)
         exchange = await acquainted(world)
-        kept = world.alice.service._opener._kept.take((ALICE.signing.public, BOB.signing.public))
+        kept = world.alice.service._opener._kept.take(PARTIES)
         assert kept is not None
         world.bob.host.streams.clear()
         for number in range(150):
@@ -650,7 +666,7 @@ async def test_between_connections_only_an_acceptable_opening_counts(
     async with running_world(keep=True) as world:
         exchange = await acquainted(world)
         calls = len(world.bob.host.calls)
-        kept = world.alice.service._opener._kept.take((ALICE.signing.public, BOB.signing.public))
+        kept = world.alice.service._opener._kept.take(PARTIES)
         assert kept is not None
         await kept.secure.send(kind, memoryview(data))
         await trio.sleep(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 import trio
 
@@ -29,8 +30,8 @@ MAX_KEPT_OF_ONE = 64
 SWEEP_EVERY = 1.0
 """Seconds."""
 
-Parties = tuple[PublicKey, PublicKey]
-"""Caller and callee."""
+Parties = tuple[PublicKey, IPv4Address | None, PublicKey]
+"""Caller, the AP4 that it has shown itself with, and callee."""
 
 
 @dataclass(slots=True, eq=False)

@@ -35,7 +35,7 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import ApAddress, PublicKey
 from phantom_tun.net.sessions.contexts import ContextCache
-from phantom_tun.net.sessions.kept import KEPT_FOR, Kept, KeptSessions
+from phantom_tun.net.sessions.kept import KEPT_FOR, Kept, KeptSessions, Parties
 from phantom_tun.net.sessions.ports import Connector, Directory, Identity, ResolvedAp
 from phantom_tun.net.sessions.race import Attempt, Race
 from phantom_tun.net.sessions.routes import Route, Suspects
@@ -118,6 +118,11 @@ class _Call:
     """The application's first bytes, if it has spoken already."""
     keep: bool
     """More connections to this callee are expected."""
+
+    @property
+    def parties(self) -> Parties:
+        """Whose kept sessions it can use."""
+        return self.role.signing.public, self.role.ap4, self.resolved.public_key
 
 
 class SessionOpener:
@@ -299,9 +304,8 @@ class SessionOpener:
         is slow. One that the callee had no room for meanwhile is none."""
         if call.protocol is not Protocol.TCP or call.role.is_ephemeral:
             return
-        parties = call.role.signing.public, call.resolved.public_key
         for _ in range(MAX_KEPT_TRIED):
-            if (kept := self._kept.take(parties)) is None:
+            if (kept := self._kept.take(call.parties)) is None:
                 return
             attempt = Attempt(kept.route, is_extra=False, way=kept.way)
             race.running.add(attempt)
@@ -441,8 +445,7 @@ class SessionOpener:
         if call.protocol is Protocol.TCP and not call.role.is_ephemeral:
             self._expect_ticket(call, secure)
         if call.keep:
-            parties = call.role.signing.public, call.resolved.public_key
-            kept = Kept(parties, secure, attempt.route, attempt.way, trio.current_time())
+            kept = Kept(call.parties, secure, attempt.route, attempt.way, trio.current_time())
             self._keep(kept)
         secure.took_first = answer.took_early
         self._counts["open_early"] += answer.took_early
