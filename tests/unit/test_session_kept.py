@@ -279,6 +279,7 @@ async def test_it_ends_when_nobody_calls_any_more(autojump_clock: MockClock) -> 
         assert waiting(world) == 1
         await trio.sleep(1 + SWEEP_EVERY + 1)
         assert waiting(world) == 0
+        assert "session_failed_StreamReset" not in world.counts()
         assert all(tunnel.is_released for tunnel in tunnels(exchange)), "its links serve again"
         assert not world.alice.service._opener._kept._is_swept
 
@@ -673,5 +674,7 @@ async def test_between_connections_only_an_acceptable_opening_counts(
         assert len(world.bob.host.calls) == calls
         _, theirs = tunnels(exchange)
         assert theirs.is_reset or theirs.outgoing.fin
+        drops = {"session_failed_StreamReset", "further_dropped_ProtocolViolation"}
+        assert sum(world.counts().get(name, 0) for name in drops) == 1
         kept.secure.finish(FrameKind.RESET)
         await talk(world)

@@ -405,6 +405,7 @@ class SessionServer:
         """What the caller asks for; ``None`` once the session is over.
 
         :raises CapacityExceeded: too many wait.
+        :raises StreamReset: it ended otherwise than it should.
         """
         if self._idle.total() >= MAX_IDLE or self._idle[caller] >= MAX_IDLE_OF_ONE:
             raise CapacityExceeded("too many sessions wait for further connections")
@@ -417,7 +418,8 @@ class SessionServer:
                     await trio.sleep(1 / NEXT_RATE)
                 return opening
         except StreamReset:
-            pass
+            if not secure.was_let_go:
+                raise
         finally:
             self._idle[caller] -= 1
             self._idle += Counter()  # drops zeros
