@@ -375,6 +375,17 @@ async def test_a_refusal_leaves_it_as_it_is(autojump_clock: MockClock) -> None:
         assert world.counts()["further_answered_refused"] == 3
 
 
+async def test_a_session_that_waits_holds_no_buffer(autojump_clock: MockClock) -> None:
+    async with running_world(keep=True) as world:
+        await acquainted(world)
+        del world.bob.host.streams[80]
+        with pytest.raises(Refused):
+            await call(world, b"first")
+        [kept] = world.alice.service._opener._kept._waiting[PARTIES]
+        reader = kept.secure._reader
+        assert (reader._plain, reader._sealed) == (None, None)
+
+
 async def test_a_rule_that_is_gone_holds_for_it_too(autojump_clock: MockClock) -> None:
     async with running_world(keep=True) as world:
         await acquainted(world)

@@ -54,6 +54,11 @@ class FrameReader:
             if not self.fill():
                 return None
 
+    def rest(self) -> None:
+        """Hold no memory if nothing is left; the last frame's payload is gone with it."""
+        if self._position == self._end:
+            self._give_plain_back()
+
     def discard(self) -> None:
         """Drop what is left. Its memory doesn't go back to the pool: somebody may still be busy
         with the last frame."""

@@ -208,6 +208,7 @@ class SecureTunnel:
             if frame.kind is not FrameKind.OPENED:
                 raise ProtocolViolation("no answer to an opening")
             outcome = parse_outcome(frame.payload)
+            self._reader.rest()
         except PeerError as error:
             raise self._torn("the session broke") from error
         self.took_first = True
