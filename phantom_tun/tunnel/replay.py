@@ -32,6 +32,14 @@ class ReplayCache:
         self._nonces.add(nonce)
         heapq.heappush(self._by_expiry, (expires, nonce))
 
+    def check_room(self, now: float) -> None:
+        """
+        :raises CapacityExceeded: too many are remembered.
+        """
+        self._forget_expired(now)
+        if len(self._nonces) >= self._capacity:
+            raise CapacityExceeded("too many requests to remember")
+
     def _forget_expired(self, now: float) -> None:
         while self._by_expiry and self._by_expiry[0][0] <= now:
             self._nonces.discard(heapq.heappop(self._by_expiry)[1])

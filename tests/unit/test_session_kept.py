@@ -36,6 +36,7 @@ from phantom_tun.net.sessions.serving import KEEP_WITHIN, NEXT_BURST
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_host import FakeIdentities, FakeIdentity
 from phantom_tun.testing.fake_tunnel import Exchange, FakeTunnel, FakeWayOut, Lane
+from phantom_tun.tunnel.replay import ReplayCache
 from phantom_tun.tunnel.request import request_time
 from phantom_tun.wire.session import FRAME_HEADER_LEN, MAX_EARLY, OPENING_LEN, FrameKind, Opening
 
@@ -582,6 +583,20 @@ async def test_a_callee_lets_so_many_wait(
         await trio.sleep(KEPT_FOR + 2)
         for exchange in world.network.exchanges:
             assert all(tunnel.is_released for tunnel in tunnels(exchange))
+
+
+async def test_first_bytes_that_can_not_be_remembered_touch_no_service(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_world(keep=True) as world:
+        await acquainted(world)
+        server = world.bob.service._server
+        assert server is not None
+        monkeypatch.setitem(server._seen_calls, "bob", ReplayCache(0))
+        calls = len(world.bob.host.calls)
+        await talk(world, b"first")
+        assert len(world.bob.host.calls) == calls + 1
+        assert world.counts()["further_dropped_CapacityExceeded"] == 1
 
 
 async def test_what_a_callee_has_no_room_for_costs_no_other(

@@ -456,6 +456,8 @@ class SessionServer:
         admitted = await self._admit(visit, stack)
         if admitted is None or self._is_known_call(visit):
             return Outcome.FILTERED
+        if has_first:
+            _cache(self._seen_calls, visit).check_room(self._clock.now())
         try:
             # One without first bytes is given up before another attempt is made.
             offer = await self._ask_service(admitted, stack, gives_way=not has_first)
