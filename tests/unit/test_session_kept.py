@@ -450,6 +450,21 @@ async def test_a_session_that_died_costs_no_connection(
         assert (len(world.network.exchanges), further(world)) == (2, 0)
 
 
+@pytest.mark.parametrize("first", [b"", b"first"])
+async def test_what_was_silent_is_followed_by_another_way_out(
+    autojump_clock: MockClock, first: bytes
+) -> None:
+    for _ in range(8):
+        async with running_world(keep=True) as world:
+            exchange = await acquainted(world)
+            world.network.exits[0].is_dead = True
+            world.network.exits.append(FakeWayOut(world.network, 9))
+            lose(world, exchange)
+            began = trio.current_time()
+            await talk(world, first)
+            assert trio.current_time() - began < 2
+
+
 async def test_those_that_go_the_same_way_are_given_up_with_it(autojump_clock: MockClock) -> None:
     async with running_world(keep=True) as world:
         await acquainted(world)

@@ -313,14 +313,15 @@ class SessionOpener:
             nursery.start_soon(self._attempt_kept, call, attempt, race, kept, scope)
             await self._wait_failed(call.identity, attempt, 0)
             if not kept.secure.was_let_go:
-                self._doubt_kept(call, kept, attempt, scope)
+                self._doubt_kept(call, race, kept, attempt, scope)
                 return
 
     def _doubt_kept(
-        self, call: _Call, kept: Kept, attempt: Attempt, scope: trio.CancelScope
+        self, call: _Call, race: Race, kept: Kept, attempt: Attempt, scope: trio.CancelScope
     ) -> None:
         """An attempt over a session that was kept has failed or is slow."""
         self._kept.drop_like(kept)
+        race.given_up.add(kept.way.number)
         attempt.doubts_way = True  # a tunnel has died, which speaks against no route
         if not call.first:
             # The callee may have connected to the service, and lets nobody else have it. With first
@@ -417,7 +418,7 @@ class SessionOpener:
 
     async def _connect(self, call: _Call, attempt: Attempt, race: Race) -> None:
         apart = {other.way.number for other in race.running if other.way is not None}
-        attempt.way = await self._connector.way_out(call.identity, apart)
+        attempt.way = await self._connector.way_out(call.identity, apart | race.given_up)
         handshake = CallerHandshake(call.role.context)
         request = self._request(call, handshake.hello)
         sealed = seal_request(

@@ -48,7 +48,15 @@ class Attempt:
 class Race:
     """Attempts over several routes; the first result counts."""
 
-    __slots__ = ("decided", "errors", "failure", "lookup_failure", "running", "winner")
+    __slots__ = (
+        "decided",
+        "errors",
+        "failure",
+        "given_up",
+        "lookup_failure",
+        "running",
+        "winner",
+    )
 
     def __init__(self) -> None:
         self.decided = trio.Event()
@@ -61,6 +69,8 @@ class Race:
         """Why a fresh record couldn't be had."""
         self.running: set[Attempt] = set()
         """Attempts that are under way."""
+        self.given_up: set[int] = set()
+        """Numbers of exit paths that others are better than, though no attempt waits for them."""
 
     def is_tried(self, route: Route) -> bool:
         """Whether an attempt over ``route`` is under way that may still come to something."""
