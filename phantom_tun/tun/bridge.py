@@ -31,7 +31,7 @@ _CHUNKS_PER_TURN = 4
 """After so many chunks in a row a direction lets other tasks run, even if it never had to wait."""
 _RELEASE_TIME = 5.0
 """Seconds the overlay may take to release a stream that was aborted."""
-_DRAIN_CHECKS = (0.02, 0.1, 0.5, 2.0)
+_DRAIN_CHECKS = (0.001, 0.02, 0.1, 0.5, 2.0)
 """Seconds between looks at a socket that has yet to deliver its last bytes; the last repeats."""
 
 

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import phantom_tun.tun.host as host_module
 from phantom_tun.errors import ConfigError, UsageError, WorldError
 from phantom_tun.queues import QueueShares
-from phantom_tun.tun.bridge import prepare
+from phantom_tun.tun.bridge import Bridge, prepare
 from phantom_tun.tun.flows import CHUNK, BufferPool, Counters, MessageQueue
 from phantom_tun.tun.host import LinuxHost, run_tool
 from phantom_tun.tun.plan import AddressPlan, roles_of
@@ -157,6 +158,25 @@ def test_kernel_buffers_are_bounded() -> None:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             assert sock.getsockopt(socket.SOL_SOCKET, option) == 100_000
         assert not sock.getblocking()
+
+
+async def test_a_socket_whose_end_is_being_acknowledged_is_looked_at_again_soon(
+    autojump_clock: MockClock,
+) -> None:
+    """The next connection of a kept session waits for that, and every service that ends first makes
+    it necessary."""
+
+    class Closing:
+        def fileno(self) -> int:
+            return -1
+
+        def getsockopt(self, _level: int, _option: int, _length: int) -> bytes:
+            return b"\x07" if trio.current_time() - began > 0.0005 else b"\x0b"
+
+    began = trio.current_time()
+    sock, unused = cast(Any, Closing()), cast(Any, None)
+    assert await Bridge(sock, unused, unused, unused, 100.0)._delivered()
+    assert trio.current_time() - began < 0.005
 
 
 # --- ip and nft -----------------------------------------------------------------------------------
