@@ -4,7 +4,7 @@ lines, and liars (run it under trio's autojump clock)."""
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from phantom_tun.net.netdb.service import NetdbService
 from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.testing.record_factory import NETWORK, NOW, NodeMaker
-from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.nodes import IpAddress, NodeRef
 
 NO_FILES = NetdbFiles()
 LinkFilter = Callable[[NodeId, NodeId], bool]
@@ -63,6 +63,8 @@ class MemoryNetwork:
         self.members: dict[NodeId, MemberNode] = {}
         self.allowed: LinkFilter = lambda _caller, _callee: True
         self.calls: Counter[NodeId] = Counter()
+        self.dialed: deque[NodeRef] = deque(maxlen=1_000)
+        """The last ways that were tried to anybody."""
         self.bytes_carried = 0
         self.override_keys: list[PublicKey] = []
         """Of the services made from here on."""
@@ -70,6 +72,8 @@ class MemoryNetwork:
         """Whether the services made from here on obey override commands."""
         self.linked: Callable[[NodeId], list[NodeRef]] = lambda _node: []
         """With whom a node has links, if they are to be told of override commands."""
+        self.unroutable: set[IpAddress] = set()
+        """Where nobody has a route to: who dials there learns it at once."""
         self.trusted: frozenset[NodeId] = frozenset()
         """By the services made from here on."""
         self._nursery: trio.Nursery | None = None
@@ -124,6 +128,9 @@ class MemoryNetwork:
     ) -> bytes:
         """``Links.call`` of this network."""
         await trio.sleep(self.delay * self.rng.uniform(0.5, 1.5))
+        self.dialed.append(ref)
+        if ref.address in self.unroutable:
+            raise LinkBroken("the node can't be reached (Network is unreachable)")
         member = self.members.get(ref.node_id)
         if member is None or not member.up or not self.allowed(caller_id, ref.node_id):
             raise LinkBroken("connection refused")

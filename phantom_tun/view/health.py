@@ -13,6 +13,7 @@ from phantom_tun.view.overrides import is_ban
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
+    from phantom_tun.wire.nodes import NodeRef
 
 DEATHS = 3
 """Paths that die within :data:`DEATHS_WITHIN` before their owner is told."""
@@ -21,6 +22,8 @@ DIALED_WITHIN = 10 * MINUTE
 """In a network of any size a dialable node is dialed much sooner."""
 JOINED_WITHIN = 10.0
 """Seconds after which it is worth a word that nobody has taken note of this node."""
+TRIED_SHOWN = 6
+"""Addresses of nodes that didn't answer which are named."""
 BUILT_WITHIN = 20.0
 """Seconds after the start from which on a missing path is worth a word even if no build failed."""
 
@@ -84,10 +87,27 @@ def _joining(node: Node) -> list[str]:
     if node.uptime() < JOINED_WITHIN:
         return []
     return [
-        f"none of the nodes that the profile names has answered for {node.uptime():.0f} s: is this "
-        f"machine connected, and is the profile of today{_or_banned(node)}? 'phantom-tun network "
-        "show' shows it, and a member makes a new one with 'phantom-tun network invite'"
+        f"none of the nodes that the profile names has answered for {node.uptime():.0f} s"
+        f"{_tried(node)}: is this machine connected, and is the profile of today"
+        f"{_or_banned(node)}? 'phantom-tun network show' shows it, and a member makes a new one "
+        "with 'phantom-tun network invite'"
     ]
+
+
+def _tried(node: Node) -> str:
+    """Where they were looked for, and what came of it."""
+    failures = node.netdb.unanswered()
+    if not failures:
+        return ""
+    said = [f"{_place(ref)}: {reason}" for ref, reason in failures[:TRIED_SHOWN]]
+    if len(failures) > TRIED_SHOWN:
+        said.append(f"and {len(failures) - TRIED_SHOWN} other addresses")
+    return f" ({'; '.join(said)})"
+
+
+def _place(ref: NodeRef) -> str:
+    host = f"[{ref.address}]" if ref.address.version == 6 else str(ref.address)
+    return f"{host}:{ref.port}"
 
 
 def _links(node: Node) -> list[str]:

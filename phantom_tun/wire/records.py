@@ -212,10 +212,15 @@ class NodeRecord(Record, frozen=True, array_like=True, dict=True):
 
     def ref(self, version: int | None = None) -> NodeRef:
         """How to dial it: at its first address of IP ``version``, else at its first address."""
-        wanted = [address for address in self.addresses if address.ip.version == version]
-        chosen = (wanted or self.addresses)[0]
-        port = chosen.port if self.dialable else 0
-        return NodeRef(self.node_id, CertHash(self.cert_hash), chosen.ip, port)
+        return self.refs(version)[0]
+
+    def refs(self, version: int | None = None) -> tuple[NodeRef, ...]:
+        """All ways to dial it, those at addresses of IP ``version`` first."""
+        certificate = CertHash(self.cert_hash)
+        found = sorted(self.addresses, key=lambda address: address.ip.version != version)
+        if not self.dialable:
+            return (NodeRef(self.node_id, certificate, found[0].ip, 0),)
+        return tuple(NodeRef(self.node_id, certificate, each.ip, each.port) for each in found)
 
 
 class APKeyRecord(Record, frozen=True, array_like=True, dict=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from netdb_world import (
@@ -19,11 +22,13 @@ from netdb_world import (
     start,
     wait_until,
 )
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from phantom_tun.clock import DAY
 from phantom_tun.errors import Unreachable
 from phantom_tun.ids import NodeId
+from phantom_tun.net.netdb.calls import CALL_DEADLINE
 from phantom_tun.net.netdb.files import NetdbFiles
 from phantom_tun.net.netdb.introductions import LAST_PAUSE
 from phantom_tun.net.netdb.service import NetdbService
@@ -33,6 +38,7 @@ from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.testing.netdb_network import makers
 from phantom_tun.testing.record_factory import NETWORK, NOW, ApMaker, NodeMaker
 from phantom_tun.wire.netdb import ExtendApLease, ReserveAp
+from phantom_tun.wire.records import NodeAddress
 
 
 class TestJoining:
@@ -63,6 +69,73 @@ class TestJoining:
             assert not any(service.joined for service in services)
             services.append(network.start(members[0], bootstrap))
             assert await wait_until(everybody_knows(services, 14), 4) < 3
+
+    @pytest.mark.parametrize("first", [True, False])
+    @pytest.mark.parametrize(
+        ("address", "routable", "within"),
+        [
+            # Nodes here have IPv4 addresses, so they try those of others first.
+            ("2001:db8::1", False, 0.1),
+            ("2001:db8::1", True, 0.1),
+            # Where nothing can be sent to, the next address is tried at once.
+            ("192.0.2.7", False, 0.1),
+            ("192.0.2.7", True, CALL_DEADLINE + 0.1),
+        ],
+    )
+    async def test_a_bootstrap_node_with_an_address_that_leads_nowhere(
+        self,
+        autojump_clock: MockClock,
+        address: str,
+        *,
+        routable: bool,
+        within: float,
+        first: bool,
+    ) -> None:
+        async with memory_network() as network:
+            inviter = network.start(NodeMaker(0), [])
+            right = inviter.own_record.ref()
+            wrong = replace(right, address=ipaddress.ip_address(address))
+            if not routable:
+                network.unroutable.add(wrong.address)
+            late = network.start(NodeMaker(1), [wrong, right] if first else [right, wrong])
+            assert await wait_until(lambda: late.joined, 10) < within
+            await wait_until(everybody_knows([inviter, late], 1), 3)
+            assert late.unanswered() == []
+
+    async def test_what_became_of_each_address_is_told(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            gone = NodeMaker(0).record().ref()
+            silent = replace(gone, address=ipaddress.IPv4Address("192.0.2.7"))
+            nowhere = replace(gone, address=ipaddress.IPv6Address("2001:db8::1"))
+            network.unroutable.add(nowhere.address)
+            network.start(NodeMaker(0), [])
+            network.members[gone.node_id].silent = True
+            with capture_logs() as logs:
+                late = network.start(NodeMaker(1), [nowhere, silent])
+                await trio.sleep(7)
+            assert late.unanswered() == [
+                (silent, "the node did not answer in time"),
+                (nowhere, "the node can't be reached (Network is unreachable)"),
+            ]
+            told = {(entry["log_level"], entry["address"], entry["port"]) for entry in logs}
+            assert told == {("debug", str(ref.address), ref.port) for ref in (silent, nowhere)}
+
+    async def test_the_address_that_works_is_remembered(self, autojump_clock: MockClock) -> None:
+        async with memory_network() as network:
+            two = NodeMaker(0)
+            nowhere = ipaddress.IPv4Address("192.0.2.9")
+            network.unroutable.add(nowhere)
+            record = two.record()
+            addresses = (NodeAddress.of(nowhere, 443), *record.addresses)
+            record = msgspec.structs.replace(record, addresses=addresses)
+            calls = network.service_for(NodeMaker(1))._calls
+            network.start(two, [])
+            assert [ref.address for ref in calls.refs(record)] == [nowhere, two.ip]
+            await calls.register(calls.refs(record))
+            assert calls.ref(record).address == two.ip
+            network.dialed.clear()
+            await calls.register(calls.refs(record))
+            assert [ref.address for ref in network.dialed] == [two.ip]
 
     async def test_a_quiet_network_asks_little(self, autojump_clock: MockClock) -> None:
         async with memory_network() as network:

@@ -225,6 +225,10 @@ class TestNodeRecord:
         assert str(record.ref().address) == "11.0.0.1"
         assert str(record.ref(6).address) == "2a00::1"
         assert record.ref(6).port == 8443
+        assert [ref.port for ref in record.refs(6)] == [8443, 443]
+        assert [ref.port for ref in record.refs(4)] == [443, 8443]
+        hidden = msgspec.structs.replace(record, capabilities=0)
+        assert [(str(ref.address), ref.port) for ref in hidden.refs(6)] == [("2a00::1", 0)]
         only_four = msgspec.structs.replace(NODE, addresses=(four,))
         assert str(only_four.ref(6).address) == "11.0.0.1"
         assert record.ref().node_id == NODE.node_id

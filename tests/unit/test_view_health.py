@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from phantom_tun.view.health import (
     DEATHS_WITHIN,
     DIALED_WITHIN,
     JOINED_WITHIN,
+    TRIED_SHOWN,
     PathDeaths,
     warnings,
 )
@@ -107,7 +109,21 @@ def test_nothing_is_expected_of_a_node_that_isnt_there(world: World, state: str)
 def test_a_node_that_nobody_lets_in_is_told_where_to_look(world: World) -> None:
     world.state, world.up_for = "joining", JOINED_WITHIN
     (line,) = warnings(world.node)
-    assert line.startswith("none of the nodes that the profile names has answered for 10 s")
+    assert line.startswith("none of the nodes that the profile names has answered for 10 s: is")
+
+
+def test_where_nodes_of_the_profile_were_looked_for_is_told(world: World) -> None:
+    world.state, world.up_for = "joining", JOINED_WITHIN
+    known = NodeMaker(1).record().ref()
+    four = replace(known, address=ipaddress.ip_address("192.0.2.2"))
+    six = replace(known, address=ipaddress.ip_address("fd00::2"), port=8443)
+    world.unanswered = [(four, "the node did not answer in time"), (six, "no route")]
+    (line,) = warnings(world.node)
+    assert (
+        "for 10 s (192.0.2.2:443: the node did not answer in time; [fd00::2]:8443: no route): is"
+    ) in line
+    world.unanswered = [(four, "no")] * (TRIED_SHOWN + 2)
+    assert "; and 2 other addresses)" in warnings(world.node)[0]
 
 
 def test_a_node_whose_links_are_all_gone_may_be_banned(tmp_path: Path) -> None:

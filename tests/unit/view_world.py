@@ -138,6 +138,8 @@ class World:
     """Override commands with their standings."""
     known: list[Any] = field(default_factory=lambda: [NodeMaker(2).record()])
     """Records of other nodes, banned ones too."""
+    unanswered: list[Any] = field(default_factory=list)
+    """Ways to nodes of the profile, and why they failed."""
     override_keys: tuple[bytes, ...] = ()
     forgotten: list[tuple[str, ApAddress]] = field(default_factory=list)
     resolved: list[ApAddress] = field(default_factory=list)
@@ -192,6 +194,7 @@ class _Node:
             commands=lambda: world.commands,
             all_records=lambda: world.known,
             unwritten={},
+            unanswered=lambda: world.unanswered,
         )
         self.guard_file = SimpleNamespace(problem=None)
 

@@ -76,7 +76,7 @@ class Dialer:
             raise DeadlineExpired("the node didn't answer in time") from error
         except (OSError, trio.ClosedResourceError) as error:
             self._counts["dials_failed"] += 1
-            raise LinkBroken("the node can't be reached") from error
+            raise LinkBroken(f"the node can't be reached ({_reason(error)})") from error
         except LinkBroken:
             self._counts["dials_failed"] += 1
             raise
@@ -117,6 +117,12 @@ class Dialer:
             if not done:
                 connection.close()
         return connection
+
+
+def _reason(error: OSError | trio.ClosedResourceError) -> str:
+    """Why, without addresses: "Connection refused"."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or "the connection was closed"
 
 
 def _request(http: h11.Connection, door: Door, ref: NodeRef, token: bytes) -> bytes:

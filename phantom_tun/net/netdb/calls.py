@@ -7,13 +7,20 @@ is a failure.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
 
 from phantom_tun.clock import Clock
-from phantom_tun.errors import DeadlineExpired, PeerError, ProtocolViolation, WorldError
+from phantom_tun.errors import (
+    DeadlineExpired,
+    LinkBroken,
+    PeerError,
+    ProtocolViolation,
+    WorldError,
+)
+from phantom_tun.ids import NodeId
 from phantom_tun.netdb.book import NodeBook
 from phantom_tun.netdb.overrides import Overrides
 from phantom_tun.netdb.rules import NODE_TABLE, Circumstances, RuleBroken
@@ -30,14 +37,19 @@ from phantom_tun.wire.netdb import (
     RegisterNode,
     decode_answer,
 )
-from phantom_tun.wire.nodes import NodeRef
+from phantom_tun.wire.nodes import IpAddress, NodeRef
 from phantom_tun.wire.records import NodeRecord, path_key_digest
 
 CALL_DEADLINE = 5.0
-"""Seconds until a node that doesn't answer counts as gone."""
+"""Seconds until a node that doesn't answer counts as gone, or its next address is tried."""
+MAX_REACHED = 1_024
+"""Nodes of which we remember that another address than the first is the one that works."""
 
 Transport = Callable[[NodeRef, bytes], Awaitable[bytes]]
 """Carries one call to a node and brings the answer; ``Links.call``."""
+
+OnFailure = Callable[[NodeRef, str], None]
+"""Told which way to a node failed, and why."""
 
 _A = TypeVar("_A", bound=Answer)
 
@@ -63,10 +75,25 @@ class NodeCalls:
         self.clock = clock
         self.own_id = server.own.record.node_id
         self._counts: Counter[str] = Counter()
+        self._reached: dict[NodeId, IpAddress] = {}
+        """Where nodes were met that could not be met at another address of theirs."""
+
+    @property
+    def ip_version(self) -> int | None:
+        """By which IP version we reach others, if we have addresses of one only."""
+        return self._server.own.ip_version
 
     def ref(self, record: NodeRecord) -> NodeRef:
         """How we dial a node."""
-        return record.ref(self._server.own.ip_version)
+        return self.refs(record)[0]
+
+    def refs(self, record: NodeRecord) -> tuple[NodeRef, ...]:
+        """All ways in which we can dial a node: first the one that worked when another didn't."""
+        found = record.refs(self.ip_version)
+        reached = self._reached.get(record.node_id)
+        if reached is None:
+            return found
+        return tuple(sorted(found, key=lambda ref: ref.address != reached))
 
     async def ask(
         self, ref: NodeRef, call: Call, kind: type[_A], deadline: float = CALL_DEADLINE
@@ -76,17 +103,20 @@ class NodeCalls:
         :raises WorldError: no answer.
         :raises PeerError: an answer that makes no sense.
         """
+        try:
+            return await self._ask(ref, call, kind, deadline)
+        except (WorldError, PeerError):
+            self.distrust(ref)
+            raise
+
+    async def _ask(self, ref: NodeRef, call: Call, kind: type[_A], deadline: float) -> _A:
         self._counts["calls_sent"] += 1
         try:
             with trio.fail_after(deadline):
                 answer = await self._transport(ref, call.encode())
-            found = expect(decode_answer(answer), kind)
         except trio.TooSlowError as error:
-            self.distrust(ref)
-            raise DeadlineExpired("a node did not answer in time") from error
-        except (WorldError, PeerError):
-            self.distrust(ref)
-            raise
+            raise DeadlineExpired("the node did not answer in time") from error
+        found = expect(decode_answer(answer), kind)
         self.book.succeeded(ref.node_id, self.clock.now())
         return found
 
@@ -107,17 +137,19 @@ class NodeCalls:
         self.book.met(record, self.clock.now())
         return nodes
 
-    async def register(self, ref: NodeRef) -> list[NodeRecord]:
+    async def register(
+        self, refs: Sequence[NodeRef], on_failure: OnFailure | None = None
+    ) -> list[NodeRecord]:
         """Introduce ourselves; the other side does the same and counts as met. Returns nodes close
-        to us that it names.
+        to us that it names. ``refs``: all ways to the one node, tried one after the other.
 
         :raises WorldError: no answer.
-        :raises PeerError: an answer that makes no sense, or the node isn't ``ref``.
+        :raises PeerError: an answer that makes no sense, or the node isn't the one of ``refs``.
         """
         own = self._server.own
         digest = self._overrides.digest(self.clock.now())
         call = RegisterNode(own.record.encoded, own.path_key, digest)
-        answer = await self.ask(ref, call, Registered)
+        ref, answer = await self._ask_first(refs, call, on_failure)
         nodes = self._genuine(ref, answer.nodes)
         record = self._keyed(ref, answer.record, answer.path_key)
         if record.node_id != ref.node_id or record.cert_hash != ref.cert_hash:
@@ -128,6 +160,38 @@ class NodeCalls:
         if answer.refusal:
             self._counts["registrations_refused"] += 1
         return nodes
+
+    async def _ask_first(
+        self, refs: Sequence[NodeRef], call: RegisterNode, on_failure: OnFailure | None
+    ) -> tuple[NodeRef, Registered]:
+        """Ask the first of ``refs`` that answers.
+
+        :raises WorldError: none does; the last one's.
+        :raises PeerError: an answer that makes no sense.
+        """
+        for number, ref in enumerate(refs, 1):
+            try:
+                answer = await self._ask(ref, call, Registered, CALL_DEADLINE)
+            except WorldError as error:
+                if on_failure is not None:
+                    on_failure(ref, str(error))
+                if number == len(refs):
+                    self.distrust(ref)
+                    raise
+            except PeerError:
+                self.distrust(ref)
+                raise
+            else:
+                if number > 1:
+                    self._remember(ref)
+                return ref, answer
+        raise LinkBroken("there is no way to the node")
+
+    def _remember(self, ref: NodeRef) -> None:
+        self._reached.pop(ref.node_id, None)
+        if len(self._reached) >= MAX_REACHED:
+            del self._reached[next(iter(self._reached))]
+        self._reached[ref.node_id] = ref.address
 
     async def random_node(self, ref: NodeRef, near: bytes) -> tuple[NodeRecord, bytes]:
         """The node closest to ``near``, and its path key, as one node says.

@@ -9,9 +9,11 @@ a node stops at :data:`ENOUGH` and at its own neighbourhood, and lookups and sam
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
+import structlog
 import trio
 
 from phantom_tun.clock import MINUTE, Rng
@@ -19,7 +21,9 @@ from phantom_tun.errors import PeerError, WorldError
 from phantom_tun.ids import NodeId
 from phantom_tun.net.netdb.calls import NodeCalls
 from phantom_tun.wire.nodes import NodeRef
-from phantom_tun.wire.records import NodeRecord
+from phantom_tun.wire.records import MAX_ADDRESSES, NodeRecord
+
+_log = structlog.get_logger()
 
 ENOUGH = 64
 """Nodes with a path key that are wanted by way of introductions."""
@@ -30,6 +34,8 @@ LAST_PAUSE = 30.0
 ATTEMPTS = 6
 """Tries to reach a node that others named; nodes of the profile are tried for ever."""
 MAX_STRANGERS = 1_024
+MAX_WAYS = 2 * MAX_ADDRESSES
+"""Addresses at which one node is tried: those of its record, and as many of the profile."""
 REPRIME_EVERY = 5 * MINUTE
 """How often a node of the profile or a trusted one is visited again, so that a network that was
 split finds together as soon as one pair of them can talk."""
@@ -40,7 +46,8 @@ _PAUSE_FACTOR = 1.5
 
 @dataclass(slots=True)
 class _Stranger:
-    ref: NodeRef
+    refs: Sequence[NodeRef]
+    """All ways to it; they are tried one after the other."""
     lasting: bool
     """Tried until it answers."""
     created: int = 0
@@ -49,6 +56,8 @@ class _Stranger:
     not_before: float = 0.0
     """trio time."""
     busy: bool = False
+    failures: dict[NodeRef, str] = field(default_factory=dict)
+    """Why each way failed the last time."""
 
 
 class Introductions:
@@ -79,7 +88,7 @@ class Introductions:
         if not self._book.heard(record) or not record.dialable or self._given_up(record):
             return
         if self.wanted(record.node_id) or self._book.table.would_take(record):
-            self._want(self._calls.ref(record), lasting=False, created=record.created)
+            self._want(self._calls.refs(record), lasting=False, created=record.created)
 
     def wanted(self, node_id: NodeId) -> bool:
         """Whether we would introduce ourselves to a node: while we know few, or if it is one of
@@ -95,15 +104,16 @@ class Introductions:
     async def run(self, seeds: list[NodeRef], cached: list[NodeRecord]) -> None:
         """Introduce us to ``seeds`` (the profile's nodes, for ever), to some ``cached`` nodes,
         those first whose record is still valid, and to whoever is heard of."""
-        for ref in seeds:
-            self._want(ref, lasting=True)
+        nodes = self._by_node(seeds)
+        for refs in nodes:
+            self._want(refs, lasting=True)
         now = self._calls.clock.now()
         shuffled = self._rng.sample(cached, len(cached))
         shuffled.sort(key=lambda record: record.expires <= now)
         for record in shuffled[:ENOUGH]:
-            self._want(self._calls.ref(record), lasting=False)
+            self._want(self._calls.refs(record), lasting=False)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._reprime, seeds)
+            nursery.start_soon(self._reprime, nodes)
             while True:
                 self._wake = trio.Event()
                 for stranger in self._due():
@@ -118,7 +128,12 @@ class Introductions:
         limiter = trio.CapacityLimiter(AT_ONCE)
         async with trio.open_nursery() as nursery:
             for contact in list(self._book.table):
-                nursery.start_soon(self._tell, self._calls.ref(contact.record), limiter)
+                nursery.start_soon(self._tell, self._calls.refs(contact.record), limiter)
+
+    def unanswered(self) -> list[tuple[NodeRef, str]]:
+        """Which addresses of nodes of the profile were tried, and how each failed the last time."""
+        lasting = (stranger for stranger in self._strangers.values() if stranger.lasting)
+        return [failure for stranger in lasting for failure in stranger.failures.items()]
 
     def statistics(self) -> dict[str, int]:
         """Counts for people."""
@@ -129,23 +144,36 @@ class Introductions:
         return record.created <= created and trio.current_time() < until
 
     def _give_up(self, stranger: _Stranger) -> None:
-        node_id = stranger.ref.node_id
+        node_id = stranger.refs[0].node_id
         del self._strangers[node_id]
         if len(self._unreachable) >= MAX_STRANGERS:
             del self._unreachable[next(iter(self._unreachable))]
         self._unreachable[node_id] = (stranger.created, trio.current_time() + GIVEN_UP_FOR)
 
-    def _want(self, ref: NodeRef, *, lasting: bool, created: int = 0) -> None:
-        known = self._strangers.get(ref.node_id)
-        if ref.node_id == self._calls.own_id or (known is not None and known.ref == ref):
+    def _by_node(self, seeds: Iterable[NodeRef]) -> list[Sequence[NodeRef]]:
+        """The ways to each node of the profile, those at addresses as our own first."""
+        version = self._calls.ip_version
+        nodes: dict[NodeId, list[NodeRef]] = {}
+        for ref in sorted(seeds, key=lambda ref: ref.address.version != version):
+            ways = nodes.setdefault(ref.node_id, [])
+            if ref not in ways and len(ways) < MAX_ADDRESSES:
+                ways.append(ref)
+        return list(nodes.values())
+
+    def _want(self, refs: Sequence[NodeRef], *, lasting: bool, created: int = 0) -> None:
+        node_id = refs[0].node_id
+        known = self._strangers.get(node_id)
+        if node_id == self._calls.own_id or (known is not None and set(refs) <= set(known.refs)):
             return
         if known is None and len(self._strangers) >= MAX_STRANGERS:
             self._counts["strangers_dropped"] += 1
             return
         if known is None:
-            self._strangers[ref.node_id] = _Stranger(ref, lasting, created)
+            self._strangers[node_id] = _Stranger(refs, lasting, created)
         else:
-            known.ref = ref  # it moved, or has a new certificate
+            # It moved, or has a new certificate. What the profile says may be true all the same.
+            others = [ref for ref in known.refs if ref not in refs] if known.lasting else []
+            known.refs = [*refs, *others][:MAX_WAYS]
             known.created = created
         self.news += 1
         self._wake.set()
@@ -164,9 +192,9 @@ class Introductions:
         return min(waiting, default=trio.current_time() + LAST_PAUSE)
 
     async def _introduce(self, stranger: _Stranger) -> None:
-        node_id = stranger.ref.node_id
+        node_id = stranger.refs[0].node_id
         try:
-            nodes = await self._calls.register(stranger.ref)
+            nodes = await self._calls.register(stranger.refs, partial(self._note, stranger))
         except (WorldError, PeerError):
             stranger.attempts += 1
             pause = min(FIRST_PAUSE * _PAUSE_FACTOR**stranger.attempts, LAST_PAUSE)
@@ -183,17 +211,29 @@ class Introductions:
             self._busy -= 1
             self._wake.set()
 
-    async def _tell(self, ref: NodeRef, limiter: trio.CapacityLimiter) -> None:
+    def _note(self, stranger: _Stranger, ref: NodeRef, reason: str) -> None:
+        if not stranger.lasting:
+            return
+        known = {**stranger.failures, ref: reason}
+        stranger.failures = {each: known[each] for each in stranger.refs if each in known}
+        _log.debug(
+            "a node of the profile can't be reached",
+            address=str(ref.address),
+            port=ref.port,
+            reason=reason,
+        )
+
+    async def _tell(self, refs: Sequence[NodeRef], limiter: trio.CapacityLimiter) -> None:
         async with limiter:
             try:
-                self.heard_all(await self._calls.register(ref))
+                self.heard_all(await self._calls.register(refs))
             except (WorldError, PeerError):
                 return
 
-    async def _reprime(self, seeds: list[NodeRef]) -> None:
+    async def _reprime(self, nodes: list[Sequence[NodeRef]]) -> None:
         while True:
             await trio.sleep(REPRIME_EVERY * self._rng.uniform(0.5, 1.5))
             trusted = self._book.trusted_contacts()
-            known = [*seeds, *(self._calls.ref(contact.record) for contact in trusted)]
+            known = [*nodes, *(self._calls.refs(contact.record) for contact in trusted)]
             if known:
                 self._want(self._rng.choice(known), lasting=True)

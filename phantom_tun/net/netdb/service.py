@@ -192,6 +192,10 @@ class NetdbService:
         """Whether another node took note of us (or none needs to)."""
         return self._introductions.joined.is_set()
 
+    def unanswered(self) -> list[tuple[NodeRef, str]]:
+        """See :meth:`Introductions.unanswered`."""
+        return self._introductions.unanswered()
+
     @property
     def own_record(self) -> NodeRecord:
         """What we tell others about us."""

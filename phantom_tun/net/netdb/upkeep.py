@@ -105,7 +105,7 @@ class Upkeep:
     async def _meet_again(self, contact: Contact) -> None:
         # An introduction, not just a question: while it was gone it may have forgotten us.
         try:
-            nodes = await self._calls.register(self._calls.ref(contact.record))
+            nodes = await self._calls.register(self._calls.refs(contact.record))
         except (WorldError, PeerError):
             return
         self._introductions.heard_all(nodes)
@@ -116,7 +116,7 @@ class Upkeep:
             if contact.key_is_current or not self._introductions.wanted(contact.node_id):
                 nodes = await self._calls.closest_nodes(record, target)
             else:
-                nodes = await self._calls.register(self._calls.ref(record))
+                nodes = await self._calls.register(self._calls.refs(record))
         except (WorldError, PeerError):
             return
         self._introductions.heard_all(nodes)
