@@ -259,7 +259,11 @@ def list_overrides(context: typer.Context, as_json: JsonOption = False) -> None:
             fitted("the profile of this network has no override keys: nobody can give commands")
         )
     elif not answer.commands:
-        typer.echo("no override command is known")
+        typer.echo(
+            fitted(
+                "no override command is known here (a node that is banned itself is told by nobody)"
+            )
+        )
     else:
         for command in answer.commands:
             for line in _said(command):

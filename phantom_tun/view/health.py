@@ -42,16 +42,16 @@ class PathDeaths:
         """How many died within :data:`DEATHS_WITHIN`."""
         return sum(1 for time in self._times if now - DEATHS_WITHIN < time <= now)
 
-    def warnings(self, now: float) -> list[str]:
-        """A sentence if there are too many."""
+    def warnings(self, now: float, or_banned: str = "") -> list[str]:
+        """A sentence if there are too many; ``or_banned``: another cause that they may have."""
         count = self.recent(now)
         if count < DEATHS:
             return []
         return [
             f"{count} paths died before their time within {DEATHS_WITHIN / MINUTE:.0f} minutes: "
             "this machine's connection is bad, or nodes come and go, or somebody breaks paths so "
-            "that they are rebuilt through nodes of his; if it goes on, use guards you trust "
-            "(guards.trusted) and avoid what must not be found out"
+            f"that they are rebuilt through nodes of his{or_banned}; if it goes on, use guards you "
+            "trust (guards.trusted) and avoid what must not be found out"
         ]
 
 
@@ -67,7 +67,7 @@ def warnings(node: Node) -> list[str]:
         *_paths(node),
         *node.publisher_warnings(),
         *_bans(node),
-        *node.deaths.warnings(node.clock.now()),
+        *node.deaths.warnings(node.clock.now(), "" if linked(node) else or_banned(node)),
         *_files(node),
         *_dialing(node),
         *_exposure(node),
@@ -89,7 +89,7 @@ def _joining(node: Node) -> list[str]:
     return [
         f"none of the nodes that the profile names has answered for {node.uptime():.0f} s"
         f"{_tried(node)}: is this machine connected, and is the profile of today"
-        f"{_or_banned(node)}? 'phantom-tun network show' shows it, and a member makes a new one "
+        f"{or_banned(node)}? 'phantom-tun network show' shows it, and a member makes a new one "
         "with 'phantom-tun network invite'"
     ]
 
@@ -112,18 +112,31 @@ def _place(ref: NodeRef) -> str:
 
 def _links(node: Node) -> list[str]:
     """That all others are gone, if there were any."""
-    if node.links.neighbours() or node.uptime() < JOINED_WITHIN or not node.netdb.all_records():
+    if linked(node) or node.uptime() < JOINED_WITHIN or is_alone(node):
         return []
     return [
         "no link to any other node stands: this machine's connection is gone"
-        f"{_or_banned(node)}; it goes on trying"
+        f"{or_banned(node)}; it goes on trying"
     ]
 
 
-def _or_banned(node: Node) -> str:
-    """What it may be, too: a banned node isn't told."""
+def linked(node: Node) -> int:
+    """With how many other nodes a link for messages stands."""
+    return sum(
+        found.signalling and found.node_id != node.keys.node_id for found in node.links.neighbours()
+    )
+
+
+def is_alone(node: Node) -> bool:
+    """Whether this node knows of no other, neither from the profile nor from meeting it."""
+    named = any(found.node_id != node.keys.node_id for found in node.profile.bootstrap)
+    return not named and not node.netdb.all_records()
+
+
+def or_banned(node: Node) -> str:
+    """What it may be, too, if nobody answers: a banned node isn't told."""
     possible = node.profile.override_keys and not _bans(node)
-    return ", or this node has been banned" if possible else ""
+    return ", or the network has banned this node (nobody tells a banned node)" if possible else ""
 
 
 def _paths(node: Node) -> list[str]:

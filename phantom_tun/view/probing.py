@@ -63,11 +63,11 @@ async def ping(
     :raises PathUnavailable: no way out.
     """
     check_running(node)
-    source = source_for(node, address)
-    check_target(node, address)
     name = one(node, None).name
+    check_target(node, address)
     if not node.connector.exit_count(name):
         raise PathUnavailable(no_path(node, name, "exit"))
+    source = source_for(node, address)
     rtts: list[float | None] = []
     failure: PhantomError | None = None
     async with trio.open_nursery() as nursery:
@@ -197,7 +197,8 @@ async def echo_exchange(
 
 
 def source_for(node: Node, target: ApAddress) -> Endpoint:
-    """From where to reach ``target``: the first identity's address of the same family.
+    """From where to reach ``target``, once there is a path: the first identity's address of the
+    same family.
 
     :raises ControlError: ``unavailable``, there is none.
     """

@@ -27,7 +27,7 @@ from phantom_tun.net.addresses.identities import ApIdentity
 from phantom_tun.net.addresses.inquiry import NotPublished
 from phantom_tun.net.addresses.pins import PinChanged
 from phantom_tun.netdb.addresses import is_ap_address
-from phantom_tun.view import identities, probing
+from phantom_tun.view import health, identities, probing
 
 if TYPE_CHECKING:
     from phantom_tun.node import Node
@@ -155,13 +155,19 @@ class Inquest:
         reason = identities.not_running(self._node)
         if reason is not None:
             raise _Stopped("not_running", reason, _LOOK_AT_STATUS)
-        connected = len(self._node.links.neighbours())
+        connected = health.linked(self._node)
+        if not connected and health.is_alone(self._node):
+            raise _Stopped(
+                "no_links",
+                "this node is the only one of its network: nobody has joined it yet",
+                "'phantom-tun network invite' prints the file that others join it with",
+            )
         if not connected:
             raise _Stopped(
                 "no_links",
-                "no link to any other node stands",
-                "check this machine's connection; 'phantom-tun network show' lists the nodes that "
-                "are asked first",
+                "no link to any other node stands: this machine's connection is gone"
+                + health.or_banned(self._node),
+                "check this machine's connection; 'phantom-tun status' says more",
             )
         return f"linked with {_counted(connected, 'other node')}"
 

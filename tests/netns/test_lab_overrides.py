@@ -15,7 +15,7 @@ from labs import Lab, Node, lab_of, run_phantom_tun, wait_until
 from phantom_tun.cli.exits import ExitCode
 from phantom_tun.clock import DAY
 from phantom_tun.control.model import OverrideInfo
-from phantom_tun.control.schema import ListOverrides, ListPaths, ListPeers, SendOverride
+from phantom_tun.control.schema import GetStatus, ListOverrides, ListPaths, ListPeers, SendOverride
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.netdb import override_text
 from phantom_tun.netdb.signing import sign_override
@@ -137,6 +137,14 @@ def test_a_ban_cuts_a_node_from_everybody(
     took = time.monotonic() - began
     figures(f"an override ban cut a node from {len(everybody) - 1} daemons in {took:.1f} s")
     assert took < CUT_WITHIN
+
+    # Nobody tells it, but it can see that everybody is gone at once, and says what that may be.
+    def said() -> str:
+        return " ".join(lab[HOSTILE].ask(GetStatus()).warnings)
+
+    wait_until(lambda: "or the network has banned this node" in said(), 30)
+    verdict = lab[HOSTILE].phantom_tun("why", lab["n1"].ap(6))
+    assert "banned this node" in verdict.stdout
 
     # It goes on trying, and who was away is told on joining.
     lab.command("start", "n4")

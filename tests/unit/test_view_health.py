@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from view_world import NOW, FakeIdentity, World
+from view_world import NOW, OWN_ID, FakeIdentity, World
 
 from phantom_tun.clock import DAY, MINUTE
 from phantom_tun.config import Config
@@ -127,19 +128,35 @@ def test_where_nodes_of_the_profile_were_looked_for_is_told(world: World) -> Non
 
 
 def test_a_node_whose_links_are_all_gone_may_be_banned(tmp_path: Path) -> None:
-    world = World(tmp_path, neighbours=0)
+    world = World(tmp_path, neighbours=0, silent_neighbours=3)
     (said,) = warnings(world.node)
     assert said.startswith("no link to any other node stands")
     assert "banned" not in said
-    world = World(tmp_path, neighbours=0, override_keys=(bytes(32),))
+    world = World(tmp_path, neighbours=0, silent_neighbours=3, override_keys=(bytes(32),))
     (said,) = warnings(world.node)
-    assert "or this node has been banned" in said
+    assert "or the network has banned this node" in said
+    for _ in range(3):
+        world.deaths.note(NOW)
+    assert [each.count("the network has banned this node") for each in warnings(world.node)] == [
+        1,
+        1,
+    ]
+    world.neighbours = 1
+    (said,) = warnings(world.node)
+    assert "banned" not in said
+    world.neighbours, world.deaths = 0, PathDeaths()
     world.state = "joining"
     (said,) = warnings(world.node)
-    assert "or this node has been banned" in said
-    world.state = "ready"
-    world.known = []
-    assert warnings(world.node) == []  # the first node of a network has nobody to miss
+    assert "or the network has banned this node" in said
+
+
+def test_the_first_node_of_a_network_has_nobody_to_miss(tmp_path: Path) -> None:
+    world = World(tmp_path, neighbours=0, known=[], override_keys=(bytes(32),))
+    assert warnings(world.node) == []
+    world.bootstrap.append(SimpleNamespace(node_id=OWN_ID))
+    assert warnings(world.node) == []
+    world.bootstrap.append(SimpleNamespace(node_id=bytes(32)))
+    assert "no link to any other node" in warnings(world.node)[0]
 
 
 def test_a_node_that_nobody_dials_is_told_of_firewalls(world: World) -> None:

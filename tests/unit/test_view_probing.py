@@ -21,6 +21,7 @@ from phantom_tun.errors import (
     Unreachable,
 )
 from phantom_tun.ids import ApAddress, PublicKey
+from phantom_tun.net.addresses.identities import LeaseState
 from phantom_tun.net.addresses.inquiry import NotPublished
 from phantom_tun.net.addresses.pins import PinChange, PinChanged
 from phantom_tun.testing.fake_owner import FakeOwner
@@ -177,6 +178,13 @@ async def test_without_way_out_it_ends(world: World) -> None:
     world.exits, world.problems = 0, {("default", "exit"): "too few nodes are known"}
     with pytest.raises(PathUnavailable, match="of 'default' stands: too few nodes are known"):
         await ping(world, 5)
+    # Without any path its IPv6 address is of no use either.
+    world.identities[0].ap4_state = LeaseState.RESERVING
+    with pytest.raises(PathUnavailable, match="of 'default' stands"):
+        await ping(world, 5, FAR.ap4)
+    world.exits = 1
+    with pytest.raises(ControlError, match="its IPv6 address works already"):
+        await ping(world, 5, FAR.ap4)
 
 
 async def test_own_and_impossible_addresses_are_not_pinged(world: World) -> None:

@@ -142,6 +142,17 @@ async def test_a_machine_without_connection(world: World) -> None:
     verdict, steps = await why(world)
     assert (steps["network"].outcome, steps["path"].outcome) == ("failed", "skipped")
     assert "this machine's connection" in verdict.fix
+    assert "banned" not in verdict.summary
+    world.node.profile.override_keys = (bytes(32),)
+    assert "or the network has banned this node" in (await why(world))[0].summary
+
+
+async def test_the_only_node_of_a_network(world: World) -> None:
+    world.neighbours, world.known = 0, []
+    verdict, _ = await why(world)
+    assert verdict.reason == "no_links"
+    assert "nobody has joined it yet" in verdict.summary
+    assert "network invite" in verdict.fix
 
 
 async def test_without_exit_paths_it_says_why(world: World) -> None:

@@ -121,6 +121,8 @@ class World:
     entries: int = 2
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     neighbours: int = 5
+    silent_neighbours: int = 0
+    """Nodes that are dialed, or linked for data only."""
     dialable: bool | None = True
     up_for: float = 1000.0
     publisher_warnings: list[str] = field(default_factory=list)
@@ -141,6 +143,8 @@ class World:
     unanswered: list[Any] = field(default_factory=list)
     """Ways to nodes of the profile, and why they failed."""
     override_keys: tuple[bytes, ...] = ()
+    bootstrap: list[Any] = field(default_factory=list)
+    """Nodes that the profile names."""
     forgotten: list[tuple[str, ApAddress]] = field(default_factory=list)
     resolved: list[ApAddress] = field(default_factory=list)
     after_add: Callable[[FakeIdentity], None] = lambda _identity: None
@@ -162,7 +166,7 @@ class _Node:
     def __init__(self, world: World) -> None:
         self._world = world
         self.network = SMALL_NETWORK
-        self.profile = SimpleNamespace(override_keys=world.override_keys)
+        self.profile = SimpleNamespace(override_keys=world.override_keys, bootstrap=world.bootstrap)
         self.keys = SimpleNamespace(node_id=OWN_ID)
         self.config = world.config
         self.clock = SimpleNamespace(now=lambda: NOW)
@@ -180,7 +184,7 @@ class _Node:
             problem=lambda name, kind: world.problems.get((name, kind)),
             wishes=SimpleNamespace(exit_hops=world.exit_hops, entry_hops=world.entry_hops),
         )
-        self.links = SimpleNamespace(neighbours=lambda: [None] * world.neighbours)
+        self.links = SimpleNamespace(neighbours=self._neighbours)
         self.directory = SimpleNamespace(
             resolve=self._resolve,
             ask=self._ask,
@@ -197,6 +201,15 @@ class _Node:
             unanswered=lambda: world.unanswered,
         )
         self.guard_file = SimpleNamespace(problem=None)
+
+    def _neighbours(self) -> list[Any]:
+        own = [SimpleNamespace(node_id=OWN_ID, signalling=True)]
+        many = (self._world.neighbours, self._world.silent_neighbours)
+        return own + [
+            SimpleNamespace(node_id=bytes([number]) * 32, signalling=signalling)
+            for signalling, count in zip((True, False), many, strict=True)
+            for number in range(count)
+        ]
 
     @property
     def state(self) -> str:
