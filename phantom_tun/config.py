@@ -25,6 +25,7 @@ from phantom_tun.ids import NodeId
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _CONFIG_MAX_BYTES = 256 * 1024
+_COMMENT_COLUMNS = 78
 _NODE_ID = re.compile("[0-9a-fA-F]{64}")
 _Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
 _Hops = Annotated[int, Meta(ge=0, le=8)]
@@ -81,6 +82,20 @@ class NodeConfig(_Section, frozen=True):
             if ipaddress.ip_address(text).is_unspecified:
                 raise ValueError(f"advertise: {text} is no address that others can dial")
         _check_node_ids("families", self.families)
+
+    def own_web_page(self) -> bytes | None:
+        """What :attr:`web_page` names; ``None`` for the one that is built in.
+
+        :raises ConfigError: it can't be read.
+        """
+        if not self.web_page:
+            return None
+        try:
+            return Path(self.web_page).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"node.web_page: can't read {self.web_page}: {error.strerror}"
+            ) from error
 
     @property
     def listen_addresses(self) -> tuple[Address, ...]:
@@ -293,11 +308,15 @@ def load(path: Path | None = None) -> Config:
             return Config()
         raise ConfigError(
             f"there is no configuration file {source}: "
-            f"'mkdir -p {source.parent}; phantom-tun config default > {source}' writes one"
+            f"'{_making(source.parent)}phantom-tun config default > {source}' writes one"
         ) from error
     except OSError as error:
         raise ConfigError(f"can't read the configuration {source}: {error.strerror}") from error
     return parse(data, source=source)
+
+
+def _making(directory: Path) -> str:
+    return "" if directory.is_dir() else f"mkdir -p {directory}; "
 
 
 def parse(data: bytes, *, source: Path) -> Config:
@@ -345,6 +364,8 @@ def _at_home(path: str) -> Path:
 
 def render(config: Config, *, comments: bool = True) -> str:
     """The TOML text of ``config``, with every setting and (by default) its explanation."""
+    import textwrap  # noqa: PLC0415 - a daemon doesn't need it
+
     lines: list[str] = []
     if comments:
         lines += ["# phantom-tun: configuration of one node. What is left out has its default.", ""]
@@ -355,7 +376,7 @@ def render(config: Config, *, comments: bool = True) -> str:
         lines.append(f"[{section}]")
         for key, description in _descriptions(type(values)):
             if comments:
-                lines.append(f"# {description}")
+                lines += [f"# {line}" for line in textwrap.wrap(description, _COMMENT_COLUMNS)]
             value = getattr(values, key)
             lines.append(f"# {key} = 3" if value is None else f"{key} = {_toml(value)}")
         lines.append("")

@@ -15,9 +15,9 @@ import structlog
 import trio
 
 from phantom_tun.clock import MINUTE, SYSTEM_RNG, SystemClock
-from phantom_tun.config import Config
+from phantom_tun.config import Config, NodeConfig
 from phantom_tun.control.model import NodeState
-from phantom_tun.errors import ConfigError, PeerError, UsageError, WorldError
+from phantom_tun.errors import PeerError, UsageError, WorldError
 from phantom_tun.ids import CertHash, NodeId
 from phantom_tun.net import links
 from phantom_tun.net.addresses.identities import ApIdentity, IdentityStore, LeaseState
@@ -132,7 +132,7 @@ class Node:
             ),
             clock=self.clock,
             rng=rng,
-            web_page=_web_page(config.node.web_page),
+            web_page=_web_page(config.node),
             workers=self._workers,
         )
         self._path_keys = PathKeys(self.clock.now())
@@ -536,10 +536,6 @@ class Node:
         }
 
 
-def _web_page(path: str) -> bytes:
-    if not path:
-        return (Path(links.__file__).parent / "page.html").read_bytes()
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"node.web_page: can't read {path}: {error.strerror}") from error
+def _web_page(node: NodeConfig) -> bytes:
+    own = node.own_web_page()
+    return (Path(links.__file__).parent / "page.html").read_bytes() if own is None else own

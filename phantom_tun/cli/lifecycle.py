@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +72,12 @@ def up(
     starting: background.Starting | None = None
     if _answers(client):
         typer.echo("the daemon runs already")
+        if not changes.none:
+            note = (
+                f"phantom-tun: note: {' '.join(changes.arguments)} changes nothing now, only when "
+                "the daemon starts: 'phantom-tun down' first"
+            )
+            typer.echo(fitted(note, hang=4, stream=sys.stderr), err=True)
     elif _wants_unit(session, changes):
         starting = background.StartedUnit()
     else:
@@ -101,8 +108,21 @@ def down(context: typer.Context) -> None:
     if os.geteuid() == 0 and not _is_chosen(session) and background.unit_is_active():
         background.stop_unit()
     else:
-        background.stop_daemon(session.client())
+        _stop(session.client())
     typer.echo("stopped")
+
+
+def _stop(client: ControlClient) -> None:
+    """:raises CommandFailed: nothing runs."""
+    try:
+        background.stop_daemon(client)
+    except ControlError as error:
+        if error.code != "no_daemon":
+            raise
+        raise CommandFailed(
+            ExitCode.NO_DAEMON,
+            f"nothing to stop: no daemon answers at {client.path} (another one's socket: --socket)",
+        ) from error
 
 
 def _account(settings: Config) -> Account:

@@ -18,6 +18,8 @@ from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
 from phantom_tun.cli.text import counted, fitted, room
 from phantom_tun.control.schema import ControlError, GetStatus
+from phantom_tun.daemon.account import resolve_account, resolve_group
+from phantom_tun.daemon.underlay import advertised_addresses
 from phantom_tun.errors import ConfigError, UsageError
 from phantom_tun.files import atomic_write
 from phantom_tun.ids import PublicKey
@@ -27,7 +29,7 @@ from phantom_tun.path.ring import member_count
 # import it themselves.
 
 config_app = typer.Typer(
-    no_args_is_help=True, help="Show this node's configuration.", rich_markup_mode=None
+    no_args_is_help=True, help="Show and check this node's configuration.", rich_markup_mode=None
 )
 network_app = typer.Typer(
     no_args_is_help=True, help="Make, show and join networks.", rich_markup_mode=None
@@ -60,6 +62,36 @@ def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
 def default_config() -> None:
     """Print a file with every setting, its default and what it means."""
     typer.echo(config.render(config.Config()), nl=False)
+
+
+@config_app.command("check")
+def check_config(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Say whether a daemon could start with this configuration.
+
+    Looks at what it names, too: network profile, web page, user, group, addresses. Only starting
+    it shows whether the port is free.
+    """
+    from phantom_tun import profile  # noqa: PLC0415 - see above
+
+    settings = session_of(context).load_config()
+    found: list[str] = []
+    for check in (
+        lambda: profile.load(settings.network.profile),
+        settings.node.own_web_page,
+        lambda: resolve_account(settings.node.user),
+        lambda: resolve_group(settings.control.group),
+        lambda: advertised_addresses(settings.node),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            found.append(str(error))
+    if as_json:
+        print_json({"problems": found})
+    elif not found:
+        typer.echo("nothing is wrong with it")
+    if found:
+        raise CommandFailed(ExitCode.CONFIG, "\n".join(found))
 
 
 @network_app.command("new")
@@ -129,8 +161,8 @@ def new_network(
         note = (
             f"Its paths have {counted(made.exit_hops, 'hop')}: a node needs "
             f"{member_count(made.exit_hops)} others in different /16 to build one; "
-            "until it knows that many, 'phantom-tun up' ends with code 6, and the node goes on "
-            "trying. --hops 0 asks for none, and hides nothing."
+            "until it knows that many, 'phantom-tun up' ends with code 9 (6 if its --timeout is "
+            "over first), and the node goes on trying. --hops 0 asks for none, and hides nothing."
         )
         typer.echo(fitted(note))
     if not made.bootstrap:

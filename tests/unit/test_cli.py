@@ -184,7 +184,6 @@ def test_peers(shell: Shell, node: FakeBackend) -> None:
         ("pins", "list"),
         ("pins", "accept", FAR),
         ("pins", "remove", FAR),
-        ("down",),
     ],
 )
 def test_without_daemon_every_command_says_the_same(

@@ -109,6 +109,18 @@ def test_up_twice_is_no_mistake(machine: Machine) -> None:
     again = machine.command("up")
     assert (again.code, again.out.splitlines()[0]) == (0, "the daemon runs already")
     assert machine.pid() == first
+    assert again.err == ""
+    again = machine.command("up", "--port", "443", "--relay-only")
+    assert again.code == 0
+    assert "note: --port 443 --relay-only changes nothing now" in again.err
+    assert machine.pid() == first
+
+
+def test_down_when_nothing_runs_says_just_that(machine: Machine) -> None:
+    down = machine.command("down")
+    assert down.code == ExitCode.NO_DAEMON
+    assert f"nothing to stop: no daemon answers at {machine.socket}" in down.err
+    assert "phantom-tun up" not in down.err
 
 
 def test_up_hands_its_options_on(machine: Machine) -> None:

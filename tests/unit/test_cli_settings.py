@@ -79,7 +79,36 @@ def test_a_wrong_configuration_is_one_sentence_for_every_command(machine: Machin
 def test_a_named_configuration_must_exist(machine: Machine) -> None:
     done = machine.bare("--config", "/nonexistent/c.toml", "config", "show")
     assert done.code == ExitCode.CONFIG
-    assert "config default > /nonexistent/c.toml" in done.err
+    assert "'mkdir -p /nonexistent; phantom-tun config default > /nonexistent/c.toml'" in done.err
+    done = machine.bare("--config", "/nonexistent.toml", "config", "show")
+    assert "'phantom-tun config default > /nonexistent.toml'" in done.err
+
+
+def test_comments_fit_an_ordinary_terminal(machine: Machine) -> None:
+    lines = machine.bare("config", "default").out.splitlines()
+    assert max(len(line) for line in lines if line.startswith("#")) <= 80
+
+
+def test_what_would_stop_a_daemon_is_found_before(machine: Machine) -> None:
+    machine.new("home")
+    machine.write('[node]\nadvertise = ["192.0.2.1"]\nuser = ""\n')
+    done = machine.bare("config", "check")
+    assert (done.code, done.out) == (0, "nothing is wrong with it\n")
+    assert machine.bare("config", "check", "--json").json == {"problems": []}
+    machine.profile.unlink()
+    machine.write(
+        '[node]\nadvertise = ["192.0.2.1"]\nuser = ""\nweb_page = "no.html"\n'
+        '[control]\ngroup = "nobody-is-in-this"\n'
+    )
+    done = machine.bare("config", "check")
+    assert done.code == ExitCode.CONFIG
+    assert done.out == ""
+    page = machine.directory / "no.html"
+    for said in ("no network profile at", f"web_page: can't read {page}: No such", "no group"):
+        assert said in done.err
+    answer = machine.bare("config", "check", "--json")
+    assert answer.code == ExitCode.CONFIG
+    assert len(answer.json["problems"]) == 3
 
 
 # --- network -----------------------------------------------------------------------------------
