@@ -20,7 +20,7 @@ from phantom_tun.lab import lifecycle
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.errors import LabFailed, LabUsageError
 from phantom_tun.lab.plan import DEFAULT_NAME, plan_lab
-from phantom_tun.lab.record import check_not_of_root, lab_command
+from phantom_tun.lab.record import check_not_of_root, lab_command, not_ours
 from phantom_tun.lab.signals import ending_in_order
 
 app = typer.Typer(
@@ -54,11 +54,14 @@ def up(
     nodes: Annotated[int, typer.Option(metavar="N", help="How many nodes: n1 to nN.")],
     exit_hops: Annotated[
         int | None,
-        typer.Option(metavar="H", help="X-nodes in exit paths, 0 to 8. Unset: 3 if N allows it."),
+        typer.Option(
+            metavar="H",
+            help="Hops: nodes that exit paths lead through, 0 to 8. Unset: 3 if N allows it.",
+        ),
     ] = None,
     entry_hops: Annotated[
         int | None,
-        typer.Option(metavar="H", help="X-nodes in entry paths, 0 to 8. Unset: 3 if N allows it."),
+        typer.Option(metavar="H", help="The same for entry paths."),
     ] = None,
     rate: Annotated[
         str | None,
@@ -159,7 +162,7 @@ def execute(
 @app.command()
 def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon at once (SIGKILL)."""
-    with _own_exit_codes():
+    with _own_exit_codes(name):
         lab_nodes.kill_node(lifecycle.open_lab(name), node)
     _report(f"{node} is killed")
 
@@ -167,7 +170,7 @@ def kill(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 @app.command()
 def stop(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """End a node's daemon in order (SIGTERM) and wait for it."""
-    with _own_exit_codes():
+    with _own_exit_codes(name):
         lab_nodes.stop_node(lifecycle.open_lab(name), node)
     _report(f"{node} has stopped")
 
@@ -180,7 +183,7 @@ def start(
 
     With --timeout 0 it isn't waited for.
     """
-    with _own_exit_codes():
+    with _own_exit_codes(name):
         lab_nodes.start_node(lifecycle.open_lab(name), node, timeout, _report)
     _report(f"{node} is ready" if timeout else f"{node} is starting")
 
@@ -188,7 +191,7 @@ def start(
 @app.command()
 def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Freeze a node's daemon (SIGSTOP)."""
-    with _own_exit_codes():
+    with _own_exit_codes(name):
         paused = lab_nodes.pause_node(lifecycle.open_lab(name), node)
     _report(f"{node} is paused" if paused else f"{node} is paused already")
 
@@ -196,7 +199,7 @@ def pause(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 @app.command()
 def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
     """Let a frozen daemon go on (SIGCONT)."""
-    with _own_exit_codes():
+    with _own_exit_codes(name):
         resumed = lab_nodes.resume_node(lifecycle.open_lab(name), node)
     _report(f"{node} goes on" if resumed else f"{node} wasn't paused")
 
@@ -204,7 +207,7 @@ def resume(node: NodeArgument, name: NameOption = DEFAULT_NAME) -> None:
 @app.command()
 def down(name: NameOption = DEFAULT_NAME) -> None:
     """End a lab and remove everything of it, also after a crash."""
-    with _own_exit_codes():
+    with _own_exit_codes(name):
         gone = lifecycle.down(name)
         if not gone:
             check_not_of_root(name)
@@ -225,10 +228,16 @@ def _report(line: str) -> None:
 
 
 @contextmanager
-def _own_exit_codes() -> Iterator[None]:
-    """Every kind of error of a lab ends with a code of its own (docs/lab.md)."""
+def _own_exit_codes(lab: str | None = None) -> Iterator[None]:
+    """Every kind of error of a lab ends with a code of its own (docs/lab.md). ``lab``: which one is
+    worked on, if it must be ours."""
     try:
-        yield
+        try:
+            yield
+        except PermissionError as error:
+            if lab is None:
+                raise
+            raise not_ours(lab) from error
     except (LabUsageError, LabFailed) as error:
         _report(f"phantom-tun: {error}")
         raise typer.Exit(error.exit_code) from None

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="how many nodes (12); H hops need 3 H + 1, and with few more there may be no two "
         "without a common relay beside them, which the demonstration needs",
     )
-    parser.add_argument("--hops", type=int, default=3, help="X-nodes on each side (3)")
+    parser.add_argument("--hops", type=int, default=3, help="hops on each side (3)")
     parser.add_argument("--keep", action="store_true", help="leave the lab running")
     options = parser.parse_args(arguments)
     began = time.monotonic()

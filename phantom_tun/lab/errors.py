@@ -77,7 +77,7 @@ MEANINGS: dict[int, str] = {
     42: "the lab has no such node",
     43: "there is no such lab",
     44: "a lab of that name exists, or is left over",
-    45: "not root, or no /dev/net/tun",
+    45: "not root, or no /dev/net/tun; or the lab is root's, or of another user namespace",
     46: "the node is down and should be up, or the other way round",
     47: "a tool is missing, a command failed, or another one is working on the lab",
     48: "not ready: a daemon died or the time was up",

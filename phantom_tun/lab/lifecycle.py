@@ -24,7 +24,7 @@ from phantom_tun.lab.errors import (
 )
 from phantom_tun.lab.plan import LabPlan, namespace_prefix, parse_name
 from phantom_tun.lab.processes import ProcessRef, kill, reference, started_as
-from phantom_tun.lab.record import LabRecord, LabStore, default_root
+from phantom_tun.lab.record import LabRecord, LabStore, default_root, not_ours
 
 _TOOLS = ("ip", "tc", "nsenter", "setpriv")
 _NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
@@ -96,6 +96,7 @@ def down(name: str, root: Path | None = None) -> bool:
     """End a lab, whatever state it is in. ``False``: there was none of this name.
 
     :raises LabFailed: another command is working on it, or something would not go.
+    :raises NotPrivileged: the kernel lets this process do nothing with it.
     """
     store = LabStore(root or default_root(), parse_name(name))
     if not store.exists():
@@ -122,6 +123,8 @@ def remove(store: LabStore) -> None:
         holders = _stray_holders(store.name)
         if record is not None:
             holders |= set(record.holders)
+        if not all(map(namespaces.may_enter, holders)):
+            raise not_ours(store.name)
         left = _end_processes(record, holders)
         for holder in holders:
             namespaces.remove(holder)

@@ -148,6 +148,17 @@ def enter(path: Path) -> None:
         os.close(fd)
 
 
+def may_enter(path: Path) -> bool:
+    """Whether this process is allowed to be in the namespace."""
+    try:
+        _in_thread(lambda: enter(path))
+    except PermissionError:
+        return False
+    except OSError:
+        return True  # it is broken in another way, which whoever enters is told
+    return True
+
+
 @contextmanager
 def inside(path: Path) -> Iterator[None]:
     """Be in the namespace for a while, with the calling thread."""

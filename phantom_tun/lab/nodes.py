@@ -23,7 +23,7 @@ from phantom_tun.lab.processes import (
     wait_gone,
     wait_paused,
 )
-from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, lab_command
+from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, lab_command, not_ours
 from phantom_tun.places import CONFIG_VARIABLE, SOCKET_VARIABLE, START_VARIABLE
 
 STOP_SECONDS = 30.0
@@ -66,9 +66,12 @@ def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
     """What goes in front of a command to run it at a node, and the environment for it.
 
     :raises UnknownNode: there is no such node.
+    :raises NotPrivileged: it may not be entered.
     """
     record = store.read()
     node = record.node(name)
+    if not namespaces.may_enter(Path(node.holder)):
+        raise not_ours(record.name)
     files = provision.NodeFiles(Path(node.control_socket).parent)
     environment = dict(os.environ) | {
         SOCKET_VARIABLE: node.control_socket,

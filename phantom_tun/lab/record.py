@@ -131,6 +131,14 @@ def check_not_of_root(name: str) -> None:
         raise NotPrivileged(f"lab {name!r} is root's: use sudo")
 
 
+def not_ours(name: str) -> NotPrivileged:
+    """That the kernel lets this process do nothing with a lab."""
+    return NotPrivileged(
+        f"lab {name!r} is root's, or of another user namespace: use sudo, or do it where the lab "
+        "was made"
+    )
+
+
 def lab_command(verb: str, lab: str, *rest: str) -> str:
     """A ``lab`` command as one would type it."""
     name = [] if lab == DEFAULT_NAME else ["--name", lab]

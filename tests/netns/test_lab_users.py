@@ -4,6 +4,7 @@ where ``/run`` belongs to others, and root, whose home keeps nobody out."""
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from shlex import join
 
@@ -71,3 +72,29 @@ def test_daemons_are_nobody_even_from_behind_a_barrier(stub_lab: StubLab, tmp_pa
     assert relay.state == "ready"
     assert Path(relay.log).read_text() == "stub of n3, uid 65534\n"
     assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("user", [0, 65534])
+def test_who_has_only_a_user_namespace_leaves_labs_of_root_alone(
+    stub_lab: StubLab, user: int
+) -> None:
+    store = stub_lab(nodes=2)
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+    program = [sys.executable, "-P", "-m", "phantom_tun", "lab"]
+    for command in (["down"], ["exec", "n1", "--", "true"]):
+        verb, *rest = command
+        done = subprocess.run(
+            [*become, *USER_NAMESPACE, *program, verb, "--name", store.name, *rest],
+            env={**provision.daemon_environment(), "XDG_RUNTIME_DIR": ""},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        if "unshare: " in done.stderr or "No module named" in done.stderr:
+            pytest.skip(f"not to be tried here: {done.stderr.strip()}")
+        if user and verb != "down":  # who isn't root has labs of his own, elsewhere
+            assert done.returncode == 43
+            continue
+        assert done.returncode == 45, (verb, done.stderr)
+        assert f"lab {store.name!r} is root's" in done.stderr
+    assert [node.state for node in lab_nodes.status(store)] == ["ready", "ready"]
