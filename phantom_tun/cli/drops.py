@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 WORDS = {
     "answer late": "answers that came too late",
     "array broken": "path builds that were no good",
@@ -22,7 +24,7 @@ WORDS = {
     "interface destination reserved": "packets to addresses that are reserved",
     "link of banned": "links of banned nodes",
     "neighbour banned": "links to banned nodes",
-    "relay limit": "others' tunnels more than allowed",
+    "relay limit": "tunnels of others more than allowed",
     "stranger limit": "links of unknown nodes more than allowed",
     "tls failed": "connections that no TLS handshake completed",
     "tunnel late": "tunnels that came too late",
@@ -32,6 +34,13 @@ WORDS = {
 """By the reason that ``drops`` of ``status --json`` names (docs/spec/control.md)."""
 
 
+_NOUN = re.compile(r"\b(answer|build|call|connection|link|packet|tunnel)s\b( that were)?")
+"""What is counted, the first of these in each of :data:`WORDS`."""
+
+
 def in_words(reason: str, count: int) -> str:
     """``37 links of banned nodes``; of rarer things the reason as programs get it."""
-    return f"{count} {WORDS.get(reason, reason)}"
+    said = WORDS.get(reason, reason)
+    if count == 1 and reason in WORDS:
+        said = _NOUN.sub(lambda found: found[1] + (" that was" if found[2] else ""), said, count=1)
+    return f"{count} {said}"

@@ -88,10 +88,7 @@ def keygen(
     """Make an override key. Its public half belongs into the profile of the network."""
     from phantom_tun.crypto.signing import SigningKey  # noqa: PLC0415 - see above
 
-    if target.exists() or target.is_symlink():
-        raise CommandFailed(
-            ExitCode.CONFLICT, f"{target} exists; choose another file, no key is ever overwritten"
-        )
+    _check_free(target)
     key = SigningKey.generate()
     atomic_write(target, f"{key.seed.hex()}\n".encode())
     if as_json:
@@ -116,8 +113,9 @@ def sign(
         str,
         typer.Argument(
             metavar="SUBJECT",
-            help="ban, unban: a node id, an address or a prefix. delete: an AP key. pin: a file "
-            "that 'netdb get --save' wrote.",
+            help="ban, unban: a node id, an address or a prefix. delete: the key of "
+            "an AP address, which 'netdb get ADDRESS' shows. pin: a file that 'netdb get --save' "
+            "wrote.",
         ),
     ],
     *,
@@ -157,6 +155,8 @@ def sign(
     from phantom_tun.wire.records import OverrideAction  # noqa: PLC0415
 
     what_to_do = _verb(verb)
+    if output is not None:
+        _check_free(output)
     profile = _profile(context, network)
     signer = _load_key(key)
     record = b""
@@ -226,8 +226,10 @@ def verify(
             typer.echo(f"    number {command.number}, until {_moment(command.expires)}")
             typer.echo(f"    signed by {command.signer.hex()}")
             typer.echo(f"    NOT VALID: {failure}" if failure else "    valid")
-    if any(failures):
-        raise CommandFailed(ExitCode.FAILED, next(filter(None, failures)))
+    wrong = len(list(filter(None, failures)))
+    if wrong:
+        which = "it" if len(failures) == 1 else f"{wrong} of {len(failures)} commands"
+        raise CommandFailed(ExitCode.FAILED, f"nodes of {profile.name!r} would refuse {which}")
 
 
 @app.command()
@@ -269,6 +271,14 @@ def list_overrides(context: typer.Context, as_json: JsonOption = False) -> None:
             for line in _said(command):
                 typer.echo(line)
         typer.echo(f"bans may cover {answer.ban_limit} of the nodes known here")
+
+
+def _check_free(target: Path) -> None:
+    """:raises CommandFailed: something is there."""
+    if target.exists() or target.is_symlink():
+        raise CommandFailed(
+            ExitCode.CONFLICT, f"{target} exists; choose another file, nothing is ever overwritten"
+        )
 
 
 def _said(info: OverrideInfo) -> tuple[str, ...]:

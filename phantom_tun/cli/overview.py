@@ -15,6 +15,8 @@ from phantom_tun.cli.text import columns, counted, duration, fitted, room, short
 from phantom_tun.control.model import IdentityStatus, Kind, PathInfo, Statistics, Status
 from phantom_tun.control.schema import GetStatistics, GetStatus, ListPaths, ListPeers
 
+peers_app = typer.Typer(help="List the nodes this node has links with.", rich_markup_mode=None)
+
 _REACHABLE = {
     True: "other nodes reach it",
     False: "other nodes can't reach it",
@@ -56,11 +58,22 @@ def status(
         typer.echo(line)
 
 
+@peers_app.callback(invoke_without_command=True)
 def peers(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the nodes this node has links with."""
+    if context.invoked_subcommand is None:
+        list_peers(context, as_json)
+
+
+@peers_app.command("list")
+def list_peers(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the nodes this node has links with, as 'peers' alone does."""
     answer = session_of(context).ask(ListPeers())
     if as_json:
         print_json(answer)
+        return
+    if not answer:
+        typer.echo("this node has no link to any other; 'phantom-tun status' may say why")
         return
     rows = (
         (

@@ -65,7 +65,11 @@ def rebuild_paths(
 
 @tunnels_app.command("list")
 def list_tunnels(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List your tunnels that carry a connection."""
+    """List your tunnels that carry a connection.
+
+    What was handed over was taken from the program here; some of it, of a fast sender up to some
+    dozen MiB, is on its way to the far end still.
+    """
     answer = session_of(context).ask(ListTunnels())
     if as_json:
         print_json(answer)
@@ -87,7 +91,7 @@ def list_tunnels(context: typer.Context, as_json: JsonOption = False) -> None:
         )
         for tunnel in answer
     )
-    heads = ("id", "path", "address", "", "far end", "protocol", "age", "received", "sent")
+    heads = ("id", "path", "address", "", "far end", "protocol", "age", "received", "handed over")
     for line in columns(heads, rows):
         typer.echo(line)
 

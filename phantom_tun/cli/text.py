@@ -20,8 +20,10 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def duration(seconds: float) -> str:
-    """``0.7 s``, ``42 s``, ``5 min``, ``3 h 10 min``, ``2 d 4 h``."""
+    """``40 ms``, ``0.7 s``, ``42 s``, ``5 min``, ``3 h 10 min``, ``2 d 4 h``."""
     whole = round(seconds)
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "under 1 ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if whole < _MINUTE:
@@ -59,15 +61,20 @@ def columns(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 def fitting_columns(
     heads: Sequence[str], rows: Iterable[Sequence[str]], least: int
 ) -> Iterator[str]:
-    """The same, without the last columns for which a terminal has no room; ``least`` are kept."""
+    """The same, without the last columns for which a terminal has no room, which a last line names;
+    ``least`` are kept."""
     rows = list(rows)
     space = room(sys.stdout) or sys.maxsize
     kept = len(heads)
     while True:
         lines = list(columns(heads[:kept], [row[:kept] for row in rows]))
         if kept <= least or max(map(len, lines)) <= space:
-            return iter(lines)
+            break
         kept -= 1
+    if kept < len(heads):
+        missing = ", ".join(heads[kept:])
+        lines.append(fitted(f"no room for {missing}: widen the terminal, or use --json"))
+    return iter(lines)
 
 
 def room(stream: TextIO) -> int | None:

@@ -17,7 +17,7 @@ import phantom_tun
 from phantom_tun.cli import exits
 from phantom_tun.cli.exits import CommandFailed, ExitCode
 from phantom_tun.control.client import ControlClient
-from phantom_tun.control.model import OverrideInfo, Statistics
+from phantom_tun.control.model import OverrideInfo, PeerInfo, Statistics
 from phantom_tun.control.schema import ControlError, ErrorCode
 from phantom_tun.errors import (
     ConfigError,
@@ -161,6 +161,39 @@ def test_peers(shell: Shell, node: FakeBackend) -> None:
     out = shell.run("peers").out
     assert re.search(r"01010101 +3 +yes +192\.0\.2\.1:443 +signalling, path member", out)
     assert [peer["guard"] for peer in shell.run("peers", "--json").json] == [True, False]
+    assert shell.run("peers", "list").out == out
+    assert shell.run("peers", "list", "--json").json == shell.run("peers", "--json").json
+
+
+@pytest.mark.usefixtures("node")
+def test_who_has_no_peers_is_told_so(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(_node: FakeBackend) -> tuple[PeerInfo, ...]:
+        return ()
+
+    monkeypatch.setattr(FakeBackend, "peers", nobody)
+    done = shell.run("peers")
+    assert (done.code, done.out.startswith("this node has no link to any other")) == (0, True)
+    assert shell.run("peers", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("lab", "up", "--nodes", "x"), "'--nodes': must be a whole number"),
+        (("lab", "up", "--nodes", "3.5"), "'--nodes': must be a whole number"),
+        (("up", "--timeout", "x"), "'--timeout': must be a number"),
+        (("up", "--timeout", "0"), "'--timeout': must be 1 or more"),
+        (("up", "--port", "65536"), "'--port': must be 65535 or less"),
+        (("ping", "-c", "0", FAR), "must be 1 or more"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_explained_in_words(
+    shell: Shell, arguments: tuple[str, ...], said: str
+) -> None:
+    done = shell.run(*arguments)
+    assert done.code == ExitCode.USAGE
+    assert said in done.err
+    assert "Input should" not in done.err
 
 
 # --- exit codes and errors ---------------------------------------------------------------------

@@ -195,6 +195,10 @@ def test_options_of_signing(machine: Machine) -> None:
     assert text.startswith(f"# network home: ban node {NODE}\n# number 7, until 20")
     command = override_text.parse_command(text.splitlines()[-1])
     assert (command.number, command.expires - command.created) == (7, 12 * 3600)
+    again = machine.sign("ban", NODE, "-o", str(target))
+    assert again.code == ExitCode.CONFLICT
+    assert f"{target} exists" in again.err
+    assert target.read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -290,8 +294,9 @@ def test_bad_commands_are_told_from_what_is_none(machine: Machine) -> None:
     ):
         done = machine.verify(bad)
         assert done.code == ExitCode.FAILED
-        assert reason in done.err
+        assert reason in done.out
         assert "NOT VALID" in done.out
+        assert done.err == "phantom-tun: nodes of 'home' would refuse it\n"
         answer = machine.verify(bad, "--json")
         assert answer.code == ExitCode.FAILED
         assert not answer.json[0]["valid"]

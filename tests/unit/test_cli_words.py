@@ -23,7 +23,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.04, "0.0 s"),
+        (0.0, "under 1 ms"),
+        (0.0006, "1 ms"),
+        (0.04, "40 ms"),
+        (0.0994, "99 ms"),
+        (0.1, "0.1 s"),
         (9.94, "9.9 s"),
         (42.4, "42 s"),
         (59.6, "1 min"),
@@ -72,6 +76,8 @@ def test_a_narrow_terminal_gets_the_first_columns(
     rows = [("first", "second", "third")]
     table = text.fitting_columns(("one", "two", "three"), rows, least=2)
     assert next(table) == heads
+    dropped = "three" not in heads
+    assert ("no room for three:" in " ".join("\n".join(table).split())) == dropped
     monkeypatch.setattr("sys.stdout.isatty", lambda: False)
     assert "third" in list(text.fitting_columns(("one", "two", "three"), rows, least=2))[1]
 

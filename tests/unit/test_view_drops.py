@@ -74,3 +74,9 @@ def test_people_read_words_for_reasons_that_there_are() -> None:
     assert set(WORDS) <= {reason(name) for name in counter_names() | put_together}
     assert in_words("link of banned", 37) == "37 links of banned nodes"
     assert in_words("something rare", 1) == "1 something rare"
+    assert in_words("neighbour banned", 1) == "1 link to banned nodes"
+    assert in_words("array broken", 1) == "1 path build that was no good"
+    for each, words in WORDS.items():
+        assert in_words(each, 2) == f"2 {words}"
+        assert len(words) - len(in_words(each, 1)) in {-1, 0, 1, 2}  # "s", and "were" or "was"
+        assert in_words(each, 1) != f"1 {words}"
