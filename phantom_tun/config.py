@@ -137,6 +137,13 @@ class InterfaceConfig(_Section, frozen=True):
         int,
         Meta(ge=1280, le=65535, description="Large is fast: packets never leave this machine."),
     ] = 65535
+    require_filter: Annotated[
+        bool,
+        Meta(
+            description="false: run even where AP addresses can't be kept off other networks, "
+            "whose members can then find out that this machine has them."
+        ),
+    ] = True
     answer_echo: Annotated[bool, Meta(description="Answer pings to your AP addresses.")] = True
     connect_early: Annotated[
         bool,

@@ -288,12 +288,17 @@ class Node:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a node until cancelled. Started means that the netdb is joined and the interface is
-        up; paths follow.
+        up; paths follow. The leak guard stands before anything else is done: to join may take
+        minutes, in which programs already send to AP addresses.
 
         :raises PhantomError: the interface can't be set up.
         """
         try:
+            if self._interface is not None:
+                await self._interface.guard()
             async with trio.open_nursery() as nursery:
+                if self._interface is not None:
+                    nursery.start_soon(self.hub.guard.forever, self._interface.keep_guard)
                 await self._start_relay(nursery)
                 if self._interface is not None and self._owner is not None:
                     await self._start_owner(nursery, self._owner, self._interface)
@@ -493,6 +498,10 @@ class Node:
     def interface_name(self) -> str | None:
         """Name of the network interface, if there is one."""
         return None if self._interface is None else self.config.interface.name
+
+    def interface_warnings(self) -> list[str]:
+        """What the interface has to say, as sentences."""
+        return [] if self._interface is None else self._interface.warnings()
 
     @property
     def dialable(self) -> bool | None:

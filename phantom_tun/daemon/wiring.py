@@ -67,6 +67,7 @@ def open_interface(config: Config, profile: Profile) -> Interface:
         mtu=config.interface.mtu,
         ap4=profile.ap4,
         ap6=profile.ap6,
+        require_filter=config.interface.require_filter,
         timeouts=Timeouts(udp_idle=config.interface.udp_idle_s),
     )
     return Interface(settings, open_tun(settings.name))

@@ -67,6 +67,8 @@ class FakeHost:
         self.steps: list[str] = []
         """What happened, in order."""
         self.addresses: tuple[ApAddress, ...] = ()
+        self.missing: list[str] = []
+        """What :meth:`warnings` says."""
         self.failure: Exception | None = None
         """Raised by the next :meth:`set_addresses`."""
 
@@ -74,6 +76,15 @@ class FakeHost:
         """See :class:`~phantom_tun.tun.host.Host`."""
         self.steps.append("guard")
         await trio.lowlevel.checkpoint()
+
+    async def keep_guard(self) -> None:
+        """See :class:`~phantom_tun.tun.host.Host`."""
+        self.steps.append("guard kept")
+        await trio.sleep_forever()
+
+    def warnings(self) -> list[str]:
+        """See :class:`~phantom_tun.tun.host.Host`."""
+        return self.missing
 
     async def bring_up(self) -> None:
         """See :class:`~phantom_tun.tun.host.Host`."""

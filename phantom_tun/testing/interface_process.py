@@ -16,6 +16,7 @@ import time
 from ipaddress import ip_address
 from typing import Any
 
+import structlog
 import trio
 
 from phantom_tun.testing.tcp_overlay import TcpOverlay
@@ -34,6 +35,8 @@ async def _run(settings: dict[str, Any]) -> None:
     overlay = TcpOverlay(directory, frozenset(settings.get("filtered", ())))
     interface = Interface(config, open_tun(config.name))
     async with trio.open_nursery() as nursery:
+        await interface.guard()
+        nursery.start_soon(interface.keep_guard)
         await nursery.start(interface.run, overlay)
         await nursery.start(overlay.serve, interface, tuple(settings["listen"]))
         _say("ready")
@@ -80,4 +83,6 @@ def _say(answer: Any) -> None:
 
 
 if __name__ == "__main__":
+    # Standard output is for answers.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     trio.run(_run, json.loads(sys.argv[1]))

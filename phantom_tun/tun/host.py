@@ -1,8 +1,10 @@
 """Addresses, routes and firewall around the device, through the ``ip`` and ``nft`` tools.
 
-The *leak guard* is a pair of ``unreachable`` routes for the AP prefixes with the worst metric there
-is. It is installed before anything else and never removed: while no daemon runs, a packet to an AP
-address gets "no route to host" instead of following the default route out of the machine.
+The *leak guard* is installed before anything else and never removed. It is a pair of
+``unreachable`` routes for the AP prefixes with the worst metric there is: while no daemon runs, a
+packet to an AP address gets "no route to host" instead of following the default route out of the
+machine. And it is a filter (:mod:`phantom_tun.tun.isolation`), without which other networks would
+reach AP addresses past the overlay.
 
 The firewall rule lets in what the daemon writes to its own interface, on hosts whose policy is to
 drop. Only the daemon can write there, and only flows that ``expose`` rules or local programs opened
@@ -12,8 +14,6 @@ exist, so the rule opens nothing else.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -24,14 +24,15 @@ import trio
 
 from phantom_tun.errors import UsageError, WorldError
 from phantom_tun.ids import ApAddress
+from phantom_tun.tun.isolation import Isolation
 from phantom_tun.tun.plan import roles_of
+from phantom_tun.tun.tools import find_tool, run_tool
 
 _log = structlog.get_logger()
 
 GUARD_METRIC = "4294967295"
 QUEUE_LENGTH = 1000
 """Packets the kernel keeps for the pump before it drops."""
-_TOOL_TIMEOUT = 10.0
 _SYSCTL = Path("/proc/sys/net")
 _CONGESTION = "cubic"
 """Measured faster than bbr, which some hosts have as default, on a path without loss or delay."""
@@ -41,7 +42,16 @@ class Host(Protocol):
     """The machine around the device."""
 
     async def guard(self) -> None:
-        """Make AP addresses unreachable unless an interface says otherwise."""
+        """Make AP addresses unreachable unless an interface says otherwise, and keep them off all
+        others."""
+        ...
+
+    async def keep_guard(self) -> None:
+        """Put back of it what others take away; for ever."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Sentences: what is missing of it."""
         ...
 
     async def bring_up(self) -> None:
@@ -68,23 +78,36 @@ class LinuxHost:
     :param mtu: its MTU in bytes.
     :param ap4: the IPv4 AP prefix.
     :param ap6: the IPv6 AP prefix.
+    :param require_filter: whether to be without the filter is an error.
     """
 
-    def __init__(self, name: str, mtu: int, ap4: IPv4Network, ap6: IPv6Network) -> None:
+    def __init__(
+        self,
+        name: str,
+        mtu: int,
+        ap4: IPv4Network,
+        ap6: IPv6Network,
+        *,
+        require_filter: bool = True,
+    ) -> None:
         self._name = name
         self._mtu = mtu
         self._prefixes: dict[int, IPv4Network | IPv6Network] = {4: ap4, 6: ap6}
         self._assigned: list[ApAddress] = []
         self._versions: list[int] = [4, 6]
+        self._isolation = Isolation(name, self._prefixes)
+        self._require_filter = require_filter
+        self._is_open = False
 
     async def guard(self) -> None:
         """See :class:`Host`.
 
-        :raises UsageError: no ``ip`` tool, or no permission.
+        :raises UsageError: no ``ip`` tool, or the filter is required and can't be had.
+        :raises WorldError: the ``ip`` tool failed.
         """
-        if shutil.which("ip") is None:
+        if find_tool("ip") is None:
             raise UsageError("the ip tool is missing: install the package iproute2")
-        if not (_SYSCTL / "ipv6").exists():
+        if 6 in self._versions and not (_SYSCTL / "ipv6").exists():
             self._versions.remove(6)
             _log.warning("ipv6_missing", consequence="IPv6 AP addresses can't be used")
         for version in self._versions:
@@ -92,6 +115,30 @@ class LinuxHost:
                 version, "route", "replace", "unreachable", str(self._prefixes[version]),
                 "metric", GUARD_METRIC,
             )  # fmt: skip
+        try:
+            await self._isolation.install(self._versions)
+        except (UsageError, WorldError) as error:
+            if self._require_filter:
+                raise UsageError(
+                    "AP addresses can't be kept off other networks: "
+                    f"{self._isolation.problem}. With "
+                    "interface.require_filter = false the node starts all the same, and whoever "
+                    "is on a network with this machine can find out which addresses it has"
+                ) from error
+            _log.warning("not_isolated", reason=str(error))
+
+    async def keep_guard(self) -> None:
+        """See :class:`Host`."""
+        await self._isolation.watch(self._firewall_reloaded)
+
+    def warnings(self) -> list[str]:
+        """See :class:`Host`."""
+        if self._isolation.problem is None:
+            return []
+        return [
+            "whoever is on a network with this machine can find out which AP addresses it has, and "
+            f"reach what isn't exposed: {self._isolation.problem}"
+        ]
 
     async def bring_up(self) -> None:
         """See :class:`Host`.
@@ -135,7 +182,8 @@ class LinuxHost:
     async def open_firewall(self) -> None:
         """See :class:`Host`. Without ``nft``, or if it fails, the interface works all the same
         wherever the host doesn't drop by default."""
-        if shutil.which("nft") is None:
+        self._is_open = True
+        if find_tool("nft") is None:
             _log.info("firewall_untouched", reason="no nft tool")
             return
         try:
@@ -147,7 +195,8 @@ class LinuxHost:
 
     async def close_firewall(self) -> None:
         """See :class:`Host`."""
-        if shutil.which("nft") is not None:
+        self._is_open = False
+        if find_tool("nft") is not None:
             try:
                 await self._remove_rules()
             except WorldError as error:
@@ -184,6 +233,10 @@ class LinuxHost:
 
     # --- nft ------------------------------------------------------------------------------------
 
+    async def _firewall_reloaded(self) -> None:
+        if self._is_open:
+            await self.open_firewall()
+
     @property
     def _comment(self) -> str:
         return f"phantom-tun {self._name}"
@@ -215,22 +268,6 @@ class LinuxHost:
                     "nft", "delete", "rule", rule["family"], rule["table"], rule["chain"],
                     "handle", str(rule["handle"]),
                 )  # fmt: skip
-
-
-async def run_tool(*command: str) -> bytes:
-    """Run a tool and return what it prints.
-
-    :raises WorldError: it failed or didn't end in time; the message has its own words.
-    """
-    with trio.move_on_after(_TOOL_TIMEOUT):
-        done = await trio.run_process(
-            command, capture_stdout=True, capture_stderr=True, check=False, stdin=subprocess.DEVNULL
-        )
-        if done.returncode == 0:
-            return done.stdout
-        words = done.stderr.decode(errors="replace").strip()
-        raise WorldError(f"{' '.join(command)}: {words}")
-    raise WorldError(f"{' '.join(command)}: no answer in {_TOOL_TIMEOUT:.0f} s")
 
 
 async def _nft_list(what: str, kind: str) -> list[dict[str, Any]]:

@@ -62,11 +62,36 @@ class Interface:
     ) -> None:
         self._config = config
         self._device = device
-        self._host = host or LinuxHost(device.name, config.mtu, config.ap4, config.ap6)
+        self._host = host or LinuxHost(
+            device.name,
+            config.mtu,
+            config.ap4,
+            config.ap6,
+            require_filter=config.require_filter,
+        )
         self._plan = AddressPlan(config.ap4, config.ap6)
         self._addresses: tuple[ApAddress, ...] = ()
         self._changing = trio.Lock()
         self._running: _Running | None = None
+        self._guarded = False
+
+    async def guard(self) -> None:
+        """Make the leak guard: to be the first thing a machine with an interface does, before
+        anything of it meets a network.
+
+        :raises UsageError: no ``ip`` tool, or the filter is required and can't be had.
+        :raises WorldError: routes could not be set.
+        """
+        await self._host.guard()
+        self._guarded = True
+
+    async def keep_guard(self) -> None:
+        """Put back what others take away of the leak guard; for ever."""
+        await self._host.keep_guard()
+
+    def warnings(self) -> list[str]:
+        """Sentences: what is missing of the leak guard."""
+        return self._host.warnings()
 
     async def run(
         self, overlay: Overlay, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -74,13 +99,15 @@ class Interface:
         """Be the interface until cancelled. Reports started once every address answers.
 
         What ends it early: the device is removed by somebody else (:class:`WorldError`). The leak
-        guard stays in any case; on the way out all flows are reset and the firewall is as it was.
+        guard, which is made unless :meth:`guard` has done so, stays in any case; on the way out all
+        flows are reset and the firewall is as it was.
 
         :raises UsageError: no ``ip`` tool.
         :raises WorldError: addresses or routes could not be set.
         """
         try:
-            await self._host.guard()
+            if not self._guarded:
+                await self.guard()
             await self._host.bring_up()
             await self._be_up(self._build(overlay), task_status)
         except ExceptionGroup as group:

@@ -79,6 +79,8 @@ class InterfaceConfig:
     """All IPv4 AP addresses (network profile); its first /16 is the interface's own."""
     ap6: IPv6Network = DEFAULT_AP6
     """All IPv6 AP addresses; its first /64 is the interface's own."""
+    require_filter: bool = True
+    """Whether not to run where AP addresses can't be kept off other networks."""
     addresses: tuple[ApAddress, ...] = ()
     """Our AP addresses at the start; the first of each family is the default source."""
     timeouts: Timeouts = field(default_factory=Timeouts)

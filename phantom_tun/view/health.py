@@ -58,10 +58,11 @@ class PathDeaths:
 def warnings(node: Node) -> list[str]:
     """Sentences, the most urgent ones first."""
     if node.state == "joining":
-        return _joining(node)
+        return [*node.interface_warnings(), *_joining(node)]
     if node.state in {"starting", "stopping"}:
         return []
     return [
+        *node.interface_warnings(),
         *(str(PinChanged(change)) for change in node.pins.changes()),
         *_links(node),
         *_paths(node),

@@ -5,23 +5,24 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
+from conftest import Tools
 from trio.testing import MockClock
 
-import phantom_tun.tun.host as host_module
+import phantom_tun.tun.tools as tools_module
 from phantom_tun.errors import ConfigError, UsageError, WorldError
 from phantom_tun.queues import QueueShares
 from phantom_tun.tun.bridge import Bridge, prepare
 from phantom_tun.tun.flows import CHUNK, BufferPool, Counters, MessageQueue
-from phantom_tun.tun.host import LinuxHost, run_tool
+from phantom_tun.tun.host import LinuxHost
 from phantom_tun.tun.plan import AddressPlan, roles_of
 from phantom_tun.tun.settings import DEFAULT_AP4, DEFAULT_AP6, InterfaceConfig
+from phantom_tun.tun.tools import run_tool
 
 # --- settings and plan ----------------------------------------------------------------------------
 
@@ -181,26 +182,6 @@ async def test_a_socket_whose_end_is_being_acknowledged_is_looked_at_again_soon(
 
 # --- ip and nft -----------------------------------------------------------------------------------
 
-Tools = Callable[..., Path]
-
-
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
-    """Shell scripts in place of the tools; returns the file in which they note their arguments."""
-    log = tmp_path / "log"
-    log.touch()
-
-    def make(**scripts: str) -> Path:
-        for name, body in scripts.items():
-            path = tmp_path / "bin" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n{body}\n')
-            path.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-        return log
-
-    return make
-
 
 def linux_host() -> LinuxHost:
     return LinuxHost("phantom9", 65_535, DEFAULT_AP4, DEFAULT_AP6)
@@ -219,14 +200,14 @@ async def test_a_failing_tool_is_quoted(tools: Tools) -> None:
 
 
 async def test_a_hanging_tool_is_given_up(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "_TOOL_TIMEOUT", 0.05)
+    monkeypatch.setattr(tools_module, "_TIMEOUT", 0.05)
     tools(ip="exec /bin/sleep 1000")
     with pytest.raises(WorldError, match="no answer"):
         await run_tool("ip", "link")
 
 
 async def test_the_leak_guard_is_the_worst_route_there_is(tools: Tools) -> None:
-    log = tools(ip="true")
+    log = tools(ip="true", nft="true")
     await linux_host().guard()
     lines = log.read_text().splitlines()
     assert lines[0] == "ip -4 route replace unreachable 240.0.0.0/4 metric 4294967295"

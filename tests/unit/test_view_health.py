@@ -235,3 +235,9 @@ def test_other_override_commands_are_none_of_its_business(world: World) -> None:
         )
     ]
     assert warnings(world.node) == []
+
+
+def test_what_is_missing_of_the_leak_guard_comes_first(world: World) -> None:
+    world.interface_warnings = ["others can find out which AP addresses this machine has"]
+    world.publisher_warnings = ["nobody stores them"]
+    assert warnings(world.node) == [*world.interface_warnings, *world.publisher_warnings]

@@ -126,6 +126,7 @@ class World:
     dialable: bool | None = True
     up_for: float = 1000.0
     publisher_warnings: list[str] = field(default_factory=list)
+    interface_warnings: list[str] = field(default_factory=list)
     resolve: Callable[[ApAddress], Awaitable[ResolvedAp]] | Exception = field(
         default_factory=lambda: WorldError("not set")
     )
@@ -225,6 +226,9 @@ class _Node:
 
     def publisher_warnings(self) -> list[str]:
         return self._world.publisher_warnings
+
+    def interface_warnings(self) -> list[str]:
+        return self._world.interface_warnings
 
     def uptime(self) -> float:
         return self._world.up_for
