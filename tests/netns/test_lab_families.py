@@ -78,6 +78,9 @@ def test_who_reaches_nobody_is_told_which_addresses_were_tried(lab: Lab) -> None
     # Nothing listens at n2's port 444, and there is no IPv6 at all.
     closed, nowhere = joined.bootstrap
     closed = replace(closed, address=ip_address(lab["n2"].underlay), port=444)
+    # Those who know it must not look for it.
+    for other in ("n1", "n2"):
+        lab.command("stop", other)
     begin_anew(lab, node, replace(joined, bootstrap=(closed, nowhere)), 4)
     lab.command("start", node.name, "--timeout", "0")
     wait_until(lambda: node.phantom_tun("status").returncode == 0)
