@@ -356,6 +356,19 @@ async def test_when_the_node_stops_nothing_is_left(autojump_clock: MockClock) ->
     assert waiting(world) == 0
 
 
+async def test_what_ends_after_the_node_is_not_kept(autojump_clock: MockClock) -> None:
+    async with running_world(keep=True) as world:
+        exchange = await acquainted(world)
+        stream = await call(world, b"last")
+        await stream.send_end()
+        assert await receive_all(stream) == b"last"
+        await trio.sleep(2 * SWEEP_EVERY)
+        world.alice.service._nursery = None
+        await stream.aclose()
+        assert waiting(world) == 0
+        assert tunnels(exchange)[0].is_reset
+
+
 # --- no for an answer ----------------------------------------------------------------------------
 
 

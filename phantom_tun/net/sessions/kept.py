@@ -78,6 +78,8 @@ class KeptSessions:
         self._count += 1
         if not self._is_swept:
             self._is_swept = self._spawn(self._sweep)
+            if not self._is_swept:
+                self.drop_all()  # the node ends, and nobody would
 
     def take(self, parties: Parties) -> Kept | None:
         """One for the next connection; it is the taker's."""
