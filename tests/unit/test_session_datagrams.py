@@ -13,9 +13,9 @@ from trio.testing import MockClock
 from phantom_tun.endpoints import DatagramStream
 from phantom_tun.errors import Filtered, Refused, StreamReset, UsageError
 from phantom_tun.net.sessions.datagrams import MAX_QUEUED, SHARES, SessionDatagrams
+from phantom_tun.net.sessions.local_services import ECHO_IDLE
 from phantom_tun.net.sessions.offers import ONE_CALL
 from phantom_tun.net.sessions.secure_tunnel import FRAMES_AT_ONCE
-from phantom_tun.net.sessions.serving import ECHO_IDLE
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.channel import RECORD
 from phantom_tun.wire.session import MAX_DATAGRAM, FrameKind

@@ -417,7 +417,7 @@ async def test_who_remembers_too_many_calls_takes_no_first_bytes(
         await meet(world)
         server = world.bob.service._server
         assert server is not None
-        server._seen_calls["bob"] = ReplayCache(1)
+        server._admission._seen_calls["bob"] = ReplayCache(1)
         for number in range(3):
             stream = await call(world, b"first", source=2000 + number)
             await stream.send_end()

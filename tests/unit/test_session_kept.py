@@ -423,7 +423,7 @@ async def test_an_identity_that_is_gone_takes_no_further_calls(autojump_clock: M
         server = world.bob.service._server
         assert server is not None
         new = FakeIdentity.make("bob", NETWORK, START)
-        server._identities = FakeIdentities(new)
+        server._admission._identities = FakeIdentities(new)
         calls = len(world.bob.host.calls)
         with pytest.raises((Unreachable, NoAnswer)):
             await call(world, b"first")
@@ -620,7 +620,7 @@ async def test_first_bytes_that_can_not_be_remembered_touch_no_service(
         await acquainted(world)
         server = world.bob.service._server
         assert server is not None
-        monkeypatch.setitem(server._seen_calls, "bob", ReplayCache(0))
+        monkeypatch.setitem(server._admission._seen_calls, "bob", ReplayCache(0))
         calls = len(world.bob.host.calls)
         await talk(world, b"first")
         assert len(world.bob.host.calls) == calls + 1

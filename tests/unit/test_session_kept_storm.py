@@ -195,9 +195,9 @@ def left_behind(world: World) -> Counter[str]:
         "sessions": len(world.alice.service.sessions()) + len(world.bob.service.sessions()),
         "that wait, at the caller": len(opener._kept) + len(opener._kept._waiting),
         "that wait, at the callee": len(server._idle),
-        "being decided": server._pending,
-        "offers": len(server._offers._calls),
-        "addresses in use": len(server._callers._nat_peers._in_use),
+        "being decided": server._admission._pending,
+        "offers": len(server._admission._offers._calls),
+        "addresses in use": len(server._admission._callers._nat_peers._in_use),
         "callers in the table": len(world.bob.service._table._per_caller),
         "services": sum(not connection.is_over for connection in world.bob.host.connections),
     }

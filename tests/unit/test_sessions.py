@@ -36,10 +36,10 @@ from phantom_tun.errors import (
     UsageError,
     WorldError,
 )
-from phantom_tun.net.sessions import serving as session_serving
+from phantom_tun.net.sessions import admission
+from phantom_tun.net.sessions.local_services import LOCAL_WITHIN
 from phantom_tun.net.sessions.secure_tunnel import FLIGHT_WAIT
 from phantom_tun.net.sessions.service import SessionSettings
-from phantom_tun.net.sessions.serving import LOCAL_WITHIN
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.channel import CallerHandshake
 from phantom_tun.wire.session import Outcome
@@ -281,7 +281,7 @@ async def test_requests_that_are_being_decided_are_bounded(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session_serving, "MAX_PENDING", 1)
+    monkeypatch.setattr(admission, "MAX_PENDING", 1)
     async with running_world() as world:
         world.bob.host.delay = 2.0
         async with trio.open_nursery() as nursery:

@@ -3,8 +3,8 @@
 :class:`SessionService` is what the interface calls when a local program connects
 (:class:`~phantom_tun.endpoints.Overlay`), and what entry paths call when a request arrives. Its
 parts: ``opening``, ``race`` and ``kept`` (connecting), ``serving`` (being connected
-to), ``expose`` and ``callers`` (who may, and as whom), ``stream`` and
-``datagrams`` (what is carried) over ``secure_tunnel``.
+to), ``admission``, ``expose`` and ``callers`` (who may, and as whom), ``local_services`` (to what),
+``stream`` and ``datagrams`` (what is carried) over ``secure_tunnel``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from phantom_tun.clock import Clock, Rng
 from phantom_tun.endpoints import Endpoint, LocalHost
 from phantom_tun.errors import CapacityExceeded, StreamReset, Unreachable, WorldError
 from phantom_tun.guard import Guard
+from phantom_tun.net.sessions.admission import Admission
 from phantom_tun.net.sessions.callers import Callers, NatPeers
 from phantom_tun.net.sessions.contexts import ContextCache
 from phantom_tun.net.sessions.datagrams import SessionDatagrams
 from phantom_tun.net.sessions.expose import ExposeRules
+from phantom_tun.net.sessions.local_services import EchoService, LocalServices
 from phantom_tun.net.sessions.opening import SessionOpener
 from phantom_tun.net.sessions.ports import Accept, Connector, Directory, Identities
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
-from phantom_tun.net.sessions.serving import EchoService, SessionServer
+from phantom_tun.net.sessions.serving import SessionServer
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.table import Carrier, Entry, SessionInfo, SessionTable
 from phantom_tun.netdb.network import NetworkParams
@@ -112,15 +114,22 @@ class SessionService:
         nat_peers = NatPeers(self._settings.nat4, self._settings.nat6)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._server = SessionServer(
+            services = LocalServices(
+                local_host, EchoService(is_enabled=self._settings.answer_echo), self._spawn
+            )
+            admission = Admission(
                 network=self._network,
                 identities=self._identities,
                 rules=self._rules,
                 callers=Callers(self._network, self._directory, nat_peers, self._clock),
+                table=self._table,
+                services=services,
+                clock=self._clock,
+            )
+            self._server = SessionServer(
+                admission=admission,
                 contexts=self._contexts,
                 table=self._table,
-                echo=EchoService(is_enabled=self._settings.answer_echo),
-                local_host=local_host,
                 spawn=self._spawn,
                 clock=self._clock,
                 rng=self._rng,
