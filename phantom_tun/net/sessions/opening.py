@@ -10,19 +10,15 @@ while the silent ones go on: whose paths have died builds and publishes new ones
 
 from __future__ import annotations
 
-import ipaddress
-import ssl
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 import trio
 
 from phantom_tun.clock import Clock, Rng
 from phantom_tun.crypto.certificates import certificate_hash
-from phantom_tun.crypto.signing import SigningKey
-from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.endpoints import Endpoint
 from phantom_tun.errors import (
     NoAnswer,
@@ -34,8 +30,9 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import ApAddress, PublicKey
+from phantom_tun.net.sessions.calls import Call, CallerRole, Calls
 from phantom_tun.net.sessions.contexts import ContextCache
-from phantom_tun.net.sessions.kept import KEPT_FOR, Kept, KeptSessions, Parties
+from phantom_tun.net.sessions.kept import KEPT_FOR, Kept, KeptSessions
 from phantom_tun.net.sessions.ports import Connector, Directory, Identity, ResolvedAp
 from phantom_tun.net.sessions.race import Attempt, Race
 from phantom_tun.net.sessions.routes import Route, Suspects
@@ -51,16 +48,12 @@ from phantom_tun.net.tunnels.patience import Patience
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
 from phantom_tun.tunnel.channel import CallerHandshake
-from phantom_tun.tunnel.early import EarlyOpener, lock_early
-from phantom_tun.tunnel.request import request_time, seal_request
+from phantom_tun.tunnel.early import EarlyOpener
+from phantom_tun.tunnel.request import seal_request
 from phantom_tun.wire.session import (
-    NO_TICKET,
-    RANDOM_LEN,
-    SECRET_LEN,
     SESSION_ID_LEN,
     Answer,
     FrameKind,
-    Opening,
     Outcome,
     Protocol,
     Request,
@@ -87,43 +80,6 @@ LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
 """Seconds from each time that no route worked to the next look at the record. A node that lost all
 its ways in at once has new ones within this time."""
 
-_COMMON_NAME = "localhost"
-
-
-@dataclass(frozen=True, slots=True)
-class _CallerRole:
-    """As whom a connection is made."""
-
-    signing: SigningKey
-    certificate: bytes
-    context: ssl.SSLContext
-    ap4: ipaddress.IPv4Address | None
-    source_port: int
-    is_ephemeral: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One connection attempt as a whole."""
-
-    identity: str
-    role: _CallerRole
-    resolved: ResolvedAp
-    protocol: Protocol
-    target: Endpoint
-    session_id: bytes
-    ticket: Ticket | None
-    """Of the callee that ``resolved`` names."""
-    first: bytes
-    """The application's first bytes, if it has spoken already."""
-    keep: bool
-    """More connections to this callee are expected."""
-
-    @property
-    def parties(self) -> Parties:
-        """Whose kept sessions it can use."""
-        return self.role.signing.public, self.role.ap4, self.resolved.public_key
-
 
 class SessionOpener:
     """Makes connections."""
@@ -145,7 +101,7 @@ class SessionOpener:
         self._network_id = network.network_id
         self._directory = directory
         self._connector = connector
-        self._contexts = contexts
+        self._calls = Calls(contexts, clock, rng)
         self._spawn = spawn
         self._clock = clock
         self._rng = rng
@@ -179,13 +135,13 @@ class SessionOpener:
         :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
         :raises WorldError: this node has no way out at the moment.
         """
-        role = self._role(identity, source_port, is_ephemeral)
+        role = self._calls.role(identity, source_port, is_ephemeral=is_ephemeral)
         try:
             with trio.move_on_after(OPEN_WITHIN):
                 resolved = await self._resolve(identity.name, target.address)
                 callee = resolved.public_key
                 is_tcp = protocol is Protocol.TCP
-                call = _Call(
+                call = Call(
                     identity.name,
                     role,
                     resolved,
@@ -210,11 +166,11 @@ class SessionOpener:
         come to be."""
         return self._tickets.is_steady(identity.signing.public, target)
 
-    def _ticket(self, role: _CallerRole, callee: PublicKey) -> Ticket | None:
+    def _ticket(self, role: CallerRole, callee: PublicKey) -> Ticket | None:
         """With which a TCP connection can take its first bytes along."""
         return None if role.is_ephemeral else self._tickets.get(role.signing.public, callee)
 
-    def _expects_more(self, role: _CallerRole, callee: PublicKey) -> bool:
+    def _expects_more(self, role: CallerRole, callee: PublicKey) -> bool:
         """Whether further TCP connections are likely: there was one a moment ago."""
         return (
             self._keeps
@@ -235,34 +191,9 @@ class SessionOpener:
                 return await self._directory.resolve(identity, address, fresh=True)
         return resolved
 
-    def _role(self, identity: Identity, source_port: int, is_ephemeral: bool) -> _CallerRole:
-        if not is_ephemeral:
-            return _CallerRole(
-                identity.signing,
-                identity.certificate.der,
-                self._contexts.caller(identity.certificate),
-                identity.ap4,
-                source_port or self._random_port(),
-                is_ephemeral,
-            )
-        # Made for this one connection: two of them have nothing in common. Not even the port may
-        # tell that they come from one machine.
-        certificate = make_certificate(_COMMON_NAME, self._clock.now())
-        return _CallerRole(
-            SigningKey.generate(),
-            certificate.der,
-            ContextCache().caller(certificate),
-            None,
-            self._random_port(),
-            is_ephemeral,
-        )
-
-    def _random_port(self) -> int:
-        return self._rng.randrange(1024, 65536)
-
     # --- routes ---------------------------------------------------------------------------------
 
-    async def _race(self, call: _Call) -> Race:
+    async def _race(self, call: Call) -> Race:
         race = Race()
         try:
             async with trio.open_nursery() as nursery:
@@ -275,7 +206,7 @@ class SessionOpener:
             raise
         return race
 
-    async def _start_attempts(self, call: _Call, race: Race) -> None:
+    async def _start_attempts(self, call: Call, race: Race) -> None:
         async with trio.open_nursery() as nursery:
             await self._try_kept(call, race, nursery)
             await self._try_routes(call, race, nursery)
@@ -299,7 +230,7 @@ class SessionOpener:
                 )
         race.decided.set()
 
-    async def _try_kept(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
+    async def _try_kept(self, call: Call, race: Race, nursery: trio.Nursery) -> None:
         """An attempt over a session that was kept, if there is one; returns when it has failed or
         is slow. One that the callee had no room for meanwhile is none."""
         if call.protocol is not Protocol.TCP or call.role.is_ephemeral:
@@ -317,7 +248,7 @@ class SessionOpener:
                 return
 
     def _doubt_kept(
-        self, call: _Call, race: Race, kept: Kept, attempt: Attempt, scope: trio.CancelScope
+        self, call: Call, race: Race, kept: Kept, attempt: Attempt, scope: trio.CancelScope
     ) -> None:
         """An attempt over a session that was kept has failed or is slow."""
         self._kept.drop_like(kept)
@@ -329,7 +260,7 @@ class SessionOpener:
             scope.cancel()
 
     async def _attempt_kept(
-        self, call: _Call, attempt: Attempt, race: Race, kept: Kept, scope: trio.CancelScope
+        self, call: Call, attempt: Attempt, race: Race, kept: Kept, scope: trio.CancelScope
     ) -> None:
         try:
             with scope:
@@ -340,7 +271,7 @@ class SessionOpener:
         finally:
             race.running.discard(attempt)
 
-    async def _try_routes(self, call: _Call, race: Race, nursery: trio.Nursery) -> None:
+    async def _try_routes(self, call: Call, race: Race, nursery: trio.Nursery) -> None:
         """One attempt after the other; returns when the last one has failed or is slow."""
         routes = _valid(call.resolved, self._clock.now())
         if not routes:
@@ -364,10 +295,10 @@ class SessionOpener:
                 if self._blame(call.identity, attempt):
                     waiting.append(route)
 
-    def _may_try(self, call: _Call, race: Race, route: Route) -> bool:
+    def _may_try(self, call: Call, race: Race, route: Route) -> bool:
         return not race.is_tried(route) and self._suspects.may_be_tried(call.identity, route)
 
-    async def _wait_success_of_others(self, call: _Call, within: float) -> None:
+    async def _wait_success_of_others(self, call: Call, within: float) -> None:
         """Wait for so long, or until another connection to the same address found a way in."""
         news = self._successes.setdefault((call.identity, call.target.address), trio.Event())
         with trio.move_on_after(within):
@@ -392,7 +323,7 @@ class SessionOpener:
             self._suspects.add(identity, attempt.route)
         return attempt.doubts_way
 
-    async def _attempt(self, call: _Call, attempt: Attempt, race: Race) -> None:
+    async def _attempt(self, call: Call, attempt: Attempt, race: Race) -> None:
         identity, route = call.identity, attempt.route
         try:
             with self._suspects.trying(identity, route):
@@ -416,11 +347,11 @@ class SessionOpener:
             self._extra -= attempt.is_extra
             race.running.discard(attempt)
 
-    async def _connect(self, call: _Call, attempt: Attempt, race: Race) -> None:
+    async def _connect(self, call: Call, attempt: Attempt, race: Race) -> None:
         apart = {other.way.number for other in race.running if other.way is not None}
         attempt.way = await self._connector.way_out(call.identity, apart | race.given_up)
         handshake = CallerHandshake(call.role.context)
-        request = self._request(call, handshake.hello)
+        request = self._calls.request(call, handshake.hello)
         sealed = seal_request(
             request,
             call.role.signing,
@@ -453,24 +384,16 @@ class SessionOpener:
         secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
         race.connected(secure)
 
-    async def _go_on(self, call: _Call, kept: Kept, race: Race) -> None:
+    async def _go_on(self, call: Call, kept: Kept, race: Race) -> None:
         """Make the connection within a session that was kept.
 
         :raises StreamReset: the callee has ended it, or its tunnel has died.
         """
-        opening = Opening(
-            call.session_id,
-            request_time(self._clock.now()),
-            call.target.address,
-            call.target.port,
-            call.role.source_port,
-            call.first,
-        )
         secure = kept.secure
         self._expect_ticket(call, secure)
         self._keep(kept)
         try:
-            outcome = await secure.open_next(opening)
+            outcome = await secure.open_next(self._calls.opening(call))
         except StreamReset:
             secure.finish(None)
             raise
@@ -493,31 +416,9 @@ class SessionOpener:
 
         kept.secure.keep(put)
 
-    def _expect_ticket(self, call: _Call, secure: SecureTunnel) -> None:
+    def _expect_ticket(self, call: Call, secure: SecureTunnel) -> None:
         caller, callee = call.role.signing.public, call.resolved.public_key
         secure.take_ticket(lambda ticket: self._tickets.keep(caller, callee, ticket))
-
-    def _request(self, call: _Call, hello: bytes) -> Request:
-        role, draw = call.role, self._rng.randbytes
-        nonce, secret, ticket = draw(RANDOM_LEN), draw(SECRET_LEN), call.ticket
-        return Request(
-            protocol=call.protocol,
-            destination=call.target.address,
-            port=call.target.port,
-            caller=role.signing.public,
-            certificate=role.certificate,
-            client_hello=hello,
-            time=request_time(self._clock.now()),
-            nonce=nonce,
-            secret=secret,
-            session_id=call.session_id,
-            source_ap4=role.ap4,
-            source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
-            ephemeral=role.is_ephemeral,
-            keep=call.keep,
-            ticket=NO_TICKET if ticket is None else ticket.number,
-            early=b"" if ticket is None else lock_early(ticket, secret, nonce, call.first),
-        )
 
 
 def _early_opener(ticket: Ticket | None, request: Request, answer: Answer) -> EarlyOpener | None:

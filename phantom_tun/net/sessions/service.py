@@ -2,7 +2,7 @@
 
 :class:`SessionService` is what the interface calls when a local program connects
 (:class:`~phantom_tun.endpoints.Overlay`), and what entry paths call when a request arrives. Its
-parts: ``opening``, ``race`` and ``kept`` (connecting), ``serving`` (being connected
+parts: ``opening``, ``calls``, ``race`` and ``kept`` (connecting), ``serving`` (being connected
 to), ``admission``, ``expose`` and ``callers`` (who may, and as whom), ``local_services`` (to what),
 ``stream`` and ``datagrams`` (what is carried) over ``secure_tunnel``.
 """
