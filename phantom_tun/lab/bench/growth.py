@@ -28,6 +28,9 @@ FLOWS, FLOWS_CALLERS, FLOWS_RELAYS = 3000, 3, 26
 """Connections of one service, which limits what one caller may have; only their memory is looked
 at. Among few relays the same two would stand side by side in several paths, and there is a limit to
 the links between two nodes."""
+COME_TO_REST_S = 3.0
+"""After that connections are idle: before, their tunnels may still have tasks, and what those leave
+behind goes back to the system a second later."""
 NODES = (12, 17, 32, 64)
 USUAL_HOPS, USUAL_RELAYS = 3, 10
 RELAYS_OF_HOPS_LAB = 14
@@ -90,6 +93,7 @@ def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
         for count in TUNNELS:
             opened = hold(inner, [running], count - held)
             held = count
+            time.sleep(COME_TO_REST_S)
             full = memory_mib(running)
             found = {**full, **per_tunnel_kib(empty, full, count, running), "opened": opened}
             result.at(count).add(found)
