@@ -27,8 +27,7 @@ class ReplayCache:
         self._forget_expired(now)
         if nonce in self._nonces:
             raise ProtocolViolation("the same request came before")
-        if len(self._nonces) >= self._capacity:
-            raise CapacityExceeded("too many requests to remember")
+        self.check_room(now)
         self._nonces.add(nonce)
         heapq.heappush(self._by_expiry, (expires, nonce))
 

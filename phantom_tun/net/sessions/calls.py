@@ -59,6 +59,12 @@ class Call:
     """More connections to this callee are expected."""
 
     @property
+    def is_of_known(self) -> bool:
+        """Whether it is one of a caller's that may have to do with others of the same caller: by a
+        ticket, or within one session."""
+        return self.protocol is Protocol.TCP and not self.role.is_ephemeral
+
+    @property
     def parties(self) -> Parties:
         """Whose kept sessions it can use."""
         return self.role.signing.public, self.role.ap4, self.resolved.public_key

@@ -59,23 +59,21 @@ class KeptSessions:
     def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
         self._waiting: dict[Parties, list[Kept]] = {}
-        self._count = 0
         self._is_swept = False
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._waiting.values()))
 
     def put(self, kept: Kept) -> None:
         """Wait for the next connection, unless too many do."""
         kept.since = trio.current_time()
         waiting = self._waiting.get(kept.parties, [])
-        has_room = self._count < MAX_KEPT and len(waiting) < MAX_KEPT_OF_ONE
+        has_room = len(self) < MAX_KEPT and len(waiting) < MAX_KEPT_OF_ONE
         if not has_room or not kept.serves(kept.since):
             kept.secure.finish(None)
             return
         self._waiting[kept.parties] = waiting
         waiting.append(kept)
-        self._count += 1
         if not self._is_swept:
             self._is_swept = self._spawn(self._sweep)
             if not self._is_swept:
@@ -87,7 +85,6 @@ class KeptSessions:
         waiting = self._waiting.get(parties)
         while waiting:
             kept = waiting.pop()
-            self._count -= 1
             if kept.serves(now):
                 return kept
             kept.secure.finish(None)
@@ -106,7 +103,6 @@ class KeptSessions:
             going_on = []
             for kept in waiting:
                 if is_over(kept):
-                    self._count -= 1
                     kept.secure.finish(None)
                 else:
                     going_on.append(kept)

@@ -233,7 +233,7 @@ class SessionOpener:
     async def _try_kept(self, call: Call, race: Race, nursery: trio.Nursery) -> None:
         """An attempt over a session that was kept, if there is one; returns when it has failed or
         is slow. One that the callee had no room for meanwhile is none."""
-        if call.protocol is not Protocol.TCP or call.role.is_ephemeral:
+        if not call.is_of_known:
             return
         for _ in range(MAX_KEPT_TRIED):
             if (kept := self._kept.take(call.parties)) is None:
@@ -374,7 +374,7 @@ class SessionOpener:
             tunnel.reset()
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
-        if call.protocol is Protocol.TCP and not call.role.is_ephemeral:
+        if call.is_of_known:
             self._expect_ticket(call, secure)
         if call.keep:
             kept = Kept(call.parties, secure, attempt.route, attempt.way, trio.current_time())

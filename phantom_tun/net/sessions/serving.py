@@ -1,10 +1,9 @@
 """The side that is connected to: from a sealed request to a local service (docs/spec/session.md,
 "Being connected to").
 
-In this order: the request opens, is signed by its caller for this identity, is new, and never came
-before; there is room; a rule lets this caller in; its TLS is acceptable. Only then the local
-service is touched, and only then something is answered. What fails before the rules gets no answer
-at all; what the rules don't allow is told so.
+In this order: the request is let in and a rule admits its caller (``admission``); its TLS is
+acceptable. Only then the local service is touched, and only then something is answered. What fails
+before the rules gets no answer at all; what the rules don't allow is told so.
 
 A request with a ticket of ours takes the first bytes along: the service has them as soon as it
 accepts, and what it says goes out before the caller's end of TLS is complete.
