@@ -21,6 +21,9 @@ SLACK = 16
 
 _BOUNDARIES = (PACKAGE_LEN, 4_096, 16_384, 65_536)
 _LATER_BOUNDARY = 1_048_576
+RENEW = 1 << 30
+"""Bytes that a :class:`Keystream` gives under one key; AES-GCM has 64 GiB."""
+
 _KEY, _MAC = slice(0, 32), slice(32, 64)
 
 _NONCE = bytes(12)
@@ -176,19 +179,42 @@ class ChainedStream:
 
 
 class Keystream:
-    """Plain AES-256-CTR in place: the post-quantum wrap around the end-to-end TLS bytes."""
+    """AES-256-CTR in place: the post-quantum wrap around the end-to-end TLS bytes.
 
-    __slots__ = ("_update",)
+    The bytes are those of :func:`ctr_keystream`, with a new key every :data:`RENEW` bytes. The
+    state, 1 KB, is made when it is needed; :meth:`rest` lets go of it.
+    """
 
-    def __init__(self, material: bytes) -> None:
-        """``material``: 48 bytes, key ‖ initial counter block; used for one direction only."""
-        cipher = Cipher(algorithms.AES(material[:32]), modes.CTR(material[32:48]))
-        self._update = cipher.encryptor().update_into
+    __slots__ = ("_key", "_left", "_update")
+
+    def __init__(self, key: bytes) -> None:
+        """``key``: 32 bytes, used for one direction only."""
+        self._key = key
+        self._left = RENEW
+        self._update: Update | None = None
+
+    def rest(self) -> None:
+        """Nothing comes for a while: let go of what can be made again."""
+        self._update = None
+
+    def _resume(self) -> Update:
+        passed = RENEW - self._left
+        update = ctr_keystream(self._key, passed) if passed else _keystream(self._key)
+        self._update = update
+        return update
 
     def process(self, view: memoryview, start: int, end: int) -> None:
         """Transform ``view[start:end]`` in place; :data:`SLACK` as in :class:`ChainedStream`."""
-        if start < end:
-            self._update(view[start:end], view[start:])
+        while start < end:
+            update = self._update or self._resume()
+            stop = min(end, start + self._left)
+            update(view[start:stop], view[start:])
+            self._left -= stop - start
+            start = stop
+            if not self._left:
+                self._key = hkdf(self._key, "wrap again")
+                self._left = RENEW
+                self._update = None
 
     def __repr__(self) -> str:
         return "Keystream(…)"

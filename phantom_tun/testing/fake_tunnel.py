@@ -16,6 +16,7 @@ from phantom_tun.clock import Rng
 from phantom_tun.errors import DeadlineExpired, PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net.links.buffers import CHUNK, HEADER_LEN, POOL, Buffer, Segment
+from phantom_tun.net.links.rest import Resting
 from phantom_tun.net.sessions.ports import Accept
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 
@@ -24,6 +25,9 @@ CAPACITY = 262_144
 
 CALLER_PATH, CALLEE_PATH = 3, 4
 """Numbers of the exit path that a tunnel left through and of the entry path that it came in by."""
+
+OFTEN = 0.1
+"""How likely a tunnel is to say after a chunk that nothing moves."""
 
 SILENT_WAY = 10.0
 """Seconds after which a way that doesn't answer is given up."""
@@ -97,6 +101,15 @@ class FakeTunnel:
         """Given back after FIN both ways, so that its links could be used again."""
         self.is_reset = False
         self._rng = rng
+        self._resting: Resting | None = None
+
+    def rest_with(self, other: Resting) -> None:
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`; it has to rest often."""
+        self._resting = other
+
+    def _rest_perhaps(self) -> None:
+        if self._resting is not None and self._rng.random() < OFTEN:
+            self._resting.rest()
 
     def owe(self, answer: bytes, on_paid: Callable[[], None]) -> None:
         """``answer`` is to be sent before all else; to the far end it is no part of the stream, but
@@ -111,6 +124,7 @@ class FakeTunnel:
             await lane.changed.park()
         if lane.broken and not lane.waiting:
             raise StreamReset("the tunnel ended")
+        self._rest_perhaps()
         buffer = POOL.take()
         start, end = HEADER_LEN, HEADER_LEN + CHUNK
         while lane.waiting and start < end and len(buffer.segments) < 4:
@@ -125,6 +139,7 @@ class FakeTunnel:
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         await self._send(buffer)
+        self._rest_perhaps()
         if fin:
             await self.send_fin()
 

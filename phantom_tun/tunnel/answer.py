@@ -10,8 +10,6 @@ from phantom_tun.crypto.packages import lock, unlock
 from phantom_tun.crypto.streams import Keystream
 from phantom_tun.wire.session import Answer, Request
 
-_WRAP_MATERIAL = 48
-
 
 @dataclass(frozen=True, slots=True)
 class Wrap:
@@ -60,4 +58,4 @@ def _answer_key(request: Request) -> bytes:
 
 def _keystream(request: Request, answer: Answer, sender: bytes) -> Keystream:
     context = request.nonce + answer.callee_random + sender
-    return Keystream(hkdf(request.secret, "wrap", context, _WRAP_MATERIAL))
+    return Keystream(hkdf(request.secret, "wrap", context))

@@ -132,6 +132,7 @@ class Channel:
         "_early_out",
         "_expected",
         "_incoming",
+        "_keystreams",
         "_outgoing",
         "_plain",
         "_tls",
@@ -151,6 +152,7 @@ class Channel:
         self._tls = tls
         self._incoming = incoming
         self._outgoing = outgoing
+        self._keystreams = wrap
         self._wrap = wrap.outgoing.process
         self._unwrap = wrap.incoming.process
         self._expected = expected_peer
@@ -184,6 +186,11 @@ class Channel:
         """Whether what is sent could go through TLS, but the last early record is still owed:
         :meth:`flush` and short frames send it."""
         return self._early_out is not None and self._expected is None
+
+    def rest(self) -> None:
+        """Nothing comes or goes for a while: let go of what can be made again."""
+        self._keystreams.outgoing.rest()
+        self._keystreams.incoming.rest()
 
     # --- out ------------------------------------------------------------------------------------
 

@@ -144,3 +144,17 @@ def test_paths_that_do_not_stand_in_time_are_told() -> None:
 def test_there_are_relays_enough_for_two_paths_on_either_side() -> None:
     assert apart.relays_for(3) == apart.RELAYS
     assert all(apart.relays_for(hops) > 4 * hops for hops in range(1, MAX_HOPS + 1))
+
+
+def test_a_node_is_kept_out_of_the_paths_of_one_kind() -> None:
+    control = FakeControl(*exits("abS"), *entries("gSi"), then=lambda _: "xyz")
+    apart.keep_out(control, "exit", "S", lambda _: None)
+    assert control.rebuilt == ["1"]
+    apart.keep_out(control, "entry", "S", lambda _: None)
+    assert control.rebuilt == ["1", "8"]
+
+
+def test_keeping_a_node_out_has_an_end() -> None:
+    control = FakeControl(*exits("abS"), then=lambda _: "Sxy")
+    apart.keep_out(control, "exit", "S", lambda _: None)
+    assert len(control.rebuilt) == apart.TRIES

@@ -4,6 +4,7 @@ SP 800-38D): what another implementation has to arrive at."""
 from __future__ import annotations
 
 import hashlib
+import hmac
 import itertools
 import random
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from phantom_tun.crypto import streams
 from phantom_tun.crypto.streams import (
     SLACK,
     ChainedStream,
+    Keystream,
     ctr_keystream,
     gcm_keystream,
     use_fastest_keystream,
@@ -71,7 +73,19 @@ def by_hand(data: bytes) -> bytes:
 EXPECTED = by_hand(DATA)
 
 
-def passed(stream: ChainedStream, data: bytes, cuts: list[int]) -> bytes:
+def wrap_by_hand(data: bytes, renew: int) -> bytes:
+    """The wrap around ``data`` if its key were renewed every so many bytes."""
+    key, stream = SECRET[:32], b""
+    while len(stream) < len(data):
+        stream += keystream(key, renew)
+        label = b"phantom-tun/1/wrap again"
+        extracted = hmac.digest(bytes(32), key, "sha256")
+        info = len(label).to_bytes(2, "big") + label + b"\1"
+        key = hmac.digest(extracted, info, "sha256")
+    return bytes(a ^ b for a, b in zip(data, stream, strict=False))
+
+
+def passed(stream: ChainedStream | Keystream, data: bytes, cuts: list[int]) -> bytes:
     view = memoryview(bytearray(data) + bytes(SLACK))
     for start, end in itertools.pairwise([0, *cuts, len(data)]):
         stream.process(view, start, end)
@@ -103,6 +117,27 @@ def test_a_changed_bit_garbles_all_after_the_next_boundary() -> None:
     assert [n for n in range(8_192) if found[n] != DATA[n]] == [5_000]
     later = [a == b for a, b in zip(found[8_192:], DATA[8_192:], strict=True)]
     assert sum(later) < len(later) / 100
+
+
+@pytest.mark.usefixtures("_keystream")
+@pytest.mark.parametrize("cuts", [[], [1, 999, 1_000, 2_500], list(range(7, 20_000, 1_237))])
+def test_the_wrap_is_these_bytes(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "RENEW", 1_000)
+    assert passed(Keystream(SECRET[:32]), DATA, cuts) == wrap_by_hand(DATA, 1_000)
+
+
+def test_the_wrap_renews_its_key_before_a_counter_of_gcm_ends() -> None:
+    assert 1 << 30 == streams.RENEW < 16 * (2**32 - 2)
+
+
+@pytest.mark.usefixtures("_keystream")
+@pytest.mark.parametrize("cut", [0, 1, 15, 16, 17, 999, 1_000, 1_001, 2_500])
+def test_a_wrap_that_rested_goes_on_where_it_was(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "RENEW", 1_000)
+    wrap = Keystream(SECRET[:32])
+    before = passed(wrap, DATA[:cut], [])
+    wrap.rest()
+    assert before + passed(wrap, DATA[cut:], []) == wrap_by_hand(DATA, 1_000)
 
 
 @pytest.mark.parametrize("faster", [ctr_keystream, gcm_keystream])

@@ -68,10 +68,10 @@ class Chain:
                 break
             self.say("   a relay stands on both sides: paths are rebuilt")
             for path in worse_entries:
-                _replace(self.service, path)
+                _replace(self.service.control, path)
             # What they have to differ from has changed otherwise.
             for path in () if worse_entries else worse_exits:
-                _replace(self.client, path)
+                _replace(self.client.control, path)
         self.learned.update({path.id: path for path in entries})
         if len(exits) < wanted.exit_paths or len(entries) < wanted.entry_paths:
             return "not all paths stood when it began, so a relay may have been passed twice"
@@ -106,9 +106,27 @@ def clashing(
     return [path for path in exits if not taken.isdisjoint(path.nodes)]
 
 
-def _replace(end: End, path: PathInfo) -> None:
+def keep_out(control: ControlClient, kind: str, node_id: str, say: Say) -> None:
+    """Have paths of this kind replaced until none goes through that node, or :data:`TRIES` times.
+
+    :raises PhantomError: their owner doesn't answer.
+    """
+    for _ in range(TRIES):
+        found = [
+            path
+            for path in control.call(ListPaths())
+            if (path.kind, path.state) == (kind, "ready") and node_id in path.nodes
+        ]
+        if not found:
+            return
+        say("   one end is a relay of the other: paths are rebuilt")
+        for path in found:
+            _replace(control, path)
+
+
+def _replace(control: ControlClient, path: PathInfo) -> None:
     """A path that is gone by itself, or isn't replaced in time, is looked at again anyway."""
     try:
-        end.control.call(RebuildPaths(path.id))
+        control.call(RebuildPaths(path.id))
     except PhantomError:
         time.sleep(POLL_SECONDS)

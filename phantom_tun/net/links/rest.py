@@ -22,6 +22,14 @@ moved for so long, and does before twice as long."""
 _ARRIVAL = select.EPOLLIN | select.EPOLLET
 
 
+class Resting(Protocol):
+    """Keeps something that can be made again."""
+
+    def rest(self) -> None:
+        """Let go of it."""
+        ...
+
+
 class Restless(Protocol):
     """A tunnel that may come to rest."""
 
@@ -61,14 +69,15 @@ class Sleeper:
 class Rest:
     """All tunnels that are at rest, and those that might be soon."""
 
-    __slots__ = ("_epoll", "_sleepers", "restless")
+    __slots__ = ("_epoll", "_has_restless", "_restless", "_sleepers")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._sleepers: dict[int, Sleeper] = {}
         """By each of their sockets."""
-        self.restless: set[Restless] = set()
+        self._restless: set[Restless] = set()
         """Those to look at."""
+        self._has_restless = trio.Event()
 
     async def run(self) -> None:
         """Wake tunnels and look at others, until cancelled."""
@@ -83,9 +92,21 @@ class Rest:
 
     async def _look_regularly(self) -> None:
         while True:
+            await self._has_restless.wait()
             await trio.sleep(LOOK_EVERY)
-            for one in list(self.restless):
+            for one in list(self._restless):
                 one.look()
+            if not self._restless:
+                self._has_restless = trio.Event()
+
+    def watch(self, one: Restless) -> None:
+        """Look at it from now on."""
+        self._restless.add(one)
+        self._has_restless.set()
+
+    def unwatch(self, one: Restless) -> None:
+        """Don't look at it any more. Idempotent."""
+        self._restless.discard(one)
 
     def begin(self, handles: Sequence[int]) -> Sleeper:
         """A tunnel comes to rest, whose sockets are watched until it doesn't any more.

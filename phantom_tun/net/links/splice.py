@@ -109,11 +109,11 @@ class _Splice:
         place = rest()
         try:
             while self._open:
-                place.restless.add(self)
+                place.watch(self)
                 if not await self._rest(place):
                     await self._flow()
         finally:
-            place.restless.discard(self)
+            place.unwatch(self)
 
     async def _rest(self, place: Rest) -> bool:
         """Until FIN went through one way; false as soon as there is more to move than one task
@@ -133,7 +133,7 @@ class _Splice:
                     return False
                 buffer = await way.source.take(LITTLE)
                 if buffer is not None:
-                    place.restless.add(self)
+                    place.watch(self)
                     await self._move(way, buffer)
                     if way not in self._open:
                         return True
@@ -155,7 +155,7 @@ class _Splice:
         elif self._nursery is None:
             for way in self._open:
                 way.layer.rest()
-            rest().restless.discard(self)
+            rest().unwatch(self)
         elif self._waiting == len(self._open) and all(way.source.is_quiet() for way in self._open):
             self._is_quiet = True
             self._nursery.cancel_scope.cancel()

@@ -14,6 +14,7 @@ from phantom_tun.crypto.sealing import SealingKey
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.ids import ApAddress, EntryId, NodeId, PublicKey
 from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.links.rest import Resting
 
 
 class Tunnel(Protocol):
@@ -25,6 +26,10 @@ class Tunnel(Protocol):
     @property
     def path_number(self) -> int:
         """The path of ours that it belongs to."""
+        ...
+
+    def rest_with(self, other: Resting) -> None:
+        """When nothing moves for a while, ``other`` lets go of what it can make again."""
         ...
 
     async def receive_pooled(self) -> Buffer:

@@ -108,6 +108,7 @@ class SecureTunnel:
     ) -> None:
         self._channel = channel
         self._tunnel = tunnel
+        tunnel.rest_with(channel)
         self._spawn = spawn
         self._reader = reader or FrameReader(channel)
         self._send_lock = trio.Lock()

@@ -15,6 +15,7 @@ from phantom_tun.crypto.streams import SLACK, ChainedStream
 from phantom_tun.errors import DeadlineExpired, LinkBroken, PeerError, StreamReset
 from phantom_tun.net.links.buffers import POOL, Buffer
 from phantom_tun.net.links.bulk import Bulk
+from phantom_tun.net.links.rest import Resting, rest
 from phantom_tun.net.links.splice import process_bytes
 from phantom_tun.tunnel.layers import PackageBox
 from phantom_tun.wire.sizes import PACKAGE_LEN
@@ -27,13 +28,17 @@ MORE = 8_000
 """Bytes that are passed on together with an answer that they have come with: a message less at
 every hop that follows."""
 
+_AT_REST = -1
+
 
 class Tunnel:
     """A bulk link with the stream layers of one tunnel."""
 
     __slots__ = (
         "_box",
+        "_moved",
         "_released",
+        "_resting",
         "bulk",
         "bytes_in",
         "bytes_out",
@@ -63,6 +68,9 @@ class Tunnel:
         self.owed = b""
         """What whoever uses the tunnel has to send before all else."""
         self._box = box
+        self._moved = _AT_REST
+        """Bytes that had moved when it was last looked whether any do."""
+        self._resting: Resting | None = None
         self._released = trio.Event()
 
     @classmethod
@@ -111,6 +119,8 @@ class Tunnel:
             for layer in self.incoming:
                 layer.process(view, start, end)
             self.bytes_in += end - start
+        if self._moved == _AT_REST:
+            self._stir()
         return buffer
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
@@ -123,6 +133,8 @@ class Tunnel:
             for layer in self.outgoing:
                 layer.process(view, start, end)
             self.bytes_out += end - start
+        if self._moved == _AT_REST:
+            self._stir()
         try:
             await self.bulk.send(buffer, fin=fin)
         except LinkBroken as error:
@@ -161,18 +173,51 @@ class Tunnel:
     def reset(self) -> None:
         """Tear the tunnel down now."""
         self.bulk.reset()
-        self._released.set()
+        self._release()
 
     async def aclose(self) -> None:
         """Release the link: to its pool if both ends sent FIN, else closed."""
         try:
             await self.bulk.aclose()
         finally:
-            self._released.set()
+            self._release()
 
     async def wait_released(self) -> None:
         """Wait until the user of this tunnel is done with it."""
         await self._released.wait()
+
+    def _release(self) -> None:
+        self._released.set()
+        if self._moved != _AT_REST:
+            self._come_to_rest()
+
+    # --- rest -----------------------------------------------------------------------------------
+
+    def rest_with(self, other: Resting) -> None:
+        """When nothing moves for a while, ``other`` lets go of what it can make again, too."""
+        self._resting = other
+
+    def look(self) -> None:
+        """See :class:`~phantom_tun.net.links.rest.Restless`."""
+        moved = self.bytes_in + self.bytes_out
+        if moved != self._moved:
+            self._moved = moved
+            return
+        self._come_to_rest()
+        for layer in (*self.outgoing, *self.incoming):
+            layer.rest()
+        if self._resting is not None:
+            self._resting.rest()
+
+    def _stir(self) -> None:
+        """Something moves: look from now on whether that ends."""
+        if not self._released.is_set():
+            self._moved = 0
+            rest().watch(self)
+
+    def _come_to_rest(self) -> None:
+        self._moved = _AT_REST
+        rest().unwatch(self)
 
     # --- set-up ---------------------------------------------------------------------------------
 
