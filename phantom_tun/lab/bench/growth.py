@@ -33,7 +33,7 @@ COME_TO_REST_S = 3.0
 """After that connections are idle: before, their tunnels may still have tasks, and what those leave
 behind goes back to the system a second later."""
 NODES = (12, 17, 32, 64)
-USUAL_HOPS, USUAL_RELAYS = 3, 10
+USUAL_HOPS = 3
 RELAYS_OF_HOPS_LAB = 14
 PATH_BUILDS = 2
 OPEN_SECONDS = 30.0
@@ -85,7 +85,8 @@ def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
     """More and more idle connections between one client and one service; then very many of several
     clients to one service, in a network of their own."""
     with noting(result, "idle connections", place.say), inner_place(place, "idle") as inner:
-        (running,) = callers(inner, 1, USUAL_RELAYS)
+        # What a relay needs for a tunnel shows if each one passes six that are no ends.
+        (running,) = callers(inner, 1, apart.relays_for(USUAL_HOPS))
         # Buffers that any transfer leaves behind are no part of a tunnel.
         measure(result, 0, running, how, place.say)
         empty = memory_mib(running)
@@ -144,6 +145,9 @@ def callers(place: Place, count: int, relays: int) -> list[Running]:
         )
         for client in clients
     ]
+    if count == 1:
+        # Before the client hears of the service's paths: what it knows, it may use.
+        ours.chain_between(place, clients[0], service).part()
     for subject in subjects:
         measuring.reach(subject)
     return subjects
