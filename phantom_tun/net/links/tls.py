@@ -131,6 +131,7 @@ class TlsConnection(SocketConnection):
         except ssl.SSLWantReadError:
             return filled or None
         except OSError as error:
+            forget_errors()
             if not filled:
                 raise LinkBroken("the link failed") from error
         return filled
@@ -151,6 +152,7 @@ class TlsConnection(SocketConnection):
                 else:
                     view = view[written:]
         except (OSError, ValueError, trio.ClosedResourceError) as error:
+            forget_errors()
             raise LinkBroken("the link failed") from error
         self._torn = False
 
@@ -160,6 +162,7 @@ class TlsConnection(SocketConnection):
             try:
                 self._socket.write(data)
             except OSError:
+                forget_errors()
                 self._torn = True
 
     def is_quiet(self) -> bool:
@@ -185,8 +188,7 @@ class TlsConnection(SocketConnection):
     async def close_gently(self) -> None:
         """:meth:`close` so that what was sent arrives although the peer goes on sending."""
         if self.usable:
-            with suppress(OSError, ValueError):
-                self._socket.unwrap()
+            self._say_goodbye()
             await linger(self._socket)
         self.close()
 
@@ -196,9 +198,44 @@ class TlsConnection(SocketConnection):
             return
         self._begin_close()
         if not self._torn:
-            with suppress(OSError, ValueError):
-                self._socket.unwrap()
+            self._say_goodbye()
         self._socket.close()
+
+    def _say_goodbye(self) -> None:
+        try:
+            self._socket.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # the peer's goodbye is still to come
+        except (OSError, ValueError):
+            forget_errors()
+
+
+class _Eraser:
+    """A handshake that never gets an answer: each step of one begins by emptying the list."""
+
+    def __init__(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        self._handshake = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
+
+    def __call__(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self._handshake.do_handshake()
+
+
+_eraser: _Eraser | None = None
+
+
+def forget_errors() -> None:
+    """To be called after a connection has failed, before another one is asked for anything.
+
+    OpenSSL keeps a list of errors for the whole thread. From Python 3.13 on, what a socket said
+    stays on it, and the next connection that has nothing to read, or no room for more, is then said
+    to have failed in the same way."""
+    global _eraser  # noqa: PLW0603 - made when first needed, which is seldom
+    if _eraser is None:
+        _eraser = _Eraser()
+    _eraser()
 
 
 async def linger(stream: socket.socket) -> None:
@@ -236,6 +273,9 @@ class HandshakeSteps:
                     pass
                 except ssl.SSLWantWriteError:
                     wait = wait_writable
+                except OSError:
+                    forget_errors()
+                    raise
                 else:
                     return
                 finally:
