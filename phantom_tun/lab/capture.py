@@ -35,6 +35,10 @@ _ETHERNET, _RAW_IP = 1, 101
 _ETHERNET_HEADER = {_ETHERNET: 14, _RAW_IP: 0}
 
 
+class RecordingIncomplete(LabFailed):
+    """The machine was too busy to record everything."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
     """A running or finished recording of one interface of one node."""
@@ -76,7 +80,8 @@ def start_captures(
 def stop_captures(captures: list[Capture]) -> None:
     """End the recordings and wait until the files are complete.
 
-    :raises LabFailed: tcpdump doesn't end, or lost packets: nothing can be concluded then.
+    :raises RecordingIncomplete: tcpdump lost packets: nothing can be concluded then.
+    :raises LabFailed: it doesn't end.
     """
     # The kernel hands packets over in blocks, at the latest after a second: what passed before this
     # call is then recorded. Of the last moments something is missing, which "received" counts.
@@ -92,11 +97,11 @@ def stop_captures(captures: list[Capture]) -> None:
 def check_complete(node: str, log: str) -> None:
     """Did tcpdump record all there was, according to its own last words?
 
-    :raises LabFailed: no; nothing can be concluded then.
+    :raises RecordingIncomplete: no; nothing can be concluded then.
     """
     dropped = _DROPPED.search(log)
     if dropped is None or dropped[1] != "0":
-        raise LabFailed(f"tcpdump lost packets at {node}: {log.strip()}")
+        raise RecordingIncomplete(f"tcpdump lost packets at {node}: {log.strip()}")
 
 
 def packets(file: Path) -> Iterator[bytes]:

@@ -34,6 +34,8 @@ from phantom_tun.lab.record import LabStore
 
 PORT = 8000
 RECORDED_BYTES = 8 << 20
+RECORDED_RATES = ("4M", "2M", "1M")
+"""Bytes per second, as curl takes them; a slower one if the machine couldn't record it all."""
 MEASURED_BYTES = 64 << 20
 CHOICES = 4
 """How often to look for two nodes that suit; their paths are rebuilt in between."""
@@ -158,7 +160,7 @@ class Demonstration:
         :raises LabFailed: tcpdump doesn't start.
         """
         directory = self.scratch / "captures"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         pairs = [(node.name, interface) for node in nodes for interface in interfaces_of(node)]
         self.say(f"(tcpdump records {len(pairs)} interfaces: eth0 and phantom0 of all nodes)")
         return start_captures(self.store, pairs, directory)
@@ -188,13 +190,13 @@ class Demonstration:
                 self.say(f"the page came, byte for byte: {figure}")
                 self.timings.append((f"curl {version}, {which} time", figure))
 
-    def recorded_transfer(self, client: NodeStatus, server: NodeStatus) -> None:
-        """Fetch the file whose way shall be found.
+    def recorded_transfer(self, client: NodeStatus, server: NodeStatus, rate: str) -> None:
+        """Fetch the file whose way shall be found, at most so fast: tcpdump has to keep up with
+        every node of the lab.
 
         :raises LabFailed: it doesn't come, or not as it should be.
         """
-        # tcpdump has to keep up with every node of the lab.
-        options = ["--limit-rate", "4M"]
+        options = ["--limit-rate", rate]
         self.typed_at(client.name, [*curl(str(server.ap4), "recorded"), *options])
         took = self.fetch(client, str(server.ap4), "recorded", options)
         self.say(f"{RECORDED_BYTES >> 20} MiB came, byte for byte, in {took.total:.1f} s")
