@@ -11,16 +11,26 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from labs import Lab
 
-MOST_UNDER_WAY = 96 << 20
-"""Bytes that a chain of seven links may hold, mostly in the kernel's buffers."""
+CONNECTIONS = 9
+"""Of a chain with three hops on either side: seven links, and both programs' own."""
 MOST_GROWTH = 32 << 20
 """Bytes that a daemon may grow by."""
 
 _PIECE = 1 << 16
+
+
+def most_under_way() -> int:
+    """Bytes that the chain may hold: what this kernel lets buffers grow to, half of which it needs
+    for itself where it receives. Daemons hold next to nothing (:data:`MOST_GROWTH`)."""
+    receive, send = (
+        int(Path(f"/proc/sys/net/ipv4/tcp_{which}mem").read_text().split()[2]) for which in "rw"
+    )
+    return CONNECTIONS * (receive // 2 + send)
 
 
 @dataclass(frozen=True)
