@@ -21,8 +21,9 @@ SLACK = 16
 
 _BOUNDARIES = (PACKAGE_LEN, 4_096, 16_384, 65_536)
 _LATER_BOUNDARY = 1_048_576
-RENEW = 1 << 30
-"""Bytes that a :class:`Keystream` gives under one key; AES-GCM has 64 GiB."""
+RENEW = 1_048_576
+"""Bytes that a :class:`Keystream` gives under one key. AES-GCM has 64 GiB, but what has rested goes
+on with CTR, which may be slower, until the next key."""
 
 _KEY, _MAC = slice(0, 32), slice(32, 64)
 
