@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 
 from phantom_tun.crypto.certificates import check_peer
@@ -192,12 +191,6 @@ class Channel:
         """Nothing comes or goes for a while: let go of what can be made again."""
         self._keystreams.outgoing.rest()
         self._keystreams.incoming.rest()
-        if self._is_plain_tls() and not (self._incoming.pending or self._tls.pending()):
-            with suppress(ssl.SSLError):  # there is nothing, and OpenSSL lets go of a buffer
-                self._tls.read(1)
-
-    def _is_plain_tls(self) -> bool:
-        return self.is_established and self._complete is None and self._early_in is None
 
     # --- out ------------------------------------------------------------------------------------
 

@@ -356,9 +356,6 @@ class Wire:
     def write_now(self, data: bytes) -> None:
         pass
 
-    def let_go(self) -> None:
-        pass
-
     def is_quiet(self) -> bool:
         return False
 

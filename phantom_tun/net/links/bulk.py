@@ -255,13 +255,6 @@ class Bulk:
             return False
         return link.connection.is_quiet()
 
-    def let_go(self) -> None:
-        """See :class:`~phantom_tun.net.links.connection.Connection`.
-
-        :raises LinkBroken: the use is over.
-        """
-        self._live().connection.let_go()
-
     def has_room(self) -> bool:
         """Whether a little can be sent without waiting.
 

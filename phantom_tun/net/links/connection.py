@@ -50,11 +50,6 @@ class Connection(Protocol):
         """Send ``data`` if that is possible without waiting, else don't. Never raises."""
         ...
 
-    def let_go(self) -> None:
-        """Hold no memory for what may arrive, if that is possible. For whoever is about to wait;
-        not while somebody waits already."""
-        ...
-
     def is_quiet(self) -> bool:
         """Whether it is whole and nothing, not even its end, has arrived unread."""
         ...

@@ -132,9 +132,6 @@ class LoopbackConnection:
         if self.usable and self._alive() and self._out.size < CAPACITY:
             self._out.put(data)
 
-    def let_go(self) -> None:
-        """See :class:`~phantom_tun.net.links.connection.Connection`: it holds none."""
-
     def is_quiet(self) -> bool:
         """Whole, and nothing has arrived."""
         return self.usable and not self._in.chunks and not self._in.ended

@@ -38,9 +38,6 @@ class SocketConnection:
         """See :class:`~phantom_tun.net.links.connection.Connection`."""
         return self._socket.fileno()
 
-    def let_go(self) -> None:
-        """See :class:`~phantom_tun.net.links.connection.Connection`: it holds none."""
-
     def has_room(self) -> bool:
         """Whether the kernel would take bytes at once."""
         return self._closed or has_room(self._socket.fileno())

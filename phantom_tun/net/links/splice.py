@@ -126,8 +126,6 @@ class _Splice:
         try:
             quick = 0
             while quick < FEW:
-                for way in ways.values():
-                    way.source.let_go()
                 began = trio.current_time()
                 way = await self._arrival(sleeper, ways)
                 quick = quick + 1 if trio.current_time() - began < SPARSE else 0

@@ -32,13 +32,6 @@ from phantom_tun.wire.nodes import IpAddress
 FULL_RECORD = 16_384
 """Bytes of the longest TLS record; a sender that has more begins another."""
 
-KEEPS_BUFFER = ssl.OPENSSL_VERSION_INFO >= (3, 2)
-"""Whether OpenSSL lets go of the 17 KiB that it reads records into only when it is asked for more
-than there is. Before 3.2 it also does when a record was read to its end."""
-
-LITTLE = 32_768
-"""Who read less than this probably waits for long; asking then costs little beside that."""
-
 LOOK_AGAIN = 8
 """After so many reads that took one short record each, the next one looks for a second."""
 
@@ -53,7 +46,7 @@ class TlsConnection(SocketConnection):
     """A :class:`~phantom_tun.net.links.connection.Connection` over an ``SSLSocket`` that has shaken
     hands."""
 
-    __slots__ = ("_ahead", "_holds", "_is_over", "_lone")
+    __slots__ = ("_ahead", "_lone")
 
     _socket: ssl.SSLSocket
 
@@ -61,10 +54,6 @@ class TlsConnection(SocketConnection):
         super().__init__(tls)
         self._ahead = b""
         """The next byte, if it was read already."""
-        self._holds = 0
-        """Bytes that the last read brought, if TLS still has its buffer from it."""
-        self._is_over = False
-        """A read has met the end or a failure."""
         self._lone = 0
         """Reads since we last looked behind a short record in vain."""
 
@@ -91,19 +80,9 @@ class TlsConnection(SocketConnection):
 
         Whoever only passes a wait on, here and above, hands over the coroutine: idle tunnels are
         many, and each frame of theirs is 300 bytes."""
-        if self._holds < LITTLE:
-            self.let_go()
-        if self._ahead or self._is_over or (not self._closed and self._socket.pending()):
+        if self._ahead or (not self._closed and self._socket.pending()):
             return checkpoint()  # noqa: ASYNC105
         return self._wait()
-
-    def let_go(self) -> None:
-        """See :class:`~phantom_tun.net.links.connection.Connection`."""
-        if KEEPS_BUFFER and self._holds and not (self._ahead or self._is_over or self._closed):
-            self._holds = 0
-            with suppress(LinkBroken):  # the next read will say so again
-                if self._read_now(_ONE_BYTE):
-                    self._ahead = bytes(_ONE_BYTE)
 
     def read_now(self, view: memoryview) -> int | None:
         """Take what has arrived, at most ``len(view)``; ``None`` if there is no whole record.
@@ -139,7 +118,6 @@ class TlsConnection(SocketConnection):
             while filled < limit:
                 count: int = read(limit - filled, view[filled:] if filled else view)  # type: ignore[assignment]
                 if not count:
-                    self._is_over = True
                     break
                 filled += count
                 if looking:
@@ -151,14 +129,11 @@ class TlsConnection(SocketConnection):
                     looking = True
                     self._lone = 0
         except ssl.SSLWantReadError:
-            self._holds = 0
             return filled or None
         except OSError as error:
             forget_errors()
-            self._is_over = True
             if not filled:
                 raise LinkBroken("the link failed") from error
-        self._holds = filled
         return filled
 
     async def write_all(self, data: memoryview | bytes) -> None:
@@ -192,7 +167,7 @@ class TlsConnection(SocketConnection):
 
     def is_quiet(self) -> bool:
         """Whole, and nothing has arrived, not even the end."""
-        if not self.usable or self._ahead or self._is_over or self._socket.pending():
+        if not self.usable or self._ahead or self._socket.pending():
             return False
         try:
             socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
