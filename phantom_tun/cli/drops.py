@@ -21,6 +21,8 @@ WORDS = {
     "calls of banned nodes": "database calls of banned nodes",
     "dialed impostor": "links to addresses where another node answered",
     "dialer not authenticated": "links whose node didn't prove who it is",
+    "further connection CapacityExceeded": "connections in kept sessions more than allowed",
+    "further connection ProtocolViolation": "connections in kept sessions that broke off",
     "interface destination reserved": "packets to addresses that are reserved",
     "link of banned": "links of banned nodes",
     "neighbour banned": "links to banned nodes",
@@ -29,6 +31,7 @@ WORDS = {
     "tls failed": "connections that no TLS handshake completed",
     "tunnel late": "tunnels that came too late",
     "tunnel neighbour gone": "tunnels whose next node had gone",
+    "tunnel unexpected": "tunnels that nobody waited for any more",
     "tunnel unknown connection": "tunnels over paths that had ended",
 }
 """By the reason that ``drops`` of ``status --json`` names (docs/spec/control.md)."""

@@ -165,7 +165,7 @@ def parse_address(text: str) -> ApAddress:
 
     :raises ControlError: ``invalid``.
     """
-    address = _address(text)
+    address = _address(text.removeprefix("[").removesuffix("]"))  # as in a URL
     if address is None:
         raise ControlError("invalid", f"{text!r} is not an IPv4 or IPv6 address")
     return address

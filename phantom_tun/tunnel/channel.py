@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from phantom_tun.crypto.certificates import check_peer
+from phantom_tun.crypto.openssl import forget_errors
 from phantom_tun.errors import CryptoError
 from phantom_tun.tunnel.answer import Wrap
 from phantom_tun.tunnel.early import EarlyOpener, EarlySealer
@@ -239,6 +240,8 @@ class Channel:
             pass  # the peer's own close_notify is still to come
         except ssl.SSLError as error:
             raise CryptoError("TLS can't be closed") from error
+        finally:
+            forget_errors()
         return self.flush(view, start)
 
     def _seal(self, view: memoryview, end: int, plain: memoryview) -> int:

@@ -605,7 +605,7 @@ async def test_a_callee_lets_so_many_wait(
         await acquainted(world)
         for stream in [await call(world, source=3000 + n) for n in range(4)]:
             await end(stream)
-        assert world.counts()["further_dropped_CapacityExceeded"] == 2
+        assert world.counts()["sessions_not_kept"] == 2
         for number in range(4):
             await talk(world, b"%d" % number, source=4000 + number)
         await trio.sleep(KEPT_FOR + 2)

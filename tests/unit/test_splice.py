@@ -242,6 +242,21 @@ async def test_little_and_much_go_through_a_tunnel_that_was_at_rest(
     assert [found[tls_relay.far], found[tls_relay.near]] == passed
 
 
+async def test_a_tunnel_that_woke_with_no_room_to_send_comes_to_rest_again(
+    tls_relay, nursery, soon_at_rest, monkeypatch
+):
+    with trio.fail_after(30):
+        await at_rest(tls_relay, nursery)
+        await until(lambda: not rest_module.rest()._restless)
+        with monkeypatch.context() as full:
+            full.setattr(type(tls_relay.b.bulk), "has_room", lambda _: False)
+            await tls_relay.near.bulk.send_bytes(b"x")
+            await tls_relay.far.bulk.receive_exactly(1)
+            assert not rest_module.rest()._sleepers
+        await until(lambda: rest_module.rest()._sleepers)
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("end", ["a", "b"])
 async def test_closing_a_link_here_ends_a_tunnel_at_rest(tls_relay, soon_at_rest, end):
     with trio.fail_after(30):

@@ -9,6 +9,7 @@ import pytest
 
 import phantom_tun
 from phantom_tun.cli.drops import WORDS, in_words
+from phantom_tun.errors import CapacityExceeded, ProtocolViolation
 from phantom_tun.path.member import Reason
 from phantom_tun.view.drops import drops, reason
 
@@ -71,6 +72,9 @@ def test_no_counter_with_such_a_name_is_forgotten() -> None:
 def test_people_read_words_for_reasons_that_there_are() -> None:
     put_together = {f"drop_array_{refused.value}" for refused in Reason}
     put_together.add("dropped_destination_reserved")
+    put_together |= {
+        f"further_dropped_{error.__name__}" for error in (CapacityExceeded, ProtocolViolation)
+    }
     assert set(WORDS) <= {reason(name) for name in counter_names() | put_together}
     assert in_words("link of banned", 37) == "37 links of banned nodes"
     assert in_words("something rare", 1) == "1 something rare"

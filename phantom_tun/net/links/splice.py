@@ -111,6 +111,7 @@ class _Splice:
             while self._open:
                 place.watch(self)
                 if not await self._rest(place):
+                    place.watch(self)
                     await self._flow()
         finally:
             place.unwatch(self)

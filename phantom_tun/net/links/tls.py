@@ -23,6 +23,7 @@ from trio.lowlevel import (
     wait_writable,
 )
 
+from phantom_tun.crypto.openssl import forget_errors
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.socket_connection import SocketConnection
@@ -130,7 +131,7 @@ class TlsConnection(SocketConnection):
                     self._lone = 0
         except ssl.SSLWantReadError:
             return filled or None
-        except OSError as error:
+        except (OSError, ValueError) as error:
             forget_errors()
             if not filled:
                 raise LinkBroken("the link failed") from error
@@ -204,38 +205,10 @@ class TlsConnection(SocketConnection):
     def _say_goodbye(self) -> None:
         try:
             self._socket.unwrap()
-        except ssl.SSLWantReadError:
-            pass  # the peer's goodbye is still to come
         except (OSError, ValueError):
+            pass  # most of the time since the peer's goodbye is still to come
+        finally:
             forget_errors()
-
-
-class _Eraser:
-    """A handshake that never gets an answer: each step of one begins by emptying the list."""
-
-    def __init__(self) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        self._handshake = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
-
-    def __call__(self) -> None:
-        with suppress(ssl.SSLWantReadError):
-            self._handshake.do_handshake()
-
-
-_eraser: _Eraser | None = None
-
-
-def forget_errors() -> None:
-    """To be called after a connection has failed, before another one is asked for anything.
-
-    OpenSSL keeps a list of errors for the whole thread. From Python 3.13 on, what a socket said
-    stays on it, and the next connection that has nothing to read, or no room for more, is then said
-    to have failed in the same way."""
-    global _eraser  # noqa: PLW0603 - made when first needed, which is seldom
-    if _eraser is None:
-        _eraser = _Eraser()
-    _eraser()
 
 
 async def linger(stream: socket.socket) -> None:

@@ -229,13 +229,13 @@ class SessionServer:
         return None
 
     async def _wait_next(self, caller: PublicKey, secure: SecureTunnel) -> Opening | None:
-        """What the caller asks for; ``None`` once the session is over.
+        """What the caller asks for; ``None`` once the session is over, or if too many wait already.
 
-        :raises CapacityExceeded: too many wait.
         :raises StreamReset: it ended otherwise than it should.
         """
         if self._idle.total() >= MAX_IDLE or self._idle[caller] >= MAX_IDLE_OF_ONE:
-            raise CapacityExceeded("too many sessions wait for further connections")
+            self._counts["sessions_not_kept"] += 1
+            return None
         self._idle[caller] += 1
         try:
             with trio.move_on_after(KEEP_WITHIN):

@@ -119,8 +119,7 @@ class Tunnel:
             for layer in self.incoming:
                 layer.process(view, start, end)
             self.bytes_in += end - start
-        if self._moved == _AT_REST:
-            self._stir()
+        self._stir()
         return buffer
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
@@ -133,8 +132,7 @@ class Tunnel:
             for layer in self.outgoing:
                 layer.process(view, start, end)
             self.bytes_out += end - start
-        if self._moved == _AT_REST:
-            self._stir()
+        self._stir()
         try:
             await self.bulk.send(buffer, fin=fin)
         except LinkBroken as error:
@@ -211,7 +209,7 @@ class Tunnel:
 
     def _stir(self) -> None:
         """Something moves: look from now on whether that ends."""
-        if not self._released.is_set():
+        if self._moved == _AT_REST and not self._released.is_set():
             self._moved = 0
             rest().watch(self)
 
@@ -252,6 +250,7 @@ class Tunnel:
         self.bytes_in += len(data)
         for layer in self.incoming:
             data = process_bytes(layer, data)
+        self._stir()
         return data
 
     async def receive_package(self, package: Package, within: float) -> Body:
@@ -270,5 +269,6 @@ class Tunnel:
             view = memoryview(bytearray(locked) + bytes(SLACK))
             for layer in self.incoming:
                 layer.process(view, 0, PACKAGE_LEN)
+            self._stir()
             return self._box.unlock(package, view[:PACKAGE_LEN])
         raise DeadlineExpired(f"no {package.name} package came")
