@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
+from functools import cache
 
 
-class _Eraser:
+@cache
+def _unanswered() -> ssl.SSLObject:
     """A handshake that never gets an answer: each step of one begins by emptying the list."""
-
-    def __init__(self) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        self._handshake = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
-
-    def __call__(self) -> None:
-        with suppress(ssl.SSLWantReadError):
-            self._handshake.do_handshake()
-
-
-_eraser: _Eraser | None = None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    return context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
 
 
 def forget_errors() -> None:
@@ -29,7 +22,5 @@ def forget_errors() -> None:
     OpenSSL keeps a list of errors for the whole thread. What a socket said stays on it from Python
     3.13 on, and with any Python an alert that is met while saying goodbye: the next connection
     that has nothing to read, or no room for more, would be said to have failed in the same way."""
-    global _eraser  # noqa: PLW0603 - made when first needed
-    if _eraser is None:
-        _eraser = _Eraser()
-    _eraser()
+    with suppress(ssl.SSLWantReadError):
+        _unanswered().do_handshake()

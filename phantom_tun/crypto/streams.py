@@ -97,6 +97,11 @@ def use_fastest_keystream(timer: Callable[[], float]) -> None:
     _keystream = min(ctr_keystream, gcm_keystream, key=cost)
 
 
+def _keystream_from(key: bytes, passed: int) -> Update:
+    """The faster one of the two, which is always at its beginning, or else CTR."""
+    return ctr_keystream(key, passed) if passed else _keystream(key)
+
+
 class ChainedStream:
     """One hop's layer in one direction of one tunnel.
 
@@ -133,7 +138,6 @@ class ChainedStream:
         return _LATER_BOUNDARY if later else _BOUNDARIES[self._passed]
 
     def _start(self) -> None:
-        self._update = _keystream(self._material[_KEY])
         self._mac = Cipher(algorithms.AES(self._material[_MAC]), modes.GCM(_NONCE)).encryptor()
         self._left = self._length
 
@@ -144,7 +148,7 @@ class ChainedStream:
 
     def _resume(self) -> Update:
         passed = self._length - self._left
-        self._update = update = ctr_keystream(self._material[_KEY], passed)
+        self._update = update = _keystream_from(self._material[_KEY], passed)
         return update
 
     def _finish(self) -> None:
@@ -199,9 +203,7 @@ class Keystream:
         self._update = None
 
     def _resume(self) -> Update:
-        passed = RENEW - self._left
-        update = ctr_keystream(self._key, passed) if passed else _keystream(self._key)
-        self._update = update
+        self._update = update = _keystream_from(self._key, RENEW - self._left)
         return update
 
     def process(self, view: memoryview, start: int, end: int) -> None:

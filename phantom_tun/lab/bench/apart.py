@@ -83,11 +83,7 @@ class Chain:
         """The paths that new tunnels may take, ``wanted`` of them if they come in time."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
-            found = [
-                path
-                for path in end.control.call(ListPaths())
-                if (path.kind, path.state) == (kind, "ready")
-            ]
+            found = _ready(end.control, kind)
             if len(found) >= wanted or time.monotonic() > deadline:
                 return found
             time.sleep(POLL_SECONDS)
@@ -112,16 +108,18 @@ def keep_out(control: ControlClient, kind: str, node_id: str, say: Say) -> None:
     :raises PhantomError: their owner doesn't answer.
     """
     for _ in range(TRIES):
-        found = [
-            path
-            for path in control.call(ListPaths())
-            if (path.kind, path.state) == (kind, "ready") and node_id in path.nodes
-        ]
+        found = [path for path in _ready(control, kind) if node_id in path.nodes]
         if not found:
             return
         say("   one end is a relay of the other: paths are rebuilt")
         for path in found:
             _replace(control, path)
+
+
+def _ready(control: ControlClient, kind: str) -> list[PathInfo]:
+    """The paths of this kind that new tunnels may take."""
+    found = control.call(ListPaths())
+    return [path for path in found if (path.kind, path.state) == (kind, "ready")]
 
 
 def _replace(control: ControlClient, path: PathInfo) -> None:

@@ -109,7 +109,7 @@ def flows(place: Place, result: GrowthResult) -> None:
     """Very many connections to one service, whose node isn't a relay of the same ones: it would
     carry each of them twice."""
     subjects = callers(place, FLOWS_CALLERS, FLOWS_RELAYS)
-    service, *clients = (node for node in lab_nodes.status(lifecycle.open_lab(place.name)))
+    service, *clients = lab_nodes.status(lifecycle.open_lab(place.name))
     for client in clients[:FLOWS_CALLERS]:
         control = ControlClient(Path(client.control_socket))
         apart.keep_out(control, "exit", service.node_id or "", place.say)
