@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import trio
-from links_world import Handlers, receive_all, tls_nodes, until, use
+from links_world import LOOPBACK, Handlers, receive_all, tls_nodes, until, use
 
 from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import DeadlineExpired, LinkBroken
 from phantom_tun.net.links.buffers import Buffer
 from phantom_tun.net.links.links import LinkLimits, Links
 from phantom_tun.net.links.splice import splice
+from phantom_tun.net.links.tls import HandshakeSteps, connect_tcp
 from phantom_tun.testing.memory_links import MemoryLinks
+from phantom_tun.wire.door import LinkKind
 
 OPENING = bytes(range(64))
 DATA = random.Random(9).randbytes(2_000_000)
@@ -106,6 +108,24 @@ async def test_a_node_reaches_itself():
     async with tls_nodes(1) as (a,):
         assert await a.links.call(a.ref, b"ab") == b"ba"
         assert await use(await a.links.open_bulk(a.ref, OPENING), DATA) == DATA
+
+
+async def test_no_link_resumes_another_though_a_browser_can():
+    async with tls_nodes(2) as (a, b):
+        links = [await a.links._dial_other(b.ref, LinkKind.BULK) for _ in range(3)]
+        sockets = [link._socket for link in links]
+        assert not any(tls.session_reused for tls in sockets)
+        session = sockets[0].session
+        assert session.has_ticket
+        tcp = await connect_tcp(LOOPBACK, b.ref.port, LinkLimits())
+        with sockets[0].context.wrap_socket(
+            tcp, do_handshake_on_connect=False, session=session
+        ) as browser:
+            with trio.fail_after(30):
+                await HandshakeSteps(1).shake(browser)
+            assert browser.session_reused
+        for link in links:
+            link.close()
 
 
 async def test_a_reader_that_stops_stops_the_sender_and_loses_nothing():
