@@ -14,7 +14,7 @@ _ORDER = [
     *("up", "down", "run", "status"),
     *("address", "expose", "unexpose", "paths", "tunnels", "peers"),
     *("ping", "why", "netdb", "pins", "override"),
-    *("network", "config", "lab", "exit-codes", "version"),
+    *("network", "config", "guard", "lab", "exit-codes", "version"),
 ]
 
 

@@ -70,7 +70,7 @@ def up(
     settings = _options(session, changes).settings()
     client = ControlClient(settings.control.socket)
     starting: background.Starting | None = None
-    if _answers(client):
+    if answers(client):
         typer.echo("the daemon runs already")
         if not changes.none:
             note = (
@@ -155,7 +155,12 @@ def _options(session: Session, changes: Changes) -> running.RunOptions:
     return running.RunOptions(session.config_path, session.socket_path, changes)
 
 
-def _answers(client: ControlClient) -> bool:
+def answers(client: ControlClient) -> bool:
+    """Whether a daemon runs.
+
+    :raises CommandFailed: it hangs.
+    :raises ControlError: it doesn't let itself be asked.
+    """
     try:
         client.call(GetStatus())
     except ControlError as error:

@@ -11,6 +11,7 @@ import typer
 from phantom_tun import __version__, places
 from phantom_tun.cli import (
     addresses,
+    guarding,
     lifecycle,
     overrides,
     overview,
@@ -85,6 +86,7 @@ app.add_typer(pins.app, name="pins")
 app.add_typer(overrides.app, name="override")
 app.add_typer(settings.network_app, name="network")
 app.add_typer(settings.config_app, name="config")
+app.add_typer(guarding.app, name="guard")
 app.add_typer(
     typer.Typer(
         cls=LabGroup,

@@ -1,6 +1,6 @@
 """Addresses, routes and firewall around the device, through the ``ip`` and ``nft`` tools.
 
-The *leak guard* is installed before anything else and never removed. It is a pair of
+The *leak guard* is installed before anything else and stays when the daemon ends. It is a pair of
 ``unreachable`` routes for the AP prefixes with the worst metric there is: while no daemon runs, a
 packet to an AP address gets "no route to host" instead of following the default route out of the
 machine. And it is a filter (:mod:`phantom_tun.tun.isolation`), without which other networks would
@@ -105,11 +105,7 @@ class LinuxHost:
         :raises UsageError: no ``ip`` tool, or the filter is required and can't be had.
         :raises WorldError: the ``ip`` tool failed.
         """
-        if find_tool("ip") is None:
-            raise UsageError("the ip tool is missing: install the package iproute2")
-        if 6 in self._versions and not (_SYSCTL / "ipv6").exists():
-            self._versions.remove(6)
-            _log.warning("ipv6_missing", consequence="IPv6 AP addresses can't be used")
+        self._look_around()
         for version in self._versions:
             await self._ip(
                 version, "route", "replace", "unreachable", str(self._prefixes[version]),
@@ -126,6 +122,32 @@ class LinuxHost:
                     "is on a network with this machine can find out which addresses it has"
                 ) from error
             _log.warning("not_isolated", reason=str(error))
+
+    async def unguard(self) -> None:
+        """Take the leak guard away. Idempotent.
+
+        :raises UsageError: no ``ip`` tool.
+        :raises WorldError: a tool failed.
+        """
+        self._look_around()
+        for version in self._versions:
+            if await self._has_guard_route(version):
+                await self._ip(
+                    version, "route", "del", "unreachable", str(self._prefixes[version]),
+                    "metric", GUARD_METRIC,
+                )  # fmt: skip
+        if find_tool("nft") is not None:
+            await self._isolation.remove(self._versions)
+
+    async def guarded(self) -> tuple[bool, bool]:
+        """Whether there are the leak guard's routes, and its filter.
+
+        :raises UsageError: no ``ip`` tool.
+        :raises WorldError: a tool failed.
+        """
+        self._look_around()
+        routes = [await self._has_guard_route(version) for version in self._versions]
+        return all(routes), await self._isolation.exists(self._versions)
 
     async def keep_guard(self) -> None:
         """See :class:`Host`."""
@@ -203,6 +225,20 @@ class LinuxHost:
                 _log.warning("firewall_rule_left", reason=str(error))
 
     # --- ip -------------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        if find_tool("ip") is None:
+            raise UsageError("the ip tool is missing: install the package iproute2")
+        if 6 in self._versions and not (_SYSCTL / "ipv6").exists():
+            self._versions.remove(6)
+            _log.warning("ipv6_missing", consequence="IPv6 AP addresses can't be used")
+
+    async def _has_guard_route(self, version: int) -> bool:
+        shown = await run_tool(
+            "ip", f"-{version}", "route", "show", "type", "unreachable",
+            "exact", str(self._prefixes[version]),
+        )  # fmt: skip
+        return f"metric {GUARD_METRIC}".encode() in shown
 
     async def _address(self, verb: str, address: ApAddress, *extra: str) -> None:
         await self._ip(

@@ -72,6 +72,23 @@ class Isolation:
             raise
         self.problem = None
 
+    async def remove(self, versions: Sequence[int]) -> None:
+        """Be without the filter. Idempotent.
+
+        :raises WorldError: it failed.
+        """
+        self._versions = tuple(versions)
+        await run_tool("nft", "-f", "-", stdin="\n".join(self._without()) + "\n")
+
+    async def exists(self, versions: Sequence[int]) -> bool:
+        """Whether there are tables of the filter's name for these versions."""
+        self._versions = tuple(versions)
+        try:
+            await self._list()
+        except WorldError:
+            return False
+        return True
+
     async def watch(self, on_restored: Callable[[], Awaitable[None]]) -> None:
         """Put the filter back whenever somebody takes it away or changes it; for ever. (Firewalls
         that are reloaded begin by removing all rules, everybody's.)
@@ -134,11 +151,15 @@ class Isolation:
     def _families(self) -> list[str]:
         return [*(_WORDS[version] for version in self._versions), "arp"]
 
-    def _rules(self) -> str:
+    def _without(self) -> list[str]:
         lines = []
         for family in self._families:
             table = f"table {family} {self._name}"
-            lines += [table, f"delete {table}"]
+            lines += [table, f"delete {table}"]  # it can only be deleted if there is one
+        return lines
+
+    def _rules(self) -> str:
+        lines = self._without()
         for version in self._versions:
             lines += self._ip_table(version)
         lines += self._arp_table()

@@ -14,6 +14,7 @@ from phantom_tun.config import NodeConfig
 from phantom_tun.daemon.service import STOP_DEADLINE_S
 
 DIRECTORY = Path(__file__).parents[2] / "systemd"
+GUARD_UNIT = "phantom-tun-guard.service"
 
 
 def settings(name: str) -> dict[str, list[str]]:
@@ -50,6 +51,16 @@ def test_the_unit_runs_as_the_user_that_is_made() -> None:
     assert f" {user} {user} " in (DIRECTORY / "phantom-tun.tmpfiles").read_text()
 
 
+def test_the_guard_comes_with_the_node_and_finds_the_same_files() -> None:
+    unit, guard = settings("phantom-tun.service"), settings(GUARD_UNIT)
+    assert unit["Also"] == [GUARD_UNIT]
+    for key in ("User", "Group", "ConfigurationDirectory"):
+        assert guard[key] == unit[key]
+    assert guard["ExecStart"] == ["/usr/bin/phantom-tun guard set"]
+    assert "CAP_NET_ADMIN" in guard["AmbientCapabilities"]
+    assert "network-pre.target" in guard["Before"][0]
+
+
 def test_the_socket_is_the_default_port() -> None:
     port = NodeConfig().port
     assert settings("phantom-tun.socket")["ListenStream"] == [f"0.0.0.0:{port}", f"[::]:{port}"]
@@ -57,10 +68,11 @@ def test_the_socket_is_the_default_port() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
-    for name in (background.UNIT, background.SOCKET_UNIT):
+    names = (background.UNIT, background.SOCKET_UNIT, GUARD_UNIT)
+    for name in names:
         text = (DIRECTORY / name).read_text()
         (tmp_path / name).write_text(text.replace("/usr/bin/phantom-tun", "/bin/true"))
-    units = [str(tmp_path / name) for name in (background.UNIT, background.SOCKET_UNIT)]
+    units = [str(tmp_path / name) for name in names]
     command = ["systemd-analyze", "verify", "--man=no", *units]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     complaints = [line for line in done.stderr.splitlines() if "phantom-tun" in line]
