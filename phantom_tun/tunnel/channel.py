@@ -7,8 +7,8 @@ through the tunnel, wrapped::
     caller                                       callee
     CallerHandshake(context).hello    ──────►    CalleeHandshake(context, hello)
     .finish(flight, …) → Channel      ◄──────    .flight, .open(…) → Channel
-    Channel.flush                     ──────►    Channel.feed      (certificate, finished)
-    Channel.encode, feed, read        ◄─────►    Channel.encode, feed, read
+    Channel.flush                     ──────►    Channel.unwrap, feed    (certificate, finished)
+    Channel.encode; unwrap, feed, read ◄────►    Channel.encode; unwrap, feed, read
 
 With early data (:mod:`phantom_tun.tunnel.early`) the callee's channel can be read and written at
 once: what it writes until its end of TLS is complete goes into early records. The caller's end
@@ -270,10 +270,12 @@ class Channel:
 
     # --- in -------------------------------------------------------------------------------------
 
-    def feed(self, view: memoryview, start: int, end: int) -> None:
-        """Take in ``view[start:end]`` from the tunnel, at most ``WIRE_RECORD`` bytes at a time; it
-        is changed in place."""
+    def unwrap(self, view: memoryview, start: int, end: int) -> None:
+        """Take the wrap off ``view[start:end]``, in place, as it comes from the tunnel."""
         self._unwrap(view, start, end)
+
+    def feed(self, view: memoryview, start: int, end: int) -> None:
+        """Take in ``view[start:end]``, unwrapped, at most ``WIRE_RECORD`` bytes at a time."""
         early = self._early_in
         if early is None:
             self._incoming.write(view[start:end])
@@ -284,12 +286,16 @@ class Channel:
             self._use_tls()
             self._incoming.write(early.take_rest())
 
-    def read(self, view: memoryview, start: int, limit: int) -> int:
+    def read(self, view: memoryview, start: int, limit: int, *, more_follows: bool = False) -> int:
         """Move plaintext of what was fed to ``view[start:limit]``; returns its end, which is
         ``start`` if there is none yet.
 
+        :param more_follows: more is fed at once: less than the longest record may stay. To find out
+            that TLS has only a part of a record means to raise and handle an exception: a seventh
+            of the cost of reading, if it were done for each.
         :raises CryptoError: altered, truncated, or not from the expected peer.
         """
+        stays = WIRE_RECORD - 1 if more_follows else 0
         if self._plain:
             count = min(limit - start, len(self._plain))
             view[start : start + count], self._plain = self._plain[:count], self._plain[count:]
@@ -297,9 +303,7 @@ class Channel:
         try:
             if self._expected is not None:
                 self._establish(self._expected)
-            # Most of the time a feed ends with a whole record: then asking TLS again would only
-            # raise (and handle) an exception.
-            while start < limit and (self._incoming.pending or self._tls.pending()):
+            while start < limit and (self._incoming.pending > stays or self._tls.pending()):
                 # With a buffer, read returns a count; typeshed only knows the other form.
                 read: Any = self._tls.read(limit - start, view[start:limit])
                 if not read:

@@ -40,6 +40,8 @@ class FrameReader:
     def load(self, buffer: Buffer) -> None:
         """Take over ``buffer`` as the tunnel filled it; all frames before it must have been taken
         out with :meth:`next`."""
+        for start, end in buffer.segments:
+            self._channel.unwrap(buffer.view, start, end)
         self._sealed = buffer
 
     def next(self) -> Frame | None:
@@ -106,7 +108,8 @@ class FrameReader:
         view[: len(kept)] = kept
         self._position, self._end, self._rest = 0, len(kept), b""
         while self._end < _PLAIN_LIMIT:
-            self._end = self._channel.read(view, self._end, _PLAIN_LIMIT)
+            more = self._sealed is not None and bool(self._sealed.segments)
+            self._end = self._channel.read(view, self._end, _PLAIN_LIMIT, more_follows=more)
             if not self._feed():
                 break
         if self._end > len(kept):
