@@ -329,7 +329,7 @@ def _making(directory: Path) -> str:
 def parse(data: bytes, *, source: Path) -> Config:
     """Check the bytes of a configuration file; relative paths in it are relative to ``source``.
 
-    :raises ConfigError: naming ``source``, key and fix.
+    :raises ConfigError: naming ``source``, key and fix, a line for each key that is wrong.
     """
     if len(data) > _CONFIG_MAX_BYTES:
         raise ConfigError(f"{source} is larger than a configuration can be")
@@ -347,10 +347,17 @@ def parse(data: bytes, *, source: Path) -> Config:
             raise ValueError("Expected a path")
         return source.parent / _at_home(value)
 
-    try:
-        config = msgspec.convert(content, Config, dec_hook=decode_path)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error))}") from error
+    faults: list[str] = []
+    while True:
+        try:
+            config = msgspec.convert(content, Config, dec_hook=decode_path)
+            break
+        except msgspec.ValidationError as error:
+            faults.append(f"{source}: {_explain(str(error))}")
+            if not _without(content, str(error)):
+                break
+    if faults:
+        raise ConfigError("\n".join(faults))
     if config.node.web_page:
         try:
             page = str(source.parent / _at_home(config.node.web_page))
@@ -413,6 +420,28 @@ def _toml(value: Any) -> str:
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$\.(?P<at>.*)`)?")
 _AT = re.compile(r"(?P<what>.*) - at `\$\.(?P<at>.*)`", re.DOTALL)
+
+
+def _without(content: dict[str, Any], message: str) -> bool:
+    """Take out what the decoder complains of, to see what else is wrong; false if it can't be told.
+
+    The sections' own checks name the key, as "key: what is wrong".
+    """
+    if unknown := _UNKNOWN.fullmatch(message):
+        keys = [unknown["at"], unknown["key"]] if unknown["at"] else [unknown["key"]]
+    elif located := _AT.fullmatch(message):
+        keys = located["at"].partition("[")[0].split(".")
+        key, separator, _ = located["what"].partition(": ")
+        keys += [key] if separator and len(keys) == 1 else []
+    else:
+        return False
+    *sections, last = keys
+    for section in sections:
+        inner = content.get(section)
+        if not isinstance(inner, dict):
+            return False
+        content = inner
+    return content.pop(last, None) is not None
 
 
 def _explain(message: str) -> str:

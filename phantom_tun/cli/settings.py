@@ -7,6 +7,7 @@ import itertools
 import re
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -73,15 +74,20 @@ def check_config(context: typer.Context, as_json: JsonOption = False) -> None:
     """
     from phantom_tun import profile  # noqa: PLC0415 - see above
 
-    settings = session_of(context).load_config()
     found: list[str] = []
-    for check in (
+    try:
+        settings = session_of(context).load_config()
+    except ConfigError as error:
+        found += str(error).splitlines()
+        settings = config.Config()
+    checks: tuple[Callable[[], object], ...] = (
         lambda: profile.load(settings.network.profile),
         settings.node.own_web_page,
         lambda: resolve_account(settings.node.user),
         lambda: resolve_group(settings.control.group),
         lambda: advertised_addresses(settings.node),
-    ):
+    )
+    for check in () if found else checks:
         try:
             check()
         except ConfigError as error:

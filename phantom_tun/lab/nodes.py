@@ -78,6 +78,7 @@ def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
         CONFIG_VARIABLE: str(files.config),
         START_VARIABLE: lab_command("start", record.name, name),
     }
+    environment["RES_OPTIONS"] = "timeout:1 attempts:1"  # no lab has a name service
     environment["PATH"] = f"{provision.PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return ["nsenter", f"--net={node.holder}", "--"], environment
 

@@ -111,6 +111,18 @@ def test_what_would_stop_a_daemon_is_found_before(machine: Machine) -> None:
     assert len(answer.json["problems"]) == 3
 
 
+def test_all_wrong_keys_are_found_at_once(machine: Machine) -> None:
+    assert machine.new("home").code == 0
+    machine.write('[node]\nport = 0\n[log]\nlevel = "loud"\n')
+    done = machine.bare("config", "check")
+    assert (done.code, done.out) == (ExitCode.CONFIG, "")
+    assert "node.port: must be" in done.err
+    assert "log.level: must be" in done.err
+    answer = machine.bare("config", "check", "--json")
+    assert answer.code == ExitCode.CONFIG
+    assert len(answer.json["problems"]) == 2
+
+
 # --- network -----------------------------------------------------------------------------------
 
 

@@ -205,6 +205,21 @@ def test_a_wrong_configuration_names_file_and_key(text: str, said: str) -> None:
     assert str(SOURCE) in str(refusal.value)
 
 
+def test_every_wrong_key_is_named_in_a_line_of_its_own() -> None:
+    text = (
+        'nod = 1\nlog = "loud"\n[node]\nport = 0\nlisten = [1]\nprot = 2\n'
+        "[limits]\nlinks = 15\nrelayed_paths = 3\n[interface]\nmtu = 12\n"
+    )
+    with pytest.raises(ConfigError) as refusal:
+        parsed(text)
+    lines = str(refusal.value).splitlines()
+    assert all(line.startswith(f"{SOURCE}: ") for line in lines)
+    named = sorted(line.removeprefix(f"{SOURCE}: ").split()[0].rstrip(":") for line in lines)
+    assert named == [
+        "'nod'", "'prot'", "interface.mtu", "limits.links", "log", "node.listen", "node.port",
+    ]  # fmt: skip
+
+
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(ConfigError, match="UTF-8"):
         config.parse(b"\xff", source=SOURCE)
