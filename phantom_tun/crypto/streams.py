@@ -27,7 +27,7 @@ on with CTR, which may be slower, until the next key."""
 
 _KEY, _MAC = slice(0, 32), slice(32, 64)
 
-_NONCE = bytes(12)
+_GCM = modes.GCM(bytes(12))
 _FIRST_COUNTER = 2
 """Where AES-GCM with an all-zero nonce begins to count for its plaintext."""
 
@@ -74,7 +74,7 @@ def gcm_keystream(key: bytes) -> Update:
     """The same as the encrypting half of AES-256-GCM, whose tag nobody asks for. For some
     processors OpenSSL has code for it that uses their vector units, and is twice as fast although
     it does more; on others it is half as fast."""
-    return Cipher(algorithms.AES(key), modes.GCM(_NONCE)).encryptor().update_into
+    return Cipher(algorithms.AES(key), _GCM).encryptor().update_into
 
 
 _keystream: Callable[[bytes], Update] = ctr_keystream
@@ -138,7 +138,7 @@ class ChainedStream:
         return _LATER_BOUNDARY if later else _BOUNDARIES[self._passed]
 
     def _start(self) -> None:
-        self._mac = Cipher(algorithms.AES(self._material[_MAC]), modes.GCM(_NONCE)).encryptor()
+        self._mac = Cipher(algorithms.AES(self._material[_MAC]), _GCM).encryptor()
         self._left = self._length
 
     def rest(self) -> None:

@@ -88,7 +88,7 @@ class NodeView:
             tunnels=TunnelStatus(
                 ready=sum(user.ready for user in users if user.path.members),
                 active=len(node.connections()),
-                relayed=node.hub.counts["tunnels_relayed_now"],
+                relayed=node.links.relayed,
             ),
             builds=BuildStatus(
                 builds.tried, builds.succeeded, builds.median_s, node.paths.shortage()

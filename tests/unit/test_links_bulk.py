@@ -33,7 +33,7 @@ class End:
         self.next_use()
 
     def next_use(self) -> None:
-        self.bulk = Bulk(self.link, self.endings.append)
+        self.bulk = Bulk(self.link, lambda _link, ending: self.endings.append(ending))
 
 
 def pair():

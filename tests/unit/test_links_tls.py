@@ -15,7 +15,6 @@ from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import DeadlineExpired, LinkBroken
 from phantom_tun.net.links.buffers import Buffer
 from phantom_tun.net.links.links import LinkLimits, Links
-from phantom_tun.net.links.splice import splice
 from phantom_tun.net.links.tls import HandshakeSteps, connect_tcp
 from phantom_tun.testing.memory_links import MemoryLinks
 from phantom_tun.wire.door import LinkKind
@@ -66,8 +65,7 @@ async def test_bulk_links_through_a_relay():
         async def pass_on(bulk):
             onward = await relay.links.open_bulk(b.ref, OPENING)
             layers = [ChainedStream(bytes(64), outer=outer) for outer in (False, True)]
-            await splice(bulk, onward, *layers)
-            await onward.aclose()
+            relay.links.join(bulk, onward, *layers)
 
         relay.handlers.on_bulk = pass_on
         for _ in range(2):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import random
+from collections import Counter
+from contextlib import suppress
 
 import pytest
 import trio
@@ -12,10 +14,12 @@ from test_links_bulk import End
 
 from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken
+from phantom_tun.guard import Guard
 from phantom_tun.net.links import rest as rest_module
 from phantom_tun.net.links.buffers import CHUNK, POOL
 from phantom_tun.net.links.rest import Rest
-from phantom_tun.net.links.splice import FEW, splice
+from phantom_tun.net.links.splice import FEW, join, splice
+from phantom_tun.tasks import Tasks
 from phantom_tun.wire.frames import Frame, pack_frame
 
 SECRETS = b"a" * 64, b"b" * 64
@@ -29,10 +33,14 @@ class Relay:
         self.near, self.a = (End(connection) for connection in first)
         self.b, self.far = (End(connection) for connection in second)
         self.sizes = []
+        self.counts = Counter()
 
     async def run(self):
         layers = [ChainedStream(secret, outer=False) for secret in SECRETS]
-        await splice(self.a.bulk, self.b.bulk, *layers, self.sizes.append)
+        tasks = Tasks(Guard(self.counts))
+        async with tasks.open():
+            uses = self.a.bulk, self.b.bulk
+            await splice(*uses, *layers, spawn=tasks.start, on_bytes=self.sizes.append)
 
 
 @pytest.fixture(params=[loopback_pair, tls_pair], ids=["memory", "tls"])
@@ -165,12 +173,14 @@ async def test_a_busy_tunnel_lets_others_go_on(nursery):
         relay = Relay(first, second)
 
         async def flood():
-            while True:
-                await relay.near.bulk.send_bytes(bytes(1_000_000))
+            with suppress(LinkBroken):
+                while True:
+                    await relay.near.bulk.send_bytes(bytes(1_000_000))
 
         async def drain():
-            while await receive(relay.far.bulk):
-                pass
+            with suppress(LinkBroken):
+                while await receive(relay.far.bulk):
+                    pass
 
         for task in (relay.run, flood, drain):
             nursery.start_soon(task)
@@ -211,10 +221,10 @@ async def at_rest(relay, nursery):
     nursery.start_soon(relay.run)
     await to_and_fro(relay, FEW)
     flowing = tasks()
-    await until(lambda: tasks() == flowing - 2)
+    await until(lambda: tasks() == flowing - 3)
 
 
-async def test_a_tunnel_at_rest_has_one_task(tls_relay, nursery, soon_at_rest):
+async def test_a_tunnel_at_rest_has_no_task(tls_relay, nursery, soon_at_rest):
     with trio.fail_after(30):
         await at_rest(tls_relay, nursery)
     nursery.cancel_scope.cancel()
@@ -296,3 +306,101 @@ async def test_a_tunnel_whose_sockets_cannot_be_watched_flows(tls_relay, nursery
     with trio.fail_after(30):
         await to_and_fro(tls_relay, 3)
     nursery.cancel_scope.cancel()
+
+
+class Broken:
+    """A layer that fails."""
+
+    def process(self, *_):
+        raise KeyError("a mistake of ours")
+
+    def rest(self):
+        pass
+
+
+class Joined:
+    """The two uses of a relay, joined while ``tasks`` are open."""
+
+    def __init__(self, relay, layers=None):
+        self.relay = relay
+        self.tasks = Tasks(Guard(relay.counts))
+        self.layers = layers or [ChainedStream(secret, outer=False) for secret in SECRETS]
+        self.over = 0
+
+    def begin(self):
+        uses = self.relay.a.bulk, self.relay.b.bulk
+        join(*uses, *self.layers, spawn=self.tasks.start, on_over=self._is_over)
+
+    def _is_over(self):
+        self.over += 1
+
+    def endings(self):
+        return [ending.name for ending in self.relay.a.endings + self.relay.b.endings]
+
+
+async def test_a_mistake_of_ours_resets_both_and_is_counted(relay):
+    joined = Joined(relay, [Broken(), Broken()])
+    with trio.fail_after(30):
+        async with joined.tasks.open():
+            joined.begin()
+            await relay.near.bulk.send_bytes(b"x")
+            with pytest.raises(LinkBroken):
+                await receive_all(relay.far.bulk)
+    assert joined.over == 1
+    assert joined.endings() == ["BROKEN"] * 2
+    assert relay.counts == {"internal_errors": 1}
+
+
+@pytest.mark.parametrize("end", ["a", "b"])
+@pytest.mark.parametrize("way", ["reset", "closed"])
+async def test_what_ended_before_it_is_joined_is_over_at_once(relay, end, way):
+    joined = Joined(relay)
+    if way == "reset":
+        getattr(relay, end).bulk.reset()
+    else:
+        getattr(relay, end).link.connection.close()
+    with trio.fail_after(30):
+        async with joined.tasks.open():
+            joined.begin()
+    assert joined.over == 1
+    assert joined.endings() == ["BROKEN"] * 2
+    assert not relay.counts
+
+
+async def test_without_tasks_what_arrives_ends_a_tunnel_at_rest(tls_relay, soon_at_rest):
+    joined = Joined(tls_relay)
+    with trio.fail_after(30):
+        async with joined.tasks.open():
+            joined.begin()
+            await until(lambda: not rest_module.rest()._restless)
+        assert not joined.over
+        await tls_relay.near.bulk.send_bytes(b"x")
+        with pytest.raises(LinkBroken):
+            await receive_all(tls_relay.far.bulk)
+    assert joined.over == 1
+    assert joined.endings() == ["BROKEN"] * 2
+    assert not rest_module.rest()._sleepers
+    assert not rest_module.rest()._restless
+
+
+async def test_links_in_memory_are_not_joined_without_tasks():
+    async with loopback_pair() as first, loopback_pair() as second:
+        joined = Joined(Relay(first, second))
+        joined.begin()
+        assert joined.over == 1
+        assert joined.endings() == ["BROKEN"] * 2
+
+
+async def test_a_half_closed_tunnel_at_rest_ends_when_either_link_is_closed_here(
+    tls_relay, soon_at_rest
+):
+    joined = Joined(tls_relay)
+    with trio.fail_after(30):
+        async with joined.tasks.open():
+            joined.begin()
+            await tls_relay.near.bulk.send_fin()
+            assert await receive_all(tls_relay.far.bulk) == b""
+            await until(lambda: not rest_module.rest()._restless)
+            tls_relay.a.link.connection.close()
+            assert joined.over == 1
+    assert joined.endings() == ["BROKEN"] * 2

@@ -41,6 +41,10 @@ class Ending(Enum):
     """anything else: the link is closed"""
 
 
+OnEnd = Callable[["BulkLink", Ending], None]
+"""Told how a use of which link has ended."""
+
+
 class BulkLink:
     """One connection of the kind that carries one use after the other."""
 
@@ -54,7 +58,7 @@ class BulkLink:
         self.idle_since = 0.0
         self.uses = 0
 
-    def new_use(self, on_end: Callable[[Ending], None]) -> Bulk:
+    def new_use(self, on_end: OnEnd) -> Bulk:
         """The use that the peer has just begun; see :class:`Bulk`."""
         return Bulk(self, on_end)
 
@@ -213,17 +217,20 @@ class Bulk:
     :class:`~phantom_tun.errors.LinkBroken` only :meth:`reset` and :meth:`aclose` make sense.
     """
 
-    __slots__ = ("_fin_sent", "_link", "_on_end", "peer")
+    __slots__ = ("_fin_sent", "_link", "_on_end", "kept", "peer")
 
     at_worker = False
     """Whether the link ends in a worker process, which could carry this use by itself."""
 
-    def __init__(self, link: BulkLink, on_end: Callable[[Ending], None]) -> None:
+    def __init__(self, link: BulkLink, on_end: OnEnd) -> None:
         """``on_end`` is called exactly once, when the use is over for this side."""
         self.peer = link.peer
         self._link: BulkLink | None = link
         self._on_end = on_end
         self._fin_sent = False
+        self.kept = False
+        """Whether it stays in use when the handler it was given to has returned, until whoever has
+        it then releases it."""
 
     async def hand_over(self, join: Join, on_joined: Callable[[], None]) -> bool:
         """Have the worker join this use with another, and wait until that is over; ``on_joined`` is
@@ -382,7 +389,7 @@ class Bulk:
         if link is not None:
             link.connection.write_now(_RESET)
             link.connection.close()
-            self._on_end(Ending.BROKEN)
+            self._on_end(link, Ending.BROKEN)
 
     async def aclose(self) -> None:
         """Release the link: back to the pool after FIN both ways (the neighbour's may still be on
@@ -394,7 +401,7 @@ class Bulk:
             self.reset()
             return
         self._link = None
-        self._on_end(Ending.CLEAN if link.unframer.finished else Ending.HALF)
+        self._on_end(link, Ending.CLEAN if link.unframer.finished else Ending.HALF)
 
     def _live(self) -> BulkLink:
         if self._link is None:

@@ -84,6 +84,10 @@ class Neighbour:
         self.place = origin(peer.address)
         self.network = prefix(peer.address)
 
+    def shared(self, peer: Peer) -> Peer:
+        """The same one for all its links, if it is the same."""
+        return self.peer if self.peer == peer else peer
+
     # --- signalling -----------------------------------------------------------------------------
 
     def best_link(self) -> SignalLink | None:
@@ -164,7 +168,7 @@ class Neighbour:
             with suppress(WorldError):
                 return await self._ask_for_bulk()
             raise
-        return BulkLink(connection, Peer(ref.node_id, ref.address))
+        return BulkLink(connection, self.shared(Peer(ref.node_id, ref.address)))
 
     async def _ask_for_bulk(self) -> BulkLink:
         link = self.best_link()
@@ -269,7 +273,7 @@ class Neighbour:
         self.pool.close()
         for use in list(self.handed_over):
             use.reset()
-        for bulk in self.served:
+        for bulk in list(self.served):
             bulk.connection.close()
         for link in self._signalling:
             link.close()

@@ -13,18 +13,20 @@ from typing import Any
 
 import trio
 
-from phantom_tun.errors import LinkBroken, PeerError, PhantomError, UsageError
+from phantom_tun.errors import LinkBroken, PhantomError, UsageError
 from phantom_tun.guard import Guard
 from phantom_tun.ids import NodeId
-from phantom_tun.net.links.bulk import Bulk, BulkLink, Ending
+from phantom_tun.net.links.bulk import Bulk, BulkLink
 from phantom_tun.net.links.connection import Connection
-from phantom_tun.net.links.crowds import BulkPlaces, least_needed, refusal
+from phantom_tun.net.links.crowds import least_needed, refusal
 from phantom_tun.net.links.joins import Joins
 from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.loopback import connection_pair
 from phantom_tun.net.links.neighbour import Dial, Neighbour
 from phantom_tun.net.links.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.links.serving import Service
 from phantom_tun.net.links.signalling import Quotas, SignalLink
+from phantom_tun.net.links.splice import Layer
 from phantom_tun.tasks import Tasks
 from phantom_tun.wire.door import LinkKind
 from phantom_tun.wire.frames import MAX_CALL_LEN, MAX_SIGNAL_LEN, Frame
@@ -53,8 +55,7 @@ class Neighbours:
         self._tasks = Tasks(self._guard)
         self._quotas = Quotas(limits)
         self._neighbours: dict[NodeId, Neighbour] = {}
-        self._handlers: LinkHandlers | None = None
-        self._served = BulkPlaces(limits)
+        self._service = Service(self._tasks.start, limits=limits, counts=counts)
         self._joins = Joins(self._get, self._open, self._tasks.start, limits=limits, counts=counts)
         self._barred: Barred = _nobody
 
@@ -65,7 +66,7 @@ class Neighbours:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until cancelled; then every link is closed."""
-        self._handlers = handlers
+        self._service.handlers = handlers
         try:
             async with self._tasks.open():
                 task_status.started()
@@ -107,6 +108,15 @@ class Neighbours:
     ) -> Coroutine[Any, Any, None]:
         """See :meth:`phantom_tun.net.links.joins.Joins.relay`."""
         return self._joins.relay(bulk, join, on_joined)
+
+    def join(self, a: Bulk, b: Bulk, a_to_b: Layer, b_to_a: Layer) -> None:
+        """See :func:`phantom_tun.net.links.splice.join`."""
+        self._joins.join(a, b, a_to_b, b_to_a)
+
+    @property
+    def relayed(self) -> int:
+        """How many uses :meth:`relay` has joined or is about to join."""
+        return self._joins.now
 
     async def ensure(self, ref: NodeRef) -> None:
         """Have a signalling link to ``ref``, and keep it from being ended for idleness.
@@ -187,7 +197,8 @@ class Neighbours:
             "signalling_links": sum(neighbour.signalling_links for neighbour in neighbours),
             "bulk_idle": sum(neighbour.pool.idle for neighbour in neighbours),
             "bulk_in_use": sum(neighbour.in_use for neighbour in neighbours),
-            "bulk_of_neighbours": len(self._served),
+            "bulk_of_neighbours": len(self._service.places),
+            "relayed": self._joins.now,
         }
 
     # --- connections ----------------------------------------------------------------------------
@@ -200,7 +211,7 @@ class Neighbours:
         served_link: Callable[[Connection, Peer], BulkLink] = BulkLink,
     ) -> None:
         """A node has dialed us and proved who it is. Owns the connection; returns when it is closed
-        or kept in a pool. ``served_link``: what becomes of it if the node starts uses on it."""
+        or kept. ``served_link``: what becomes of it if the node starts uses on it."""
         neighbour = self._neighbours.get(peer.node_id)
         if self._barred(peer.node_id, peer.address):
             self._counts["drop_link_of_banned"] += 1
@@ -213,10 +224,11 @@ class Neighbours:
             neighbour = self._add(peer)
         self._counts["links_accepted"] += 1
         if kind is LinkKind.SIGNALLING:
-            link = self._new_link(neighbour, connection, peer, dialed=False)
-            await self._run_signalling(neighbour, link)
+            signalling = self._new_link(neighbour, connection, peer, dialed=False)
+            await self._run_signalling(neighbour, signalling)
         elif kind is LinkKind.BULK:
-            await self._serve_bulk(neighbour, served_link(connection, peer))
+            link = served_link(connection, neighbour.shared(peer))
+            await self._service.serve(neighbour, link)
         else:
             neighbour.take_bulk(BulkLink(connection, peer))
 
@@ -314,21 +326,21 @@ class Neighbours:
 
     def signalled(self, peer: Peer, payload: bytes) -> None:
         """A one-way message came."""
-        if self._handlers is not None:
-            self._handlers.signalled(peer, payload)
+        if self._service.handlers is not None:
+            self._service.handlers.signalled(peer, payload)
 
     async def called(self, peer: Peer, payload: bytes) -> bytes:
         """A call came."""
-        if self._handlers is None:
+        if self._service.handlers is None:
             raise LinkBroken("links are not running")
-        return await self._handlers.called(peer, payload)
+        return await self._service.handlers.called(peer, payload)
 
     def asked(self, peer: Peer) -> bool:
         """The peer can't dial us; dial a bulk link for it, to where we dialed it before."""
         neighbour = self._neighbours.get(peer.node_id)
         if neighbour is None or neighbour.ref is None:
             return False
-        if self._is_full(neighbour) or neighbour.dialing >= self._limits.dials_for_other:
+        if self._service.is_full(neighbour) or neighbour.dialing >= self._limits.dials_for_other:
             self._counts["drop_ask"] += 1
             return False
         self._tasks.start(self._dial_for_other, neighbour, neighbour.ref)
@@ -352,58 +364,14 @@ class Neighbours:
         try:
             connection = await self._dial(ref, LinkKind.BULK_FOR_OTHER)
         except PhantomError:
-            link = neighbour.best_link()
-            if link is not None:
-                link.decline()
+            signalling = neighbour.best_link()
+            if signalling is not None:
+                signalling.decline()
             return
         finally:
             neighbour.dialing -= 1
-        await self._serve_bulk(neighbour, BulkLink(connection, Peer(ref.node_id, ref.address)))
-
-    async def _serve_bulk(self, neighbour: Neighbour, link: BulkLink) -> None:
-        if self._is_full(neighbour) or not self._served.take(link.peer.address):
-            self._counts["drop_bulk_limit"] += 1
-            link.connection.close()
-            return
-        neighbour.served.add(link)
-        try:
-            while await self._serve_use(neighbour, link):
-                pass
-        except LinkBroken:
-            self._counts["bulk_broken"] += 1
-        except PeerError:
-            self._counts["drop_bulk_violation"] += 1
-        finally:
-            self._served.leave(link.peer.address)
-            neighbour.served.discard(link)
-            link.connection.close()
-
-    def _is_full(self, neighbour: Neighbour) -> bool:
-        return len(neighbour.served) >= self._limits.bulk_per_neighbour
-
-    async def _serve_use(self, neighbour: Neighbour, link: BulkLink) -> bool:
-        """One use; whether the link is good for another."""
-        opening = None
-        with trio.move_on_after(self._limits.bulk_idle_other):
-            opening = await link.receive_opening()
-        if opening is None or self._handlers is None:
-            return False
-        endings: list[Ending] = []
-        bulk = link.new_use(endings.append)
-        neighbour.uses_served += 1
-        try:
-            await self._handlers.bulk_opened(link.peer, opening, bulk)
-            await bulk.aclose()
-        except PhantomError:
-            self._counts["bulk_handler_failed"] += 1
-        finally:
-            neighbour.uses_served -= 1
-            bulk.reset()
-        if endings == [Ending.HALF]:
-            with trio.move_on_after(self._limits.fin_deadline):
-                await link.receive_fin()
-                return True
-        return endings == [Ending.CLEAN]
+        link = BulkLink(connection, Peer(ref.node_id, ref.address))
+        await self._service.serve(neighbour, link)
 
 
 def _nobody(node_id: NodeId, address: IpAddress) -> bool:

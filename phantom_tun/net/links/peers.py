@@ -49,8 +49,8 @@ class LinkHandlers(Protocol):
 
     async def bulk_opened(self, peer: Peer, opening: bytes, bulk: Bulk) -> None:
         """``peer`` began a use of a bulk link with the 64 bytes ``opening``. Runs in a task of its
-        own. When it returns the use is released as by :meth:`Bulk.aclose`; a
-        :class:`~phantom_tun.errors.PhantomError` resets it and is counted."""
+        own. When it returns the use is released as by :meth:`Bulk.aclose`, unless it is
+        :attr:`Bulk.kept`; a :class:`~phantom_tun.errors.PhantomError` resets it and is counted."""
         ...
 
     def signalled(self, peer: Peer, payload: bytes) -> None:

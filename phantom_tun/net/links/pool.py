@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import trio
@@ -145,7 +144,7 @@ class BulkPool:
             self._opened.append(trio.current_time())
             self._first_opened = min(self._first_opened, self._opened[-1])
             self.keep_spares()
-        return Bulk(link, partial(self._ended, link))
+        return Bulk(link, self._ended)
 
     async def _send_opening(self, ref: NodeRef, opening: bytes, first: bytes) -> BulkLink:
         while True:

@@ -1,8 +1,8 @@
-"""Where idle tunnels wait, with one task each for both of their links (docs/spec/links.md, "Rest").
+"""Where idle tunnels wait, without a task of their own (docs/spec/links.md, "Rest").
 
-Trio lets a task wait for one socket, so whoever waits for two needs a second task, a nursery and
-the frames of both: 5 KB. Sockets of tunnels at rest are in an epoll of their own instead, and one
-task of the whole process waits for that.
+Trio lets a task wait for one socket, so whoever waits for two needs two tasks, a nursery and the
+frames of all that called them: 9 KB. Sockets of tunnels at rest are in an epoll of their own
+instead, and one task of the whole process waits for that.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import trio
-from outcome import Value
-from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, wait_readable
+from trio.lowlevel import RunVar, wait_readable
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at tunnels that aren't at rest; one may come to rest when nothing has
@@ -38,32 +37,16 @@ class Restless(Protocol):
         ...
 
 
-class Sleeper:
-    """A tunnel at rest."""
+class Sleeper(Protocol):
+    """A tunnel that is at rest, or was just now: it knows itself whether it is still."""
 
-    __slots__ = ("handles", "task")
+    def arrived(self) -> None:
+        """Something has come at one of its sockets. Never raises."""
+        ...
 
-    def __init__(self, handles: Sequence[int]) -> None:
-        self.handles = handles
-        self.task: Task | None = None
-        """While it waits."""
-
-    async def wait(self) -> int:
-        """Return the first of its sockets at which something arrives from now on, or which is about
-        to be closed (see :func:`forget`). What was there before doesn't count."""
-        self.task = trio.lowlevel.current_task()
-        arrived: int = await trio.lowlevel.wait_task_rescheduled(self._give_up)
-        return arrived
-
-    def wake(self, handle: int) -> None:
-        """If it waits, that ends."""
-        task, self.task = self.task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, Value(handle))
-
-    def _give_up(self, _raise_cancel: RaiseCancelT) -> Abort:
-        self.task = None  # it is rescheduled now, and must not be again
-        return Abort.SUCCEEDED
+    def closing(self) -> None:
+        """One of its sockets is about to be closed by this process. Never raises."""
+        ...
 
 
 class Rest:
@@ -88,7 +71,7 @@ class Rest:
                     await wait_readable(self._epoll.fileno())
                     for handle, _ in self._epoll.poll(0):
                         if handle in self._sleepers:
-                            self._sleepers[handle].wake(handle)
+                            self._sleepers[handle].arrived()
 
     async def _look_regularly(self) -> None:
         while True:
@@ -108,12 +91,13 @@ class Rest:
         """Don't look at it any more. Idempotent."""
         self._restless.discard(one)
 
-    def begin(self, handles: Sequence[int]) -> Sleeper:
-        """A tunnel comes to rest, whose sockets are watched until it doesn't any more.
+    def begin(self, sleeper: Sleeper, handles: Sequence[int]) -> None:
+        """Tell ``sleeper`` what arrives at its sockets from now on. What was there before doesn't
+        count.
 
         :raises OSError: the kernel can't watch so many.
+        :raises ValueError: one of them is closed.
         """
-        sleeper = Sleeper(handles)
         complete = False
         try:
             for handle in handles:
@@ -122,12 +106,11 @@ class Rest:
             complete = True
         finally:
             if not complete:
-                self.end(sleeper)
-        return sleeper
+                self.end(sleeper, handles)
 
-    def end(self, sleeper: Sleeper) -> None:
-        """It is at rest no longer."""
-        for handle in sleeper.handles:
+    def end(self, sleeper: Sleeper, handles: Sequence[int]) -> None:
+        """Don't any more. Idempotent."""
+        for handle in handles:
             if self._sleepers.get(handle) is sleeper:
                 self._forget(handle)
 
@@ -136,7 +119,7 @@ class Rest:
         sleeper = self._sleepers.get(handle)
         if sleeper is not None:
             self._forget(handle)
-            sleeper.wake(handle)
+            sleeper.closing()
 
     def _forget(self, handle: int) -> None:
         del self._sleepers[handle]
@@ -158,7 +141,7 @@ def rest() -> Rest:
 
 
 def forget(handle: int) -> None:
-    """This socket is about to be closed: wake the tunnel that rests on it."""
+    """This socket is about to be closed: tell the tunnel that rests on it."""
     found = _REST.get()
     if found is not None:
         found.forget(handle)

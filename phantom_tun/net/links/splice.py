@@ -15,13 +15,17 @@ import trio
 from phantom_tun.errors import LinkBroken, PeerError
 from phantom_tun.net.links.buffers import POOL, SLACK, Buffer
 from phantom_tun.net.links.bulk import Bulk
-from phantom_tun.net.links.rest import Rest, Sleeper, rest
+from phantom_tun.net.links.rest import rest
 
 LITTLE = 16_384
 """Bytes that a tunnel at rest moves at once: a TLS record."""
 
 FEW, SPARSE = 4, 0.5
 """So often in a row, less than so many seconds apart, and it is at rest no longer."""
+
+
+Spawn = Callable[..., bool]
+"""Starts a task; false if it doesn't any more."""
 
 
 class Layer(Protocol):
@@ -80,14 +84,47 @@ class Way(NamedTuple):
 
 class _Splice:
     """Two directions. While bytes flow, a task moves those of each. At rest
-    (:mod:`phantom_tun.net.links.rest`) one task waits for either and moves what little comes."""
+    (:mod:`phantom_tun.net.links.rest`) there is none; what arrives starts one, which moves what
+    little comes."""
 
-    __slots__ = ("_count", "_has_moved", "_is_quiet", "_nursery", "_open", "_waiting")
+    __slots__ = (
+        "_count",
+        "_handles",
+        "_has_moved",
+        "_has_task",
+        "_is_quiet",
+        "_is_watched",
+        "_moved_at",
+        "_nursery",
+        "_on_over",
+        "_open",
+        "_quick",
+        "_spawn",
+        "_uses",
+        "_waiting",
+    )
 
-    def __init__(self, ways: list[Way], count: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        ways: list[Way],
+        spawn: Spawn,
+        on_over: Callable[[], None],
+        count: Callable[[int], None],
+    ) -> None:
         self._open = ways
         """Those that FIN hasn't gone through yet."""
+        self._uses = tuple(way.source for way in ways)
+        self._handles = _handles(ways)
+        self._spawn = spawn
+        self._on_over = on_over
         self._count = count
+        self._has_task = False
+        """Whether a task works on it, or it is over."""
+        self._is_watched = False
+        """Whether it is told what arrives."""
+        self._quick = 0
+        """How often in a row little came soon after something else."""
+        self._moved_at = 0.0
         self._nursery: trio.Nursery | None = None
         """Of the tasks while bytes flow."""
         self._waiting = 0
@@ -97,72 +134,122 @@ class _Splice:
         self._is_quiet = False
         """Whether they have to end, and leave what comes at this moment where it is."""
 
-    async def run(self) -> None:
-        """Until FIN went through both ways.
+    def begin(self) -> None:
+        """Move bytes from now on."""
+        self._be_looked_at()
+        if not self._come_to_rest():
+            self._wake()
 
-        :raises LinkBroken: either side has failed.
-        :raises PeerError: or broken the framing.
-        """
-        if None in (way.source.handle for way in self._open):
-            await self._flow()  # such links can't rest
-            return
-        place = rest()
-        try:
-            while self._open:
-                place.watch(self)
-                if not await self._rest(place):
-                    place.watch(self)
-                    await self._flow()
-        finally:
-            place.unwatch(self)
+    # --- at rest --------------------------------------------------------------------------------
 
-    async def _rest(self, place: Rest) -> bool:
-        """Until FIN went through one way; false as soon as there is more to move than one task
-        should, since it can't do so both ways at once."""
-        ways = {way.source.handle or -1: way for way in self._open}
-        try:
-            sleeper = place.begin([*ways])
-        except (OSError, ValueError):  # too many for the kernel, or one is closed
+    def _come_to_rest(self) -> bool:
+        """Whether it needs no task from now on: few bytes come, and none are there."""
+        if self._quick >= FEW or not self._watch():
             return False
+        if not all(way.source.is_quiet() for way in self._open):
+            return False
+        self._has_task = False
+        return True
+
+    def _watch(self) -> bool:
+        if not self._is_watched and self._handles:
+            try:
+                rest().begin(self, self._handles)
+            except (OSError, ValueError):  # too many for the kernel, or one is closed
+                return False
+            self._is_watched = True
+        return self._is_watched
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            rest().end(self, self._handles)
+
+    def arrived(self) -> None:
+        """See :class:`~phantom_tun.net.links.rest.Sleeper`."""
+        if not self._has_task:
+            self._wake()
+
+    def closing(self) -> None:
+        """See :class:`~phantom_tun.net.links.rest.Sleeper`. A task would see it by itself."""
+        if not self._has_task:
+            self._end()
+
+    def _wake(self) -> None:
+        self._has_task = True
+        if not self._spawn(self._work):
+            self._end()
+
+    # --- with a task ----------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Until it is at rest, or FIN went through both ways, or either side has failed."""
         try:
-            quick = 0
-            while quick < FEW:
-                began = trio.current_time()
-                way = await self._arrival(sleeper, ways)
-                quick = quick + 1 if trio.current_time() - began < SPARSE else 0
+            while self._open and not self._come_to_rest():
+                self._be_looked_at()
+                if self._is_watched and self._quick < FEW:
+                    await self._move_little()
+                else:
+                    await self._flow()
+            if not self._open:
+                for use in self._uses:
+                    await use.aclose()
+        except* (LinkBroken, PeerError):
+            pass
+        finally:
+            if self._has_task:
+                self._end()
+
+    def _end(self) -> None:
+        """It is over, and nobody works on it: close links that are still in use."""
+        self._has_task = True
+        self._unwatch()
+        if self._handles:
+            rest().unwatch(self)
+        for use in self._uses:
+            use.reset()
+        self._on_over()
+
+    async def _move_little(self) -> None:
+        """What has come one way, in this task, which must not wait for room: it can't move what
+        comes the other way meanwhile."""
+        now = trio.current_time()
+        self._quick = self._quick + 1 if now - self._moved_at < SPARSE else 0
+        self._moved_at = now
+        for way in self._open:
+            if not way.source.is_quiet():
                 if not way.sink.has_room():
-                    return False
+                    self._quick = FEW
+                    return
                 buffer = await way.source.take(LITTLE)
                 if buffer is not None:
-                    place.watch(self)
                     await self._move(way, buffer)
-                    if way not in self._open:
-                        return True
-            return False
-        finally:
-            place.end(sleeper)
+                return
 
-    async def _arrival(self, sleeper: Sleeper, ways: dict[int, Way]) -> Way:
-        for way in ways.values():
-            if not way.source.is_quiet():
-                await way.source.wait_arrival()
-                return way
-        return ways[await sleeper.wait()]
+    def _be_looked_at(self) -> None:
+        if self._handles:
+            rest().watch(self)
 
     def look(self) -> None:
         """See :class:`~phantom_tun.net.links.rest.Restless`."""
         if self._has_moved:
             self._has_moved = False
-        elif self._nursery is None:
+        elif not self._has_task:
             for way in self._open:
                 way.layer.rest()
             rest().unwatch(self)
-        elif self._waiting == len(self._open) and all(way.source.is_quiet() for way in self._open):
+        elif (
+            self._nursery is not None
+            and self._waiting == len(self._open)
+            and all(way.source.is_quiet() for way in self._open)
+        ):
             self._is_quiet = True
             self._nursery.cancel_scope.cancel()
 
     async def _flow(self) -> None:
         """Until FIN went through both ways, or nothing moved for a while."""
+        self._unwatch()
+        self._quick = 0
         self._waiting = 0
         self._is_quiet = False
         try:
@@ -171,6 +258,7 @@ class _Splice:
                     self._nursery.start_soon(self._pump, way)
         finally:
             self._nursery = None
+            self._moved_at = trio.current_time()
 
     async def _pump(self, way: Way) -> None:
         while way in self._open:
@@ -191,8 +279,35 @@ class _Splice:
         self._count(size)
 
 
-def ignore(_count: int) -> None:
-    """For those who don't count."""
+def _handles(ways: list[Way]) -> tuple[int, ...]:
+    """Sockets to watch at rest; none if it can't be at rest, or is over."""
+    try:
+        found = [way.source.handle for way in ways]
+    except LinkBroken:
+        return ()
+    return () if None in found else tuple(handle for handle in found if handle is not None)
+
+
+def ignore(_count: int = 0) -> None:
+    """For those who don't count, or needn't know when it is over."""
+
+
+def join(
+    a: Bulk,
+    b: Bulk,
+    a_to_b: Layer,
+    b_to_a: Layer,
+    *,
+    spawn: Spawn,
+    on_over: Callable[[], None] = ignore,
+    on_bytes: Callable[[int], None] = ignore,
+) -> None:
+    """Join two uses until FIN went through both ways, then release them; a reset, end or failure of
+    either resets both. This doesn't wait: tasks of ``spawn`` do the work while there is any, and
+    if it starts none any more, both are reset. ``on_over`` is called once, when that is over;
+    ``on_bytes`` is told every chunk's size."""
+    a.kept = b.kept = True
+    _Splice([Way(b, a, b_to_a), Way(a, b, a_to_b)], spawn, on_over, on_bytes).begin()
 
 
 async def splice(
@@ -200,12 +315,16 @@ async def splice(
     b: Bulk,
     a_to_b: Layer,
     b_to_a: Layer,
+    *,
+    spawn: Spawn,
     on_bytes: Callable[[int], None] = ignore,
 ) -> None:
-    """Join two uses until FIN went through both ways; a reset, end or failure of either resets
-    both. Doesn't raise for the peers' sake; ``on_bytes`` is told every chunk's size."""
+    """:func:`join`, and wait until it is over; if this is cancelled, it is. Doesn't raise for the
+    peers' sake."""
+    over = trio.Event()
     try:
-        await _Splice([Way(b, a, b_to_a), Way(a, b, a_to_b)], on_bytes).run()
-    except* (LinkBroken, PeerError):
+        join(a, b, a_to_b, b_to_a, spawn=spawn, on_over=over.set, on_bytes=on_bytes)
+        await over.wait()
+    finally:
         a.reset()
         b.reset()

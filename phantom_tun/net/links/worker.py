@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -244,7 +245,7 @@ class RelayWorker:
             return False
         await local.send_opening(opening)
         endings: list[Ending] = []
-        bulk = Bulk(link, endings.append)
+        bulk = Bulk(link, lambda _link, ending: endings.append(ending))
         try:
             await self._do_as_told(bulk, endings, local)
         finally:
@@ -272,7 +273,7 @@ class RelayWorker:
 
     async def _pass_on(self, bulk: Bulk, first: bytes, local: BulkLink) -> None:
         """Have the node see this use as if the link ended there; ``first`` was read already."""
-        node = Bulk(local, lambda _ending: None)
+        node = Bulk(local, lambda _link, _ending: None)
         inward_over = trio.CancelScope()
 
         async def outward() -> None:
@@ -307,11 +308,10 @@ class RelayWorker:
             return True
         try:
             await node.write_all(pack_local(LocalFrame.JOINED))
-            await _while_quiet(node, splice, bulk, onward, there, back)
-            await onward.aclose()
+            work = partial(splice, spawn=self._tasks.start)
+            await _while_quiet(node, work, bulk, onward, there, back)
         finally:
             onward.reset()
-        await bulk.aclose()
         return True
 
 

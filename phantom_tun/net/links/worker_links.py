@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from phantom_tun.errors import LinkBroken, ProtocolViolation
-from phantom_tun.net.links.bulk import Bulk, BulkLink, Ending
+from phantom_tun.net.links.bulk import Bulk, BulkLink, Ending, OnEnd
 from phantom_tun.net.links.connection import Connection
 from phantom_tun.wire.frames import HEADER_LEN
 from phantom_tun.wire.worker import Join, LocalFrame, pack_local, parse_local
@@ -38,7 +38,7 @@ class WorkerLink(BulkLink):
 
     __slots__ = ()
 
-    def new_use(self, on_end: Callable[[Ending], None]) -> Bulk:
+    def new_use(self, on_end: OnEnd) -> Bulk:
         """See :meth:`BulkLink.new_use`."""
         return WorkerBulk(self, on_end)
 
@@ -50,7 +50,7 @@ class WorkerBulk(Bulk):
 
     at_worker = True
 
-    def __init__(self, link: BulkLink, on_end: Callable[[Ending], None]) -> None:
+    def __init__(self, link: BulkLink, on_end: OnEnd) -> None:
         super().__init__(link, on_end)
         self._taken = False
 
@@ -82,7 +82,7 @@ class WorkerBulk(Bulk):
             self.reset()
         else:
             self._link = None
-            self._on_end(Ending.CLEAN)
+            self._on_end(link, Ending.CLEAN)
         return True
 
 

@@ -189,7 +189,10 @@ class _Worker:
             attached.close()
             return
         peer = Peer(NodeId(message.node_id), stranger.address)
-        nursery.start_soon(self._guard.once, self._serve, PlainConnection(attached), peer, kind)
+        connection = PlainConnection(attached)
+        if kind is LinkKind.BULK:
+            connection = _Counted(attached, self)
+        nursery.start_soon(self._guard.once, self._accept, connection, peer, kind, WorkerLink)
 
     def _take_stranger(self, number: int) -> _Stranger:
         """The stranger of this number, who is none any more."""
@@ -199,13 +202,6 @@ class _Worker:
         stranger.over.set()
         return stranger
 
-    async def _serve(self, connection: PlainConnection, peer: Peer, kind: LinkKind) -> None:
-        self.links += kind is LinkKind.BULK
-        try:
-            await self._accept(connection, peer, kind, WorkerLink)
-        finally:
-            self.links -= kind is LinkKind.BULK
-
     async def _prove(self, message: wire.Welcome | wire.Auth) -> bytes | None:
         try:
             if isinstance(message, wire.Welcome):
@@ -214,6 +210,22 @@ class _Worker:
             return await self._credentials.auth(door, message.nonce, _kind(message.kind))
         except ProtocolViolation:
             return None
+
+
+class _Counted(PlainConnection):
+    """A link that counts as one of its worker's until it is closed."""
+
+    __slots__ = ("_worker",)
+
+    def __init__(self, stream: socket.socket, worker: _Worker) -> None:
+        super().__init__(stream)
+        self._worker = worker
+        worker.links += 1
+
+    def close(self) -> None:
+        """See :class:`PlainConnection`."""
+        self._worker.links -= not self._closed
+        super().close()
 
 
 def _kind(value: int) -> LinkKind:

@@ -26,7 +26,6 @@ from phantom_tun.errors import (
 from phantom_tun.ids import EntryId, TunnelBlock
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.peers import Peer
-from phantom_tun.net.links.splice import splice
 from phantom_tun.net.tunnels.announcer import BUILD_TIMEOUT, Announcer
 from phantom_tun.net.tunnels.entry_gate import EntryGate
 from phantom_tun.net.tunnels.hub import TunnelHub
@@ -72,8 +71,8 @@ class EntryTarget(Protocol):
 
     async def serve(self, sealed_request: bytes, bulk: Bulk, *, hurry: bool = False) -> Status:
         """Take the request to the owner, with ``hurry`` before those that wait, and join its tunnel
-        with ``bulk``. Returns OK when all is done, another status if nothing was sent on
-        ``bulk``."""
+        with ``bulk``. Returns OK when it is done or they are joined, another status if nothing was
+        sent on ``bulk``."""
         ...
 
 
@@ -134,7 +133,8 @@ class EntryDesk:
         if verdict.status is not Status.OK:
             return verdict.status, verdict.challenge
         self._counts["entry_requests"] += 1
-        # Popped when it goes on, so that this doesn't keep it for as long as the connection stands.
+        # Popped when it goes on, so that this doesn't keep it for as long as the connection stands,
+        # which the owner serves here.
         request = [sealed_request]
         del brought, sealed_request
         return await target.serve(request.pop(), bulk, hurry=verdict.worked), None
@@ -259,14 +259,13 @@ class EntryHop:
             return Status.NO_TUNNEL
         try:
             await tunnel.send_package(Package.REPLY, request_body(sealed_request))
-            del sealed_request
             result = await self._announcer.receive_result(tunnel, ANSWER_TIMEOUT)
             if result.operation is not Operation.ANSWER:
                 await tunnel.finish()
                 return Status.NO_TUNNEL
             await bulk.send_bytes(pack_entry_answer(result.content) + tunnel.receive_more())
-            del result  # nothing that was needed to set it up stays while data flows
-            await splice(tunnel.bulk, bulk, tunnel.incoming[0], tunnel.outgoing[0])
+            there, back = tunnel.incoming[0], tunnel.outgoing[0]
+            self._hub.links.join(tunnel.part_with(), bulk, there, back)
         except (StreamReset, DeadlineExpired, PeerError, CapacityExceeded):
             tunnel.reset()
             return Status.NO_TUNNEL

@@ -23,7 +23,6 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import NodeId, TunnelBlock
 from phantom_tun.net.links.bulk import Bulk
-from phantom_tun.net.links.splice import splice
 from phantom_tun.net.tunnels.hub import TunnelHub
 from phantom_tun.net.tunnels.tunnel import MORE, Tunnel
 from phantom_tun.path.hop import PathHop
@@ -213,12 +212,10 @@ class ExitHop:
                 request = await tunnel.receive_package(Package.REPLY, READY_LIFE)
             finally:
                 self._waiting -= 1
-            operation, content = request.operation, [request.content]
-            del request  # it, and `content`, would stay for as long as the connection stands
-            if operation is Operation.NETDB:
-                await self._carry_out(tunnel, content.pop())
+            if request.operation is Operation.NETDB:
+                await self._carry_out(tunnel, request.content)
             else:
-                await self._connect(tunnel, ConnectRequest.unpack(content.pop()))
+                await self._connect(tunnel, ConnectRequest.unpack(request.content))
         except PeerError as error:
             self._hub.counts[f"drop_exit_{type(error).__name__}"] += 1
             tunnel.reset()
@@ -241,19 +238,21 @@ class ExitHop:
 
     async def _connect(self, tunnel: Tunnel, request: ConnectRequest) -> None:
         status, answer, onward = await self._dialer.ask(request, self._lookups)
-        del request
         if onward is None:
             self._hub.counts["exit_connects_failed"] += 1
             await tunnel.send_package(Package.RESULT, failed_body(status, answer))
             await tunnel.finish()
             return
         self._hub.counts["exit_connects"] += 1
+        joined = False
         try:
             more = b""
             with suppress(LinkBroken):  # joining them will say so again
                 more = onward.receive_now(MORE)
             await tunnel.send_package(Package.RESULT, answer_body(answer), more)
-            del answer, more
-            await splice(tunnel.bulk, onward, tunnel.incoming[0], tunnel.outgoing[0])
+            there, back = tunnel.incoming[0], tunnel.outgoing[0]
+            self._hub.links.join(tunnel.part_with(), onward, there, back)
+            joined = True
         finally:
-            await onward.aclose()
+            if not joined:
+                onward.reset()

@@ -89,24 +89,16 @@ class InteriorHop:
             stream_secret(secret, pair.before, pair.after, AGAINST),
             stream_secret(secret, pair.before, pair.after, WITH),
         )
-        counts = self._hub.counts
-        joined = False
-
-        def on_joined() -> None:
-            nonlocal joined
-            joined = True
-            counts["tunnels_relayed"] += 1
-            counts["tunnels_relayed_now"] += 1
-
         try:
-            await self._hub.links.relay(bulk, join, on_joined)
+            await self._hub.links.relay(bulk, join, self._joined)
         except CapacityExceeded:  # counted by the links
             bulk.reset()
         except WorldError:
-            counts["drop_tunnel_neighbour_gone"] += 1
+            self._hub.counts["drop_tunnel_neighbour_gone"] += 1
             bulk.reset()
-        finally:
-            counts["tunnels_relayed_now"] -= joined
+
+    def _joined(self) -> None:
+        self._hub.counts["tunnels_relayed"] += 1
 
 
 class _Side:

@@ -169,16 +169,25 @@ class Tunnel:
             await self.wait_fin()
 
     def reset(self) -> None:
-        """Tear the tunnel down now."""
-        self.bulk.reset()
-        self._release()
+        """Tear the tunnel down now, unless it was parted with."""
+        if not self._released.is_set():
+            self.bulk.reset()
+            self._release()
 
     async def aclose(self) -> None:
-        """Release the link: to its pool if both ends sent FIN, else closed."""
-        try:
-            await self.bulk.aclose()
-        finally:
-            self._release()
+        """Release the link, unless it was parted with: to its pool if both ends sent FIN, else
+        closed."""
+        if not self._released.is_set():
+            try:
+                await self.bulk.aclose()
+            finally:
+                self._release()
+
+    def part_with(self) -> Bulk:
+        """Its use of the link, for whoever releases it from now on."""
+        self._release()
+        self.bulk.kept = True
+        return self.bulk
 
     async def wait_released(self) -> None:
         """Wait until the user of this tunnel is done with it."""
