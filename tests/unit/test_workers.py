@@ -22,6 +22,7 @@ from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.daemon.workers import WorkerSpawner
 from phantom_tun.errors import LinkBroken
 from phantom_tun.ids import NodeId
+from phantom_tun.net.links import rest as rest_module
 from phantom_tun.net.links import workers as workers_module
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.links import LinkLimits
@@ -225,6 +226,50 @@ async def test_statistics_are_those_of_all_processes(nursery):
         info = {found.node_id: found for found in world.relay.links.neighbours()}
         assert info[world.sink.ref.node_id].bulk_idle == 4
         assert world.count("tls_accepted") >= 5
+
+
+async def test_a_tunnel_at_rest_has_a_task_in_its_worker_and_one_in_the_node(nursery, monkeypatch):
+    monkeypatch.setattr(rest_module, "LOOK_EVERY", 0.01)
+    async with relay_world(limits=LinkLimits(spares=0)) as world:
+
+        async def keep(bulk: Bulk) -> None:
+            bulk.kept = True
+            kept.append(bulk)
+
+        async def lay(count: int) -> int:
+            bulks.extend([await world.tunnel() for _ in range(count)])
+            await until(lambda: len(kept) == world.joined == len(bulks))
+            await until(lambda: not rest_module.rest()._restless)
+            await until(lambda: len(rest_module.rest()._sleepers) == 3 * len(bulks))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            return trio.lowlevel.current_statistics().tasks_living
+
+        kept: list[Bulk] = []
+        bulks: list[Bulk] = []
+        world.sink.handlers.on_bulk = keep
+        before = await lay(2)
+        assert await lay(10) == before + 20
+        for bulk, far in zip(bulks, kept, strict=True):
+            bulk.reset()
+            far.reset()
+        await until(lambda: not rest_module.rest()._sleepers)
+
+
+async def test_a_link_counts_as_load_of_its_worker_while_the_node_carries_its_tunnel(nursery):
+    async with relay_world(workers=1, sink_dialable=False, limits=LinkLimits(spares=0)) as world:
+        await world.sink.links.ensure(world.relay.ref)
+        (worker,) = world.relay.links._workers._running
+        await until(lambda: worker.load == 0)
+        bulk = await world.tunnel()
+        await until(lambda: world.joined == 1)
+        assert worker.load == 1
+        assert world.count("relayed") == 1
+        assert len(await use(bulk)) == 4
+        await until(lambda: not world.count("relayed"))
+        assert worker.load == 1  # for the next use
+        bulk = await world.tunnel()
+        bulk.reset()
+        await until(lambda: worker.load == 0)
 
 
 # --- ends -----------------------------------------------------------------------------------------

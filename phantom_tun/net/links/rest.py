@@ -1,18 +1,21 @@
 """Where idle tunnels wait, without a task of their own (docs/spec/links.md, "Rest").
 
 Trio lets a task wait for one socket, so whoever waits for two needs two tasks, a nursery and the
-frames of all that called them: 9 KB. Sockets of tunnels at rest are in an epoll of their own
+frames of all that called them: 11 KB. Sockets of tunnels at rest are in an epoll of their own
 instead, and one task of the whole process waits for that.
 """
 
 from __future__ import annotations
 
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
 from trio.lowlevel import RunVar, wait_readable
+
+from phantom_tun.errors import LinkBroken
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at tunnels that aren't at rest; one may come to rest when nothing has
@@ -138,6 +141,36 @@ def rest() -> Rest:
         _REST.set(found)
         trio.lowlevel.spawn_system_task(found.run)
     return found
+
+
+@contextmanager
+def watching(handle: int | None, on_arrival: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_arrival``, which never raises, whenever something arrives at this socket meanwhile,
+    and before this process closes it.
+
+    :raises LinkBroken: it can't be watched, or is closed already.
+    """
+    if handle is None:
+        raise LinkBroken("the link can't be watched")
+    sleeper, place, handles = _Watch(on_arrival), rest(), (handle,)
+    try:
+        place.begin(sleeper, handles)
+    except (OSError, ValueError) as error:
+        raise LinkBroken("the link can't be watched") from error
+    try:
+        yield
+    finally:
+        place.end(sleeper, handles)
+
+
+class _Watch:
+    """A :class:`Sleeper` that passes on what it hears."""
+
+    __slots__ = ("arrived", "closing")
+
+    def __init__(self, on_arrival: Callable[[], None]) -> None:
+        self.arrived = on_arrival
+        self.closing = on_arrival
 
 
 def forget(handle: int) -> None:

@@ -9,7 +9,6 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -29,7 +28,8 @@ from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.listener import Greeter
 from phantom_tun.net.links.onward import OnwardLinks
 from phantom_tun.net.links.plain import PlainConnection, socket_pair
-from phantom_tun.net.links.splice import Way, process_bytes, splice
+from phantom_tun.net.links.rest import watching
+from phantom_tun.net.links.splice import Layer, Way, process_bytes, splice
 from phantom_tun.net.links.tls import HandshakeSteps
 from phantom_tun.net.links.web import Site
 from phantom_tun.net.links.worker_channel import Received, WorkerChannel
@@ -258,14 +258,22 @@ class RelayWorker:
         frame = parse_local(await read_exactly(node, HEADER_LEN))
         if frame is LocalFrame.JOIN:
             join = Join.unpack(await read_exactly(node, JOIN_LEN))
+            there, back = (ChainedStream(one, outer=False) for one in (join.there, join.back))
             # What came with the opening goes on with it.
             first = bulk.receive_now(PACKAGE_LEN)
-            if await self._join(bulk, first, node, join):
+            opening = join.opening, process_bytes(there, first)
+            try:
+                onward = await _while_quiet(node, self._onward.open, join.onward, *opening)
+            except WorldError:
+                await node.write_all(pack_local(LocalFrame.REFUSED))
+                frame = parse_local(await read_exactly(node, HEADER_LEN))
+            else:
+                del join, first, opening  # they would stay for as long as the tunnel stands
+                if onward is not None:
+                    await self._carry(bulk, onward, there, back, node)
                 if endings == [Ending.CLEAN]:
                     await node.write_all(pack_local(LocalFrame.DONE))
                 return
-            await node.write_all(pack_local(LocalFrame.REFUSED))
-            frame = parse_local(await read_exactly(node, HEADER_LEN))
         if frame is LocalFrame.TAKE:
             await self._pass_on(bulk, first, local)
         elif frame is not None:
@@ -295,24 +303,18 @@ class RelayWorker:
         finally:
             node.reset()
 
-    async def _join(self, bulk: Bulk, first: bytes, node: Connection, join: Join) -> bool:
-        """Carry a tunnel; false if its other side can't be reached from here."""
-        there = ChainedStream(join.there, outer=False)
-        back = ChainedStream(join.back, outer=False)
-        opening = join.opening, process_bytes(there, first)
-        try:
-            onward = await _while_quiet(node, self._onward.open, join.onward, *opening)
-        except WorldError:
-            return False
-        if onward is None:
-            return True
+    async def _carry(
+        self, bulk: Bulk, onward: Bulk, there: Layer, back: Layer, node: Connection
+    ) -> None:
+        """Join both until that is over, or the node says that it has to end. At rest this is the
+        only task of the tunnel."""
         try:
             await node.write_all(pack_local(LocalFrame.JOINED))
-            work = partial(splice, spawn=self._tasks.start)
-            await _while_quiet(node, work, bulk, onward, there, back)
+            with watching(node.handle, bulk.reset):
+                if node.is_quiet():
+                    await splice(bulk, onward, there, back, spawn=self._tasks.start)
         finally:
             onward.reset()
-        return True
 
 
 async def _while_quiet(
