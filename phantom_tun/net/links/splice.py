@@ -222,7 +222,9 @@ class _Splice:
                     self._quick = FEW
                     return
                 buffer = await way.source.take(LITTLE)
-                if buffer is not None:
+                if buffer is None:
+                    await trio.lowlevel.checkpoint()  # a part of a record, or of a frame
+                else:
                     await self._move(way, buffer)
                 return
 
