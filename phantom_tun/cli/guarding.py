@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="What keeps AP addresses off other networks, also while no node runs.",
+    help="What keeps AP addresses off other networks, even without a node.",
     rich_markup_mode=None,
 )
 

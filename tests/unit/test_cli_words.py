@@ -101,7 +101,17 @@ def every_command(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
 SILENT = {
     # They do something and say so,
     *("up", "down", "run", "address remove", "tunnels close", "pins remove"),
-    *("network new", "network join", "lab up", "lab exec", "lab kill", "lab stop", "lab start"),
+    *(
+        "network new",
+        "network join",
+        "guard set",
+        "guard remove",
+        "lab up",
+        "lab exec",
+        "lab kill",
+        "lab stop",
+        "lab start",
+    ),
     *("lab pause", "lab resume", "lab down"),
     # or print a file.
     *("network invite", "config default", "override sign"),
@@ -194,7 +204,7 @@ def test_the_manual_page_names_every_command() -> None:
 def test_the_program_has_every_command() -> None:
     expected = (
         "up down run status address expose unexpose paths tunnels peers ping why netdb pins "
-        "override network config lab exit-codes version"
+        "override network config guard lab exit-codes version"
     )
     group: Any = typer.main.get_command(main.app)
     assert group.list_commands(None) == expected.split()
