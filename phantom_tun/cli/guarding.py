@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="What keeps AP addresses off other networks, even without a node.",
+    help="What keeps AP addresses off other networks, node or not.",
     rich_markup_mode=None,
 )
 
