@@ -120,6 +120,24 @@ async def test_simultaneous_dials_become_one_link_and_lose_nothing(autojump_cloc
         assert not a.count("signalling_broken") + b.count("signalling_broken")
 
 
+async def test_a_link_on_which_nothing_begins_any_more_is_closed(autojump_clock):
+    limits = LinkLimits(spares=0, bulk_idle=1000, bulk_surplus=1000, bulk_idle_other=50)
+    async with world(2, limits) as (_, a, b):
+        for _ in range(2):
+            bulk = await a.links.open_bulk(b.ref, OPENING)
+            await trio.sleep(200)  # one that is used isn't closed
+            await bulk.send_bytes(b"x")
+            assert await bulk.receive_exactly(1) == b"x"
+            await bulk.send_fin()
+            assert not (await bulk.receive_pooled()).segments
+            await bulk.aclose()
+            await trio.sleep(40)
+            assert b.count("bulk_of_neighbours") == 1
+        await trio.sleep(10 + TIDY_EVERY)
+        assert b.count("bulk_of_neighbours") == 0
+        assert not b.count("bulk_broken")
+
+
 async def test_a_lost_link_is_dialed_anew(autojump_clock):
     async with world(2) as (network, a, b):
         await a.links.ensure(b.ref)

@@ -56,6 +56,7 @@ class BulkLink:
         self.unframer = BulkUnframer()
         self._received = 0
         self.idle_since = 0.0
+        """When it has begun to wait for its next use."""
         self.uses = 0
 
     def new_use(self, on_end: OnEnd) -> Bulk:

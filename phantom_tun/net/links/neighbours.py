@@ -288,6 +288,7 @@ class Neighbours:
     def _tidy(self) -> None:
         for neighbour in list(self._neighbours.values()):
             neighbour.pool.expire()
+            self._service.expire(neighbour)
             ref = neighbour.used_ref
             if ref is not None and neighbour.best_link() is None:
                 self._tasks.start(neighbour.keep_signalling, ref)

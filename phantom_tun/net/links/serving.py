@@ -7,6 +7,7 @@ over: what is joined with something else has no need of any.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import trio
@@ -18,6 +19,9 @@ from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.neighbour import Neighbour
 from phantom_tun.net.links.peers import LinkHandlers
 from phantom_tun.net.links.splice import Spawn
+
+EXPIRED = -math.inf
+"""When a link has become idle that is closed for it."""
 
 
 class Service:
@@ -34,6 +38,15 @@ class Service:
     def is_full(self, neighbour: Neighbour) -> bool:
         """Whether it can't have one more."""
         return len(neighbour.served) >= self.limits.bulk_per_neighbour
+
+    def expire(self, neighbour: Neighbour) -> None:
+        """Close links on which nothing has begun for too long. (A deadline for each of them would
+        stay in memory for as long as that, though most begin something in time.)"""
+        allowed = self.limits.bulk_idle_other
+        for link in list(neighbour.served):
+            if trio.current_time() - link.idle_since >= allowed:
+                link.idle_since = EXPIRED
+                link.connection.close()
 
     async def serve(self, neighbour: Neighbour, link: BulkLink) -> None:
         """Own ``link``; returns when it is closed, or while a use of it is kept."""
@@ -67,7 +80,8 @@ class _ServedLink:
                     break
             self._has_task = self._ending is not None
         except LinkBroken:
-            self._service.counts["bulk_broken"] += 1
+            if self._link.idle_since != EXPIRED:
+                self._service.counts["bulk_broken"] += 1
         except PeerError:
             self._service.counts["drop_bulk_violation"] += 1
         finally:
@@ -77,12 +91,12 @@ class _ServedLink:
     async def _serve_use(self) -> bool:
         """Whether there was one."""
         service, link = self._service, self._link
-        opening = None
-        with trio.move_on_after(service.limits.bulk_idle_other):
-            opening = await link.receive_opening()
+        link.idle_since = trio.current_time()
+        opening = await link.receive_opening()
         if opening is None or service.handlers is None:
             return False
         self._ending = None
+        link.idle_since = math.inf
         self._neighbour.uses_served += 1
         bulk = link.new_use(self._ended)
         released = False
