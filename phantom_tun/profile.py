@@ -137,7 +137,7 @@ class Profile:
 
     @property
     def reserved6(self) -> ipaddress.IPv6Network:
-        """The block of :attr:`ap6` for the interface itself (gateway, DNS, NAT peers)."""
+        """The block of :attr:`ap6` for the interface itself (gateway, NAT peers)."""
         return ipaddress.IPv6Network((self.ap6.network_address, _INTERFACE_PREFIX6))
 
     def accepts_update(self, other: Profile) -> bool:

@@ -6,7 +6,7 @@ in the block          role                                                      
 ``::1`` / ``.0.1``    L, listener: the daemon's sockets                               yes
 ``::2`` / ``.0.2``    N: whom the listener sees as peer; also the gateway in errors   never
 ``::3`` / ``.0.3``    M: whom the daemon connects to instead of a local service       never
-the rest              callers without a confirmed AP address (NAT peers), DNS         no
+the rest              callers without a confirmed AP address (NAT peers)              no
 ====================  ==============================================================  ==========
 """
 

@@ -29,9 +29,10 @@ FLOWS, FLOWS_CALLERS, FLOWS_RELAYS = 3000, 3, 26
 """Connections of one service, which limits what one caller may have; only their memory is looked
 at. Among few relays the same two would stand side by side in several paths, and there is a limit to
 the links between two nodes."""
-COME_TO_REST_S = 3.0
-"""After that connections are idle: before, their tunnels may still have tasks, and what those leave
-behind goes back to the system a second later."""
+COME_TO_REST_S = 30.0
+"""After that connections are idle: before, their tunnels may still have tasks, what those leave
+behind goes back to the system a second later, and deadlines that their set-up had stay in memory
+until they would have come."""
 NODES = (12, 17, 32, 64)
 USUAL_HOPS = 3
 RELAYS_OF_HOPS_LAB = 14
