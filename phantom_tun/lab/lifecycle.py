@@ -23,8 +23,8 @@ from phantom_tun.lab.errors import (
     UnknownLab,
 )
 from phantom_tun.lab.plan import LabPlan, namespace_prefix, parse_name
-from phantom_tun.lab.processes import ProcessRef, kill, reference, started_as
-from phantom_tun.lab.record import LabRecord, LabStore, default_root, not_ours
+from phantom_tun.lab.processes import ProcessRef, is_alive, kill, reference, started_as
+from phantom_tun.lab.record import LabRecord, LabStore, default_root, elsewhere, not_ours
 
 _TOOLS = ("ip", "tc", "nsenter", "setpriv")
 _NEEDED_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
@@ -125,6 +125,9 @@ def remove(store: LabStore) -> None:
             holders |= set(record.holders)
         if not all(map(namespaces.may_enter, holders)):
             raise not_ours(store.name)
+        # After a crash there may be nothing but files.
+        if any(map(namespaces.is_hidden, holders)) and record is not None and _is_up(record):
+            raise elsewhere(store.name)
         left = _end_processes(record, holders)
         for holder in holders:
             namespaces.remove(holder)
@@ -137,6 +140,11 @@ def remove(store: LabStore) -> None:
         store.forget()
     if left:
         raise LabFailed(f"processes would not die: {', '.join(str(p.pid) for p in left)}")
+
+
+def _is_up(record: LabRecord) -> bool:
+    processes = (node.process for node in record.nodes)
+    return any(process is not None and is_alive(process) for process in processes)
 
 
 def _end_processes(record: LabRecord | None, holders: set[Path]) -> list[ProcessRef]:

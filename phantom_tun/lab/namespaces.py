@@ -159,6 +159,15 @@ def may_enter(path: Path) -> bool:
     return True
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a namespace may be held here that this process can't see: there is only the file, and
+    what is mounted over it is so in another mount namespace, or nowhere any more."""
+    try:
+        return path.stat().st_dev != Path("/proc/self/ns/net").stat().st_dev
+    except OSError:
+        return False
+
+
 @contextmanager
 def inside(path: Path) -> Iterator[None]:
     """Be in the namespace for a while, with the calling thread."""

@@ -23,7 +23,14 @@ from phantom_tun.lab.processes import (
     wait_gone,
     wait_paused,
 )
-from phantom_tun.lab.record import LabRecord, LabStore, NodeRecord, lab_command, not_ours
+from phantom_tun.lab.record import (
+    LabRecord,
+    LabStore,
+    NodeRecord,
+    elsewhere,
+    lab_command,
+    not_ours,
+)
 from phantom_tun.places import CONFIG_VARIABLE, SOCKET_VARIABLE, START_VARIABLE
 
 STOP_SECONDS = 30.0
@@ -72,6 +79,8 @@ def inside(store: LabStore, name: str) -> tuple[list[str], dict[str, str]]:
     node = record.node(name)
     if not namespaces.may_enter(Path(node.holder)):
         raise not_ours(record.name)
+    if namespaces.is_hidden(Path(node.holder)):
+        raise elsewhere(record.name)
     files = provision.NodeFiles(Path(node.control_socket).parent)
     environment = dict(os.environ) | {
         SOCKET_VARIABLE: node.control_socket,

@@ -139,6 +139,14 @@ def not_ours(name: str) -> NotPrivileged:
     )
 
 
+def elsewhere(name: str) -> NotPrivileged:
+    """That a lab can't be seen from here."""
+    return NotPrivileged(
+        f"lab {name!r} was made in another mount namespace, and its nodes can't be seen from here: "
+        "do it where the lab was made"
+    )
+
+
 def lab_command(verb: str, lab: str, *rest: str) -> str:
     """A ``lab`` command as one would type it."""
     name = [] if lab == DEFAULT_NAME else ["--name", lab]

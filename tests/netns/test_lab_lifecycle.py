@@ -325,6 +325,30 @@ def test_exec_passes_everything_through(stub_lab: StubLab, lab_name: str) -> Non
     assert done.stderr == "to-stderr\n"
 
 
+def test_exec_lets_no_lookup_of_a_name_take_long(stub_lab: StubLab, lab_name: str) -> None:
+    stub_lab()
+    done = run_lab("exec", "n1", "--name", lab_name, "--", "printenv", "RES_OPTIONS")
+    assert done.stdout == "timeout:1 attempts:1\n"
+
+
+@pytest.mark.parametrize("command", [("down",), ("exec", "n1", "--", "true")])
+def test_a_lab_of_another_mount_namespace_is_left_alone(
+    stub_lab: StubLab, lab_name: str, command: tuple[str, ...]
+) -> None:
+    store = stub_lab()
+    unmount = " ".join(("umount", *map(str, store.read().holders)))
+    words = " ".join((command[0], "--name", lab_name, *command[1:]))
+    program = "from phantom_tun.cli.lab import app; app(prog_name='phantom-tun lab')"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec",
+         f'{unmount}; exec "$0" -P -c "$1" {words}', sys.executable, program],
+        capture_output=True, text=True, check=False, env=provision.daemon_environment(),
+    )  # fmt: skip
+    assert done.returncode == NotPrivileged.exit_code
+    assert "another mount namespace" in done.stderr
+    assert state_of(store, "n1") == "ready"
+
+
 def test_exec_takes_options_of_the_command_for_its_own(stub_lab: StubLab, lab_name: str) -> None:
     stub_lab()
     done = run_lab("exec", "n1", "--name", lab_name, "--", "echo", "--name", "x", "-n")
