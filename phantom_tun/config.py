@@ -68,7 +68,18 @@ class NodeConfig(_Section, frozen=True):
     ] = "phantom-tun"
     families: Annotated[
         tuple[str, ...],
-        Meta(max_length=64, description="Node ids of your other nodes: never in one path."),
+        Meta(
+            max_length=64,
+            description="Node ids of your other nodes: never in paths of this one. Told to nobody.",
+        ),
+    ] = ()
+    family_names: Annotated[
+        tuple[_Name, ...],
+        Meta(
+            max_length=4,
+            description="Names of your own, the same on all your nodes: published as tags, so that "
+            "nobody's path has two of them. Everybody sees then that they belong together.",
+        ),
     ] = ()
     web_page: Annotated[
         str,

@@ -33,6 +33,7 @@ from phantom_tun.net.netdb.own_record import NodeFacts, OwnRecord, in_record
 from phantom_tun.net.netdb.service import NetdbService
 from phantom_tun.net.paths.builder import PathBuilder, Surroundings
 from phantom_tun.net.paths.guard_file import GuardFile
+from phantom_tun.net.paths.guard_watch import GuardNews
 from phantom_tun.net.paths.machine_events import MachineEvents
 from phantom_tun.net.paths.member import PathMember
 from phantom_tun.net.paths.pool import Change, PathEvent
@@ -50,6 +51,7 @@ from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.netdb.network import NetworkParams
 from phantom_tun.netdb.overrides import InForce, Overrides
 from phantom_tun.node_keys import create_node_keys
+from phantom_tun.path.candidates import family_tag
 from phantom_tun.path.hop import OwnedPath, PathHop
 from phantom_tun.path.keys import PathKeys
 from phantom_tun.path.member import Member, MemberLimits
@@ -219,6 +221,7 @@ class Node:
                 candidates=lambda _now: self.netdb.candidates(),
                 relatives=config.node.family_ids,
                 save_guards=self.guard_file.save,
+                guard_news=GuardNews(self.netdb.record_of, self.netdb.report_success),
             ),
             clock=self.clock,
             rng=rng,
@@ -282,6 +285,7 @@ class Node:
             in_record(node.advertised_addresses),
             node.port if node.dialable else 0,
             capabilities,
+            sorted({family_tag(self.network.network_id, name) for name in node.family_names}),
         )
 
     # --- running --------------------------------------------------------------------------------

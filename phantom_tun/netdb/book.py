@@ -64,8 +64,8 @@ class NodeBook:
         trusted: frozenset[NodeId] = frozenset(),
         kept: Container[NodeId] = (),
     ) -> None:
-        """``trusted``: nodes that are remembered as long as their records are valid; ``kept``:
-        nodes that make room for nobody, as those do."""
+        """``trusted``: nodes that are tried often; they and those of ``kept`` are remembered as
+        long as their records are valid, and make room for nobody."""
         self._own_id = own_id
         self._own_position = position(own_id)
         self._rng = rng
@@ -292,7 +292,7 @@ class NodeBook:
     def _is_useless(self, contact: Contact, now: float) -> bool:
         if contact.record.expires <= now:
             return True
-        if contact.node_id in self._trusted:
+        if contact.node_id in self._trusted or contact.node_id in self._kept:
             return False
         gone = contact.failures >= GIVE_UP_AFTER
         return gone or (contact.path_key is None and contact not in self.table)

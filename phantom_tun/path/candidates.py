@@ -7,10 +7,11 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from phantom_tun.clock import MINUTE
-from phantom_tun.ids import NodeId
+from phantom_tun.crypto.hashes import h
+from phantom_tun.ids import NetworkId, NodeId
 from phantom_tun.path.work import HARDEST
 from phantom_tun.wire.nodes import IpAddress
-from phantom_tun.wire.records import NodeRecord
+from phantom_tun.wire.records import FAMILY_LEN, NodeRecord
 
 KEY_MARGIN = 5 * MINUTE
 """A member's path-building key must be valid for this long, which no build outlasts."""
@@ -47,6 +48,7 @@ class Traits:
     prefixes: frozenset[bytes]
     """/16 of IPv4 and /32 of IPv6, of every address."""
     families: frozenset[bytes]
+    """Tags of the records' families."""
 
     def clashes(self, other: Traits) -> bool:
         """Whether the two share anything."""
@@ -66,6 +68,11 @@ class Traits:
 def prefix(address: IpAddress) -> bytes:
     """The part of the Internet that counts as one place, for private addresses too."""
     return address.packed[: _PREFIX4 if isinstance(address, IPv4Address) else _PREFIX6]
+
+
+def family_tag(network_id: NetworkId, name: str) -> bytes:
+    """What the nodes of a family publish, 16 bytes: the same for one name in one network."""
+    return h("family", network_id, name.encode())[:FAMILY_LEN]
 
 
 def traits(record: NodeRecord, relatives: frozenset[NodeId] = frozenset()) -> Traits:

@@ -50,6 +50,9 @@ class Draw:
     suspicion: Suspicion
     now: float
     rng: Rng
+    online: bool = True
+    """Whether somebody was heard from since a link last failed. If not, it may be us whom nobody
+    can reach, and no guard is replaced."""
     apart_from: frozenset[NodeId] = frozenset()
     """X-nodes of the other paths that serve the same purpose: if there are others, one node's end
     shall not be the end of all of them."""
@@ -58,7 +61,7 @@ class Draw:
 def draw_ring(hops: int, draw: Draw) -> tuple[Ring[Candidate], int]:
     """Members for a path of ``hops`` X-nodes, and the IP version in which they reach each other.
 
-    Guards are taken into the set if there are too few.
+    Guards are taken into the set if too few can be reached.
 
     :raises TooFewNodes: says how many are missing.
     """
@@ -119,7 +122,7 @@ class _Drawing:
 
     def ring(self) -> Ring[Candidate]:
         draw = self._draw
-        draw.guards.refresh(self._fitting, draw.now)
+        draw.guards.refresh(self._fitting, draw.now, online=draw.online)
         most = self._most_members()
         if most < self._needed:
             raise TooFewNodes(self._shortage(most))
@@ -156,8 +159,14 @@ class _Drawing:
     def _draw_guards(self) -> list[NodeId]:
         guards = self._draw.guards
         self._fill_guard_set()
-        found = self._compatible(self._guard_order(), GUARD_PLACES)
-        while len(found) < GUARD_PLACES and not guards.full:
+        used, standing_in = self._guard_order()
+        # Whichever comes first, its traits may exclude others.
+        orders = ([used[place], *used] for place in range(len(used)))
+        found = max(
+            (self._compatible(order, GUARD_PLACES) for order in orders), key=len, default=[]
+        )
+        found = self._compatible(standing_in, GUARD_PLACES, found)
+        while len(found) < GUARD_PLACES and self._draw.online and not guards.full:
             more = self._compatible(self._no_guards_yet(), len(found) + 1, found)[len(found) :]
             if not more:
                 break
@@ -168,8 +177,12 @@ class _Drawing:
     def _fill_guard_set(self) -> None:
         draw = self._draw
         for node in self._fitting:
-            if draw.guards.is_trusted(node) and node not in draw.guards and not draw.guards.full:
-                draw.guards.add(node, draw.now, draw.rng)
+            if draw.guards.is_trusted(node) and node not in draw.guards:
+                draw.guards.make_room()
+                if not draw.guards.full:
+                    draw.guards.add(node, draw.now, draw.rng)
+        if len(draw.guards) and not draw.online:
+            return
         present = [node for node in self._fitting if node in draw.guards]
         room = SET_SIZE - len(draw.guards)
         known = self._no_guards_yet()
@@ -179,12 +192,18 @@ class _Drawing:
     def _no_guards_yet(self) -> list[NodeId]:
         return [node for node in self._one_per_prefix() if node not in self._draw.guards]
 
-    def _guard_order(self) -> list[NodeId]:
+    def _guard_order(self) -> tuple[list[NodeId], list[NodeId]]:
+        """Guards for use in random order, and those that only stand in for them in theirs."""
         draw = self._draw
         usable = [node for node in draw.guards.usable(draw.now) if node in self._fitting]
         trusted = [node for node in usable if draw.guards.is_trusted(node)]
-        others = [node for node in usable if not draw.guards.is_trusted(node)]
-        return [*self._apart(self._shuffled(trusted)), *self._apart(self._shuffled(others))]
+        others = usable[len(trusted) :]
+        count = max(SET_SIZE - len(trusted), 0)
+        used = [
+            *self._apart(self._shuffled(trusted)),
+            *self._apart(self._shuffled(others[:count])),
+        ]
+        return used, others[count:]
 
     # --- drawing --------------------------------------------------------------------------------
 

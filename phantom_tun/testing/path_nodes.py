@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -16,8 +16,9 @@ from phantom_tun.clock import Clock, Rng
 from phantom_tun.errors import ProtocolViolation
 from phantom_tun.ids import NodeId
 from phantom_tun.net.links.bulk import Bulk
-from phantom_tun.net.links.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.links.peers import LinkHandlers, Peer
 from phantom_tun.net.paths.builder import PathBuilder, Surroundings
+from phantom_tun.net.paths.guard_watch import GuardNews
 from phantom_tun.net.paths.member import PathLinks, PathMember
 from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.path.candidates import Candidate
@@ -64,10 +65,6 @@ class RunningLinks(PathLinks, Protocol):
         """Serve until cancelled."""
         ...
 
-    def neighbours(self) -> list[NeighbourInfo]:
-        """Everyone there is a link with."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
@@ -89,7 +86,7 @@ class PathNode:
         *,
         clock: Clock,
         rng: Rng,
-        known: Sequence[Candidate],
+        known: list[Candidate],
         allow_loopback: bool = False,
     ) -> None:
         """``record`` publishes a key of ``keys``. ``known`` is what the node's netdb knows; it may
@@ -100,6 +97,8 @@ class PathNode:
         self.clock = clock
         self.rng = rng
         self.known = known
+        self.failed: list[Candidate] = []
+        """Nodes that its netdb has no use for because they failed."""
         self.hops: list[PathHop] = []
         self.lost: list[PathHop] = []
         self.new_keys: list[PublishedPathKey] = []
@@ -130,6 +129,7 @@ class PathNode:
                 candidates=lambda _now: self.known,
                 relatives=frozenset(),
                 save_guards=lambda _guards: None,
+                guard_news=GuardNews(self._record_of, self._answered),
             ),
             clock=clock,
             rng=rng,
@@ -157,6 +157,15 @@ class PathNode:
             await nursery.start(self.paths.run)
             await nursery.start(self.links.run, listeners, self)
             task_status.started()
+
+    def _record_of(self, node: NodeId) -> NodeRecord | None:
+        known = (each.record for each in (*self.known, *self.failed))
+        return next((record for record in known if record.node_id == node), None)
+
+    def _answered(self, node: NodeId) -> None:
+        back = [each for each in self.failed if each.record.node_id == node]
+        self.failed = [each for each in self.failed if each not in back]
+        self.known += back
 
     # --- LinkHandlers ---------------------------------------------------------------------------
 
@@ -190,8 +199,9 @@ def memory_node(
     number: int,
     *,
     clock: Clock,
-    known: Sequence[Candidate],
+    known: list[Candidate],
     dialable: bool,
+    families: tuple[bytes, ...] = (),
 ) -> PathNode:
     """A node of a :class:`MemoryNetwork`, in a /16 of its own."""
     keys = PathKeys(clock.now())
@@ -200,6 +210,7 @@ def memory_node(
         clock.now(),
         path_key=keys.published.public,
         capabilities=Capability.RELAY | Capability.DIALABLE if dialable else Capability(0),
+        families=families,
     )
     links = network.links(record.ref(), dialable=dialable)
     rng = random.Random(number)  # noqa: S311 - tests are repeatable
@@ -208,14 +219,26 @@ def memory_node(
 
 @asynccontextmanager
 async def path_world(
-    count: int, *, latency: float = 0.0, undialable: Sequence[int] = ()
+    count: int,
+    *,
+    latency: float = 0.0,
+    undialable: Sequence[int] = (),
+    families: Mapping[int, tuple[bytes, ...]] | None = None,
 ) -> AsyncIterator[PathWorld]:
-    """``count`` running nodes; those numbered in ``undialable`` can't be dialed."""
+    """``count`` running nodes; those numbered in ``undialable`` can't be dialed, those in
+    ``families`` publish tags."""
     clock = TrioClock()
     network = MemoryNetwork(latency=latency)
     known: list[Candidate] = []
     nodes = [
-        memory_node(network, number, clock=clock, known=known, dialable=number not in undialable)
+        memory_node(
+            network,
+            number,
+            clock=clock,
+            known=known,
+            dialable=number not in undialable,
+            families=(families or {}).get(number, ()),
+        )
         for number in range(count)
     ]
     known += [KnownNode(node.record, node.keys.published.public) for node in nodes]

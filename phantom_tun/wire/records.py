@@ -166,7 +166,8 @@ class NodeRecord(Record, frozen=True, array_like=True, dict=True):
     """When the node destroys the private half."""
     capabilities: Annotated[int, msgspec.Meta(ge=0, le=int(KNOWN_CAPABILITIES))]
     families: Annotated[tuple[Bytes16, ...], msgspec.Meta(max_length=MAX_FAMILIES)]
-    """Groups of nodes under one control; two of one family never share a path."""
+    """Tags of groups of nodes that say they are under one control: owners never choose two of one
+    family for one path."""
     work: Annotated[int, msgspec.Meta(ge=0, le=MAX_WORK)]
     """Bits of work that whoever builds a path through it should prove: 0 unless it is loaded."""
     created: Seconds

@@ -226,9 +226,18 @@ class TestFailures:
             services[1].report_failure(services[2].own_record.node_id)
             assert len(services[1].candidates()) == 3
             assert await wait_until(everybody_knows(services, 4), 5) < 3
-            services[1].report_failure(services[2].own_record.node_id)
-            services[1].report_success(services[2].own_record.node_id)
+            other = services[2].own_record
+            services[1].report_failure(other.node_id)
+            assert services[1].record_of(other.node_id) == other, "as long as it is valid"
+            services[1].report_success(other.node_id)
             assert len(services[1].candidates()) == 4
+            now = network.clock.now()
+            brief = NodeMaker(99).record(now, lifetime=60)
+            assert services[1].record_of(brief.node_id) is None
+            services[1]._book.met(brief, now)
+            assert services[1].record_of(brief.node_id) == brief
+            await trio.sleep(61)
+            assert services[1].record_of(brief.node_id) is None
 
     async def test_an_unreported_death_is_noticed(self, autojump_clock: MockClock) -> None:
         async with memory_network() as network:

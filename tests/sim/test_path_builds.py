@@ -14,9 +14,12 @@ from phantom_tun.ids import ConnectionId
 from phantom_tun.net.links.peers import Peer
 from phantom_tun.net.paths.builder import MAX_BUILDS
 from phantom_tun.net.paths.member import ArrayLimits
+from phantom_tun.path.candidates import family_tag
 from phantom_tun.path.keys import OVERLAP, ROTATE_EVERY
 from phantom_tun.path.ring import member_count
+from phantom_tun.path.selection import TooFewNodes
 from phantom_tun.testing.path_nodes import path_world
+from phantom_tun.testing.record_factory import NETWORK
 from phantom_tun.wire.setup import ARRAY_LEN, Neighbour
 from phantom_tun.wire.sizes import OPENING_LEN
 from phantom_tun.wire.tunnel import Opening, pack_opening
@@ -375,11 +378,15 @@ async def test_an_array_that_never_ends_is_given_up(autojump_clock):
 # --- nodes that are gone -------------------------------------------------------------------------
 
 
+def guards_of(owner):
+    return list(owner.guards)
+
+
 async def test_dead_guards_are_found_by_the_first_build_that_fails(autojump_clock):
     async with path_world(24) as world:
         owner = world.nodes[0]
         await build(owner)
-        guards = [node.node_id for node in world.nodes if node.node_id in owner.guards]
+        guards = guards_of(owner)
         dead, alive = set(guards[:2]), set(guards[2:])
         for node in dead:
             world.network.kill(node)
@@ -399,13 +406,19 @@ async def test_dead_guards_are_found_by_the_first_build_that_fails(autojump_cloc
         assert dead <= set(owner.guards.usable(owner.clock.now()))
 
 
+async def link_from_outside(world, owner):
+    """Somebody who is no guard has a link to ``owner``: a sign that it is online."""
+    other = next(node for node in world.nodes[1:] if node.node_id not in owner.guards)
+    await other.links.ensure(owner.ref)
+
+
 async def test_a_first_member_that_cant_be_reached_costs_no_timeout(autojump_clock):
     async with path_world(24) as world:
         owner = world.nodes[0]
         await build(owner)
-        for node in world.nodes:
-            if node.node_id in owner.guards:
-                world.network.kill(node.node_id)
+        await link_from_outside(world, owner)
+        for node in guards_of(owner):
+            world.network.kill(node)
         started = trio.current_time()
         with pytest.raises(PathUnavailable, match="first member"):
             await build(owner)
@@ -416,13 +429,81 @@ async def test_a_first_member_that_cant_be_reached_costs_no_timeout(autojump_clo
         assert len(owner.guards) == 8, "three more are taken"
 
 
+async def test_who_stood_in_for_guards_is_left_when_they_are_back(autojump_clock):
+    async with path_world(24) as world:
+        owner = world.nodes[0]
+        await build(owner)
+        await link_from_outside(world, owner)
+        first = guards_of(owner)
+        for node in first:
+            world.network.kill(node)
+        with pytest.raises(WorldError):
+            await build(owner)
+        await build(owner)
+        for node in first:
+            world.network.revive(node)
+        await trio.sleep(60)
+        x_nodes = {(await build(owner)).members[0].node_id for _ in range(20)}
+        assert x_nodes <= set(first)
+        assert len(owner.guards) == 8
+
+
+async def test_an_outage_of_our_own_changes_no_guard(autojump_clock):
+    async with path_world(24) as world:
+        owner = world.nodes[0]
+        await build(owner)
+        first = guards_of(owner)
+        world.network.kill(owner.node_id)
+        for _ in range(6):
+            with pytest.raises(WorldError):
+                await build(owner)
+            await trio.sleep(5)
+        world.network.revive(owner.node_id)
+        assert guards_of(owner) == first
+        for _ in range(5):
+            await build(owner)
+        assert guards_of(owner) == first
+        assert owner.guards.usable(owner.clock.now()) == first, "none is blamed"
+
+
+async def test_guards_that_the_netdb_has_given_up_in_an_outage_are_found_again(autojump_clock):
+    async with path_world(24) as world:
+        owner = world.nodes[0]
+        await build(owner)
+        first, everybody = guards_of(owner), list(owner.known)
+        world.network.kill(owner.node_id)
+        await trio.sleep(1)
+        owner.known[:] = [each for each in everybody if each.record.node_id not in first]
+        owner.failed = [each for each in everybody if each.record.node_id in first]
+        for _ in range(3):
+            with pytest.raises(TooFewNodes, match="guards that can be reached; 0 of 5 can"):
+                await build(owner)
+            await trio.sleep(5)
+        world.network.revive(owner.node_id)
+        await build(owner)
+        assert guards_of(owner) == first
+        assert len(owner.known) == len(everybody)
+
+
+async def test_nodes_of_one_family_never_share_a_path(autojump_clock):
+    tag = family_tag(NETWORK.network_id, "mine")
+    async with path_world(14, families=dict.fromkeys((2, 5, 9), (tag,))) as world:
+        family = {world.nodes[number].node_id for number in (2, 5, 9)}
+        for number in (0, 1):
+            for _ in range(20):
+                path = await build(world.nodes[number], hops=4)
+                assert len(family.intersection(path.node_ids)) <= 1
+        for _ in range(10):
+            path = await build(world.nodes[2], hops=4)
+            assert family.isdisjoint(path.node_ids), "its own family is its owner's"
+
+
 async def test_an_owner_that_cant_be_dialed_needs_the_last_member(autojump_clock):
     async with path_world(24, undialable=(0,)) as world:
         owner = world.nodes[0]
         await build(owner)
-        for node in world.nodes:
-            if node.node_id in owner.guards:
-                world.network.kill(node.node_id)
+        for node in guards_of(owner):
+            world.network.kill(node)
         with pytest.raises(PathUnavailable, match="member"):
             await build(owner)
         assert owner.builder.statistics()["builds_failed_link"] == 1

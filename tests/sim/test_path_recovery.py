@@ -75,3 +75,29 @@ async def test_paths_come_back_after_x_nodes_die(count, undialable, autojump_clo
         assert max(times) < 120
         assert Change.DIED in [event.change for event in tunnels.events]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["dead", "frozen"])
+async def test_lost_guards_are_made_up_for(how, autojump_clock):
+    """As long as somebody else is heard from, if only every ten seconds."""
+    async with path_world(24, latency=0.02) as world, trio.open_nursery() as nursery:
+        owner = world.nodes[0]
+        tunnels = Tunnels(world, owner)
+        await nursery.start(tunnels.pool.run)
+        nursery.start_soon(tunnels.watch)
+        await tunnels.pool.wait_ready(2)
+        others = [node for node in world.nodes[1:] if node.node_id not in owner.guards]
+        await others[0].links.ensure(owner.ref)
+        lost = list(owner.guards)[:4]
+        for node in lost:
+            tunnels.kill(node)
+            if how == "frozen":
+                world.network.revive(node)
+                world.network.freeze(node)
+        started = trio.current_time()
+        await trio.sleep(2)
+        await tunnels.pool.wait_ready(2)
+        print(f"four guards {how}: two paths again after {trio.current_time() - started:.1f} s")
+        assert trio.current_time() - started < 60
+        assert not {path.members[0].node_id for path in tunnels.pool.current()} & set(lost)
+        nursery.cancel_scope.cancel()

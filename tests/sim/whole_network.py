@@ -41,6 +41,7 @@ from phantom_tun.net.netdb.node_database import NodeDatabase
 from phantom_tun.net.netdb.service import NetdbService
 from phantom_tun.net.paths import builder as path_builder
 from phantom_tun.net.paths.builder import PathBuilder, Surroundings
+from phantom_tun.net.paths.guard_watch import GuardNews
 from phantom_tun.net.paths.member import PathMember
 from phantom_tun.net.paths.pool import Change, PathEvent
 from phantom_tun.net.paths.pools import PathPools, PathWishes
@@ -160,6 +161,7 @@ class WholeNode:
                 candidates=lambda _now: self.netdb.candidates(),
                 relatives=shunned,
                 save_guards=lambda _guards: None,
+                guard_news=GuardNews(self.netdb.record_of, self.netdb.report_success),
             ),
             clock=clock,
             rng=self.rng,
@@ -487,8 +489,10 @@ class Eyes:
         return watched
 
     def _watch_plaintext(self, read: Callable[..., int]) -> Callable[..., int]:
-        def watched(channel: object, view: memoryview, start: int, limit: int) -> int:
-            end = read(channel, view, start, limit)
+        def watched(
+            channel: object, view: memoryview, start: int, limit: int, **options: bool
+        ) -> int:
+            end = read(channel, view, start, limit, **options)
             self._add(channel, "plaintext", view[start:end])
             return end
 

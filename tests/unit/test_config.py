@@ -168,6 +168,8 @@ def test_ids_and_addresses_have_typed_views() -> None:
         ('[node]\nlisten = ["host"]', "node.listen: 'host' is not an IPv4"),
         ('[node]\nadvertise = ["0.0.0.0"]', "node.advertise: 0.0.0.0 is no address"),
         ('[node]\nfamilies = ["12"]', "node.families: '12' is not a node id"),
+        ('[node]\nfamily_names = ["A b"]', "node.family_names: must be "),
+        (f"[node]\nfamily_names = {['a'] * 5}", "node.family_names: must be a list .from 0 to 4."),
         ('[guards]\ntrusted = ["zz"]', "guards.trusted: 'zz' is not a node id"),
         ('[interface]\nname = "a/b"', "interface.name: must be text in quotes that matches"),
         (

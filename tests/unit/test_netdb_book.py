@@ -380,6 +380,17 @@ class TestQuestions:
         book.expire(NOW + 1)
         assert [contact.record for contact in book] == [friend]
 
+    def test_a_guard_is_remembered_as_long_as_its_record_is_valid(self) -> None:
+        guard = NodeMaker(1).record()
+        book = NodeBook(OWN.node_id, random.Random(1), kept={guard.node_id})
+        meet(book, 1)
+        for _ in range(GIVE_UP_AFTER):
+            book.failed(guard.node_id, NOW)
+        book.expire(NOW + 1)
+        assert [contact.record for contact in book] == [guard]
+        book.expire(NOW + DAY)
+        assert len(book) == 0
+
     def test_whom_to_visit(self, book: NodeBook) -> None:
         assert book.stalest(NOW) is None
         first, second = meet(book, 1), meet(book, 2, NOW + 1)

@@ -18,6 +18,7 @@ from phantom_tun.node import Node
 from phantom_tun.testing.fake_tun import FakeHost, FakeTun
 from phantom_tun.tun.interface import Interface
 from phantom_tun.tun.settings import InterfaceConfig
+from phantom_tun.wire.records import MAX_FAMILIES, NodeRecord, decode
 
 
 class Start:
@@ -102,3 +103,24 @@ async def test_the_interface_makes_the_guard_only_if_nobody_has() -> None:
         await interface.run(None)  # type: ignore[arg-type]
     assert host.steps == ["guard"]
     tun.hang_up()
+
+
+# --- what it says about itself -------------------------------------------------------------------
+
+
+def families_of(place: Path, **settings: object) -> tuple[bytes, ...]:
+    node = NodeConfig(state_dir=place, listen=(), port=free_ports(), **settings)  # type: ignore[arg-type]
+    network = dataclasses.replace(profile.new("test", bytes(32)), pow_bits=1)
+    record = Node(Config(node=node), network, [], None).netdb.own_record
+    return decode(NodeRecord, record.encoded).families
+
+
+def test_nodes_of_one_family_publish_the_same_tag(tmp_path: Path) -> None:
+    names = ("mine", "ours", "a", "b")
+    assert len(names) == MAX_FAMILIES
+    one = families_of(tmp_path / "one", family_names=names)
+    other = families_of(tmp_path / "other", family_names=("mine", "mine"))
+    assert len(one) == 4
+    assert set(other) < set(one)
+    assert len(other) == 1
+    assert families_of(tmp_path / "third", families=("ab" * 32,)) == (), "ids are told to nobody"

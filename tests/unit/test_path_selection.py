@@ -3,19 +3,20 @@
 import ipaddress
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 
-from phantom_tun.clock import HOUR
+from phantom_tun.clock import DAY, HOUR
 from phantom_tun.errors import PathUnavailable
-from phantom_tun.ids import NodeId
-from phantom_tun.path.candidates import KEY_MARGIN, prefix, serves, traits
-from phantom_tun.path.guards import GRACE, MAX_SIZE, SET_SIZE, GuardSet
+from phantom_tun.ids import NetworkId, NodeId
+from phantom_tun.path.candidates import KEY_MARGIN, family_tag, prefix, serves, traits
+from phantom_tun.path.guards import GRACE, MAX_SIZE, SET_SIZE, Guard, GuardSet, Saved
 from phantom_tun.path.ring import member_count
 from phantom_tun.path.selection import GUARD_PLACES, MANY, Draw, draw_ring
 from phantom_tun.path.suspicion import Suspicion
-from phantom_tun.wire.records import Capability, NodeAddress, NodeRecord
+from phantom_tun.wire.records import FAMILY_LEN, Capability, NodeAddress, NodeRecord
 
 NOW = 1_800_000_000.0
 BOTH = Capability.RELAY | Capability.DIALABLE
@@ -153,6 +154,14 @@ def test_ipv6_prefixes_are_32_bits_long():
         ipaddress.ip_address("2001:db9::1")
     )
     assert prefix(ipaddress.ip_address("10.1.0.1")) != prefix(ipaddress.ip_address("10.2.0.1"))
+
+
+def test_a_name_gives_one_tag_in_one_network():
+    here, there = NetworkId(b"h" * 32), NetworkId(b"t" * 32)
+    tags = {family_tag(here, "one"), family_tag(here, "two"), family_tag(there, "one")}
+    assert len(tags) == 3
+    assert {len(tag) for tag in tags} == {FAMILY_LEN}
+    assert family_tag(here, "one") in tags
 
 
 def test_nodes_of_one_family_never_meet():
@@ -319,14 +328,125 @@ def test_further_guards_are_taken_when_too_few_can_be_reached_but_not_for_ever()
     assert len(guards) == MAX_SIZE
 
 
+def neighbours_of(known, guards, builds=60, **changes):
+    """Who stands next to the owner in some paths."""
+    found = set()
+    for seed in range(builds):
+        ring = drawn(3, known, guards=guards, rng=random.Random(seed), **changes)
+        found.update(ids(at_guard_places(ring)))
+    return found
+
+
+def test_while_we_are_offline_no_guard_is_taken():
+    guards = GuardSet(frozenset())
+    known = nodes(60)
+    drawn(3, known, guards=guards)
+    first = list(guards)
+    for node in first[:3]:
+        guards.unreachable(node, NOW)
+    for number in (3, 4):  # two can be reached; then the netdb, too, has given those up
+        candidates = [one for one in known if one.record.node_id not in first[3:number]]
+        with pytest.raises(PathUnavailable, match="3 guards that can be reached"):
+            drawn(3, candidates, guards=guards, online=False)
+    assert list(guards) == first
+    drawn(3, known, guards=guards)
+    assert len(guards) == SET_SIZE + 1
+
+
+def test_the_first_guards_are_taken_before_there_is_a_link_to_anybody():
+    guards = GuardSet(frozenset())
+    drawn(3, nodes(60), guards=guards, online=False)
+    assert len(guards) == SET_SIZE
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_stands_in_is_left_when_earlier_guards_answer(restarted):
+    guards = GuardSet(frozenset())
+    known = nodes(60)
+    drawn(3, known, guards=guards)
+    for _ in range(3):  # each time all fail that can be reached
+        for node in guards.usable(NOW):
+            guards.unreachable(node, NOW)
+        drawn(3, known, guards=guards)
+    assert len(guards) == SET_SIZE + 9
+    everybody = list(guards)
+    assert neighbours_of(known, guards) == set(everybody[-3:])
+    if restarted:
+        guards = GuardSet(frozenset(), GuardSet.decode(guards.encode()))
+    else:
+        for node in everybody[:3]:
+            guards.reached(node)
+        assert neighbours_of(known, guards) == {*everybody[:3], *everybody[-3:-1]}
+        for node in everybody[3:]:
+            guards.reached(node)
+    assert neighbours_of(known, guards) == set(everybody[:SET_SIZE])
+
+
+def test_of_a_set_saved_by_an_earlier_version_the_first_are_used():
+    known = nodes(60)
+    entry = '{"node": "%s", "until": %d, "seen": %d}'
+    entries = [entry % (node.hex(), NOW + 30 * DAY, NOW) for node in ids(known[:MAX_SIZE])]
+    saved = GuardSet.decode(('{"guards": [' + ",".join(entries) + "]}").encode())
+    guards = GuardSet(frozenset(), saved)
+    assert neighbours_of(known, guards) == set(ids(known[:SET_SIZE]))
+    guards.refresh([], NOW + 30 * DAY - 1, online=True)
+    assert len(guards) == MAX_SIZE, "how long we were away is told by who was seen last"
+
+
+def test_when_a_term_ends_who_once_stood_in_moves_up():
+    far = NOW + 99 * DAY
+    known = [Known(record(number, expires=far, key_until=far)) for number in range(1, 61)]
+    saved = [
+        Guard(node.hex(), NOW + (30 + place) * DAY, NOW)
+        for place, node in enumerate(ids(known[: SET_SIZE + 2]))
+    ]
+    guards = GuardSet(frozenset(), Saved(saved, NOW, 0.0))
+    later = neighbours_of(known, guards, now=NOW + 31 * DAY)
+    assert later == set(ids(known[2 : SET_SIZE + 2]))
+    assert len(guards) == SET_SIZE
+
+
+def test_a_guard_that_claims_the_others_families_brings_no_new_ones():
+    known = [Known(record(number, families=(bytes([number]) * 16,))) for number in range(1, 41)]
+    guards = GuardSet(frozenset())
+    drawn(3, known, guards=guards)
+    liar, *others = [one for one in known if one.record.node_id in guards]
+    claimed = tuple(one.record.families[0] for one in others)
+    known[known.index(liar)] = Known(record(int.from_bytes(liar.record.identity), families=claimed))
+    assert liar.record.node_id not in neighbours_of(known, guards)
+    assert len(guards) == SET_SIZE
+
+
+def test_who_makes_all_guards_unreachable_meets_few_new_ones():
+    """For everybody, so that the netdb gives them up as well: the worst case of docs/threats.md."""
+    far = NOW + 99 * DAY
+    left = [
+        Known(record(number, f"20.{number}.0.1", expires=far, key_until=far))
+        for number in range(1, 200)
+    ]
+    guards, met = GuardSet(frozenset()), set()
+    for hours in range(0, 90 * 24, 8):
+        with suppress(PathUnavailable):
+            drawn(1, left, guards=guards, now=NOW + hours * HOUR, rng=random.Random(hours))
+        met.update(guards)
+        left = [one for one in left if one.record.node_id not in met]
+        assert len(guards) <= MAX_SIZE
+    assert MAX_SIZE + 80 <= len(met) <= MAX_SIZE + 90
+
+
 def test_the_pause_of_a_guard_grows_and_ends_when_it_is_reached():
     guards = GuardSet(frozenset())
     node = record(1).node_id
     guards.add(node, NOW, random.Random(1))
+    now = NOW
     for pause in (60, 120, 240):
-        guards.unreachable(node, NOW)
-        assert guards.usable(NOW + pause - 1) == []
-        assert guards.usable(NOW + pause) == [node]
+        guards.unreachable(node, now)
+        guards.unreachable(node, now + 1)  # found out twice, but gone once
+        assert guards.usable(now + pause - 1) == []
+        assert guards.paused(node, now + pause - 1)
+        now += pause
+        assert guards.usable(now) == [node]
+    guards.unreachable(node, now)
     guards.reached(node)
     assert guards.usable(NOW) == [node]
     guards.unreachable(node, NOW)
@@ -346,10 +466,42 @@ def test_a_guard_that_is_gone_is_kept_for_a_while():
     drawn(1, known, guards=guards)
     gone = next(one for one in known if one.record.node_id in guards)
     rest = [one for one in known if one is not gone]
-    guards.refresh(ids(rest), NOW + GRACE)
+    for day in range(1, int(GRACE / DAY) + 1):
+        guards.refresh(ids(rest), NOW + day * DAY, online=True)
     assert gone.record.node_id in guards
-    guards.refresh(ids(rest), NOW + GRACE + 1)
+    guards.refresh(ids(rest), NOW + GRACE + 1, online=False)
+    assert gone.record.node_id in guards, "we would not know"
+    guards.refresh(ids(rest), NOW + GRACE + 1, online=True)
     assert gone.record.node_id not in guards
+
+
+def test_guards_that_are_gone_are_let_go_one_a_day():
+    guards = GuardSet(frozenset())
+    drawn(1, nodes(20), guards=guards)
+    sizes = []
+    for hours in range(0, 8 * 24, 6):
+        guards.refresh([], NOW + hours * HOUR, online=True)
+        sizes.append(len(guards))
+    assert sizes[12] == SET_SIZE, "after three days"
+    assert sizes[13::4] == [4, 3, 2, 1, 0]
+    assert sizes[14::4] == [4, 3, 2, 1, 0]
+
+
+def test_while_we_are_away_nobody_is_gone():
+    guards = GuardSet(frozenset())
+    drawn(1, nodes(20), guards=guards)
+    guards.refresh([], NOW, online=True)
+    guards = GuardSet(frozenset(), GuardSet.decode(guards.encode()))
+    for days in (10, 20, 27):
+        guards.refresh([], NOW + days * DAY, online=False)
+    back = NOW + 28 * DAY
+    guards.refresh([], back, online=True)
+    assert len(guards) == SET_SIZE
+    guards.refresh([], back + DAY, online=True)
+    guards.refresh([], back + GRACE - DAY, online=True)
+    assert len(guards) == SET_SIZE
+    guards.refresh([], back + GRACE - DAY + 1, online=True)
+    assert len(guards) == SET_SIZE - 1
 
 
 def test_a_guard_that_is_there_stays_until_its_term_ends():
@@ -358,9 +510,9 @@ def test_a_guard_that_is_there_stays_until_its_term_ends():
     guards.add(node, NOW, random.Random(1))
     day = 86_400
     for days in range(30):
-        guards.refresh([node], NOW + days * day)
+        guards.refresh([node], NOW + days * day, online=True)
         assert node in guards
-    guards.refresh([node], NOW + 90 * day)
+    guards.refresh([node], NOW + 90 * day, online=True)
     assert node not in guards
 
 
@@ -372,7 +524,7 @@ def test_trusted_nodes_come_first_and_have_no_term():
         ring = drawn(3, known, guards=guards, rng=random.Random(seed))
         assert ring.x_nodes[0].record.node_id in trusted
         assert trusted <= set(ids(at_guard_places(ring)))
-    guards.refresh(ids(known), NOW + 365 * 86_400)
+    guards.refresh(ids(known), NOW + 365 * 86_400, online=True)
     assert all(node in guards for node in trusted)
 
 
@@ -384,6 +536,20 @@ def test_trusted_nodes_that_appear_later_are_taken_too():
     assert late.record.node_id not in guards
     ring = drawn(1, [*known, late], guards=guards)
     assert ring.x_nodes[0] is late
+
+
+@pytest.mark.parametrize("trusted", [2, MAX_SIZE + 2])
+def test_trusted_nodes_take_the_places_of_those_who_came_last(trusted):
+    known = nodes(60)
+    saved = [Guard(node.hex(), NOW + 30 * DAY, NOW) for node in ids(known[:MAX_SIZE])]
+    friends = ids(known[-trusted:])
+    guards = GuardSet(frozenset(friends), Saved(saved, NOW))
+    drawn(3, known, guards=guards)
+    there = set(guards)
+    assert len(there) == MAX_SIZE
+    kept = max(MAX_SIZE - trusted, 0)
+    assert there & set(ids(known[:MAX_SIZE])) == set(ids(known[:kept]))
+    assert len(there & set(friends)) == min(trusted, MAX_SIZE)
 
 
 def test_guards_of_one_prefix_are_not_taken_together():
@@ -409,9 +575,9 @@ def test_guards_survive_on_disk():
     again = GuardSet(frozenset(), GuardSet.decode(guards.encode()))
     assert again.usable(NOW) == guards.usable(NOW)
     assert not again.changed
-    again.refresh(ids(nodes(20)), NOW + HOUR)
+    again.refresh(ids(nodes(20)), NOW + HOUR, online=True)
     assert not again.changed, "nothing worth a write"
-    again.refresh(ids(nodes(20)), NOW + HOUR + 1)
+    again.refresh(ids(nodes(20)), NOW + HOUR + 1, online=True)
     assert again.changed
 
 

@@ -32,6 +32,7 @@ class NodeFacts:
     port: int
     capabilities: Capability
     families: Sequence[bytes] = ()
+    """Tags of the families it is in, 16 bytes each."""
 
 
 def in_record(addresses: Sequence[IpAddress]) -> Sequence[IpAddress]:

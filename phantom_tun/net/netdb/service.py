@@ -271,6 +271,13 @@ class NetdbService:
             return contact.record
         return None
 
+    def record_of(self, node_id: NodeId) -> NodeRecord | None:
+        """The valid record of a node that we know, even if it failed."""
+        contact = self._book.get(node_id)
+        if contact is None or contact.record.expires <= self._clock.now():
+            return None
+        return contact.record
+
     async def find_node(self, node_id: NodeId) -> NodeRecord:
         """The record of a node, from memory if it was heard of lately.
 

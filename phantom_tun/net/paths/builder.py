@@ -21,6 +21,7 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.ids import ConnectionId, EntryId, NetworkId, NodeId
+from phantom_tun.net.paths.guard_watch import GuardNews, GuardWatch
 from phantom_tun.net.paths.member import PathLinks, PathMember
 from phantom_tun.net.tunnels.workshop import Workshop
 from phantom_tun.netdb.density import median
@@ -33,15 +34,11 @@ from phantom_tun.path.ring import MAX_HOPS
 from phantom_tun.path.selection import Draw, TooFewNodes, draw_ring
 from phantom_tun.path.suspicion import Suspicion
 from phantom_tun.path.timing import RoundTimer
-from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.records import NodeRecord
 from phantom_tun.wire.setup import CONNECTION_ID_LEN, ENTRY_ID_LEN
 
 MAX_BUILDS = 8
 """Builds that one node has on their way at one time."""
-
-GUARD_DEADLINE = 3.0
-"""Seconds for a guard to be reached before it is taken for gone."""
 
 _REMEMBERED_TIMES = 100
 
@@ -73,6 +70,7 @@ class Surroundings:
     """Other nodes of the same person: never members."""
     save_guards: Callable[[GuardSet], None]
     """Called when the set may have changed."""
+    guard_news: GuardNews
 
 
 class PathBuilder:
@@ -99,6 +97,7 @@ class PathBuilder:
         self._rng = rng
         self._workshop = workshop or Workshop(rng)
         self._suspicion = Suspicion()
+        self._watch = GuardWatch(links, guards, self._suspicion, surroundings.guard_news, clock)
         self._timer = RoundTimer()
         self._limiter = trio.CapacityLimiter(MAX_BUILDS)
         self._under_way: dict[tuple[PathKind, str], Counter[NodeId]] = {}
@@ -138,6 +137,7 @@ class PathBuilder:
         async with self._limiter:
             started = trio.current_time()
             terms = Terms(kind, Ends(self._clock.now() + lifetime), route_factory)
+            await self._watch.find_missing(*self._candidates_now())
             under_way = self._under_way.setdefault((kind, identity), Counter())
             build, guards = self._prepare(hops, terms, apart_from.union(under_way))
             x_nodes = [member.node_id for member in build.x_nodes]
@@ -182,14 +182,8 @@ class PathBuilder:
             await self._links.ensure(path.members[0])
 
     async def check_guards(self) -> None:
-        """After a failure, tell guards that are gone from those that are not. They are our
-        neighbours whatever we build, so that dialing them, unlike other members, shows nothing
-        new; where a link stands nothing is sent."""
-        version = min(address.version for address in self._around.own_record().ips)
-        async with trio.open_nursery() as nursery:
-            for candidate in self._around.candidates(self._clock.now()):
-                if candidate.record.node_id in self._guards:
-                    nursery.start_soon(self._check_guard, candidate.record.ref(version))
+        """After a failure, tell guards that are gone from those that are not."""
+        await self._watch.check(*self._candidates_now())
 
     def statistics(self) -> dict[str, int]:
         """Counters by name; times in milliseconds."""
@@ -199,6 +193,12 @@ class PathBuilder:
         return found
 
     # --- one attempt ----------------------------------------------------------------------------
+
+    def _candidates_now(self) -> tuple[list[NodeId], int]:
+        """Their ids, and the IP version in which to dial them."""
+        candidates = self._around.candidates(self._clock.now())
+        version = min(address.version for address in self._around.own_record().ips)
+        return [candidate.record.node_id for candidate in candidates], version
 
     def _direct(
         self,
@@ -251,6 +251,7 @@ class PathBuilder:
             suspicion=self._suspicion,
             now=now,
             rng=self._rng,
+            online=self._watch.online,
             apart_from=apart_from,
         )
         try:
@@ -333,24 +334,10 @@ class PathBuilder:
             raise PathUnavailable(f"setup array {number} came back altered") from error
         self._timer.took(len(members), trio.current_time() - started)
 
-    async def _check_guard(self, guard: NodeRef) -> None:
-        node = guard.node_id
-        try:
-            with trio.fail_after(GUARD_DEADLINE):
-                await self._links.ensure(guard)
-        except (WorldError, trio.TooSlowError):
-            self._guards.unreachable(node, self._clock.now())
-            self._suspicion.unreachable(node, self._clock.now())
-        else:
-            self._guards.reached(node)
-            self._suspicion.worked([node], self._clock.now())
-
     # --- bookkeeping ----------------------------------------------------------------------------
 
     def _unreachable(self, node: NodeId) -> None:
-        now = self._clock.now()
-        self._guards.unreachable(node, now)
-        self._suspicion.unreachable(node, now)
+        self._watch.failed(node)
         self._failed(Stage.LINK)
 
     def _failed(self, stage: Stage) -> None:
@@ -361,4 +348,4 @@ class PathBuilder:
         self._times.append(seconds)
         self._suspicion.worked((member.node_id for member in build.members), self._clock.now())
         for guard in guards:
-            self._guards.reached(guard)
+            self._watch.worked(guard)

@@ -21,7 +21,7 @@ from phantom_tun.errors import LinkBroken, PeerError, UsageError, WorldError
 from phantom_tun.guard import Guard
 from phantom_tun.ids import ConnectionId, NodeId
 from phantom_tun.net.links.bulk import Bulk
-from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.links.peers import NeighbourInfo, Peer
 from phantom_tun.net.links.rates import RateTable
 from phantom_tun.net.links.shares import Shares
 from phantom_tun.path.candidates import prefix
@@ -54,6 +54,10 @@ class PathLinks(Protocol):
         """
         :raises WorldError: the node can't be reached.
         """
+        ...
+
+    def neighbours(self) -> list[NeighbourInfo]:
+        """Everyone there is a link with."""
         ...
 
 
