@@ -17,16 +17,20 @@ WORDS = {
     "block unknown connection": "tunnels being set up over paths that had ended",
     "bulk limit": "data links more than allowed",
     "bulk not asked for": "data links nobody had asked for",
+    "call network rate": "database calls of one network more than allowed",
     "call unfinished": "database calls that broke off",
     "calls of banned nodes": "database calls of banned nodes",
+    "calls over network limit": "database calls of one network more than allowed",
     "dialed impostor": "links to addresses where another node answered",
     "dialer not authenticated": "links whose node didn't prove who it is",
+    "hop block memory": "paths of others ended for setting up too many tunnels",
     "further connection CapacityExceeded": "connections in kept sessions more than allowed",
     "further connection ProtocolViolation": "connections in kept sessions that broke off",
     "interface destination reserved": "packets to addresses that are reserved",
     "link of banned": "links of banned nodes",
     "neighbour banned": "links to banned nodes",
     "relay limit": "tunnels of others more than allowed",
+    "signal network rate": "messages of one network more than allowed",
     "stranger limit": "links of unknown nodes more than allowed",
     "tls failed": "connections that no TLS handshake completed",
     "tunnel late": "tunnels that came too late",
@@ -37,7 +41,9 @@ WORDS = {
 """By the reason that ``drops`` of ``status --json`` names (docs/spec/control.md)."""
 
 
-_NOUN = re.compile(r"\b(answer|build|call|connection|link|packet|tunnel)s\b( that were)?")
+_NOUN = re.compile(
+    r"\b(answer|build|call|connection|link|message|packet|path|tunnel)s\b( that were)?"
+)
 """What is counted, the first of these in each of :data:`WORDS`."""
 
 

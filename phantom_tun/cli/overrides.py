@@ -72,6 +72,7 @@ _STANDINGS = {
     "in_force": "in force",
     "replaced": "replaced by a later one",
     "over_budget": "NOT in force: bans would cover too many nodes",
+    "too_few_known": "NOT in force yet: this node knows too few others to ban a prefix",
     "trusted": "NOT in force: this node trusts that node",
     "off": "not obeyed: overrides are off here",
 }

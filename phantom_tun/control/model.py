@@ -307,7 +307,7 @@ class OverrideInfo(Answer, frozen=True):
     created: float
     """Seconds since the epoch."""
     expires: float
-    standing: Literal["in_force", "replaced", "over_budget", "trusted", "off"]
+    standing: Literal["in_force", "replaced", "over_budget", "too_few_known", "trusted", "off"]
     """What it amounts to here."""
     new: bool = False
     """Whether it wasn't known before; only when it is sent."""

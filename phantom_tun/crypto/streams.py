@@ -38,15 +38,20 @@ WITH, AGAINST = b"with", b"against"
 """Directions of a stream: with or against the way N0 travelled."""
 
 
-def next_block(path_secret: bytes, block: bytes) -> TunnelBlock:
-    """N_i from N_{i-1}: what a hop passes on."""
-    cipher = Cipher(algorithms.AES(hkdf(path_secret, "block")), modes.ECB())  # noqa: S305
+def block_key(path_secret: bytes) -> bytes:
+    """The 32-byte key under which a hop passes blocks on."""
+    return hkdf(path_secret, "block")
+
+
+def next_block(key: bytes, block: bytes) -> TunnelBlock:
+    """N_i from N_{i-1}, under a hop's :func:`block_key`: what it passes on."""
+    cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305
     return TunnelBlock(cipher.encryptor().update(block))
 
 
-def previous_block(path_secret: bytes, block: bytes) -> TunnelBlock:
-    """N_{i-1} from N_i, for the owner."""
-    cipher = Cipher(algorithms.AES(hkdf(path_secret, "block")), modes.ECB())  # noqa: S305
+def previous_block(key: bytes, block: bytes) -> TunnelBlock:
+    """N_{i-1} from N_i."""
+    cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305
     return TunnelBlock(cipher.decryptor().update(block))
 
 

@@ -12,12 +12,13 @@ import heapq
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from phantom_tun.clock import HOUR, MINUTE, Rng
+from phantom_tun.clock import DAY, HOUR, MINUTE, Rng
 from phantom_tun.ids import NodeId
 from phantom_tun.netdb.contact import LAST_RETRY, Contact, position
 from phantom_tun.netdb.overrides import NOTHING_IN_FORCE, InForce
 from phantom_tun.netdb.prefixes import BUCKET_LIMITS, PrefixLimits, closest_allowed
 from phantom_tun.netdb.table import K, RoutingTable
+from phantom_tun.netdb.unmet import Unmet
 from phantom_tun.wire.records import NodeRecord
 
 MAX_KEYED = 2_048
@@ -26,6 +27,8 @@ CANDIDATE_FOR = 3 * HOUR
 """How long after the last sign of life a node is a candidate."""
 KEY_MARGIN = MINUTE
 """A path key is used no later than this before it ends."""
+RECALLED_FOR = DAY
+"""How long nodes of an earlier run count against bans, if they aren't met before."""
 GIVE_UP_AFTER = 10
 """Failures in a row (over an hour of them) after which a contact is forgotten."""
 ENOUGH_DRAWN = 128
@@ -75,8 +78,10 @@ class NodeBook:
         self._contacts: dict[NodeId, Contact] = {}
         self._keyed = 0
         self._view = NOTHING_IN_FORCE
-        self._banned: dict[NodeId, NodeRecord] = {}
+        self._banned: dict[NodeId, Contact] = {}
         """Nodes that we knew before override commands banned them."""
+        self._unmet = Unmet()
+        """Nodes that we would perhaps know if no override command had banned them."""
         self.table = RoutingTable(own_id, rng.randbytes(16), limits)
 
     def __len__(self) -> int:
@@ -97,7 +102,10 @@ class NodeBook:
             self._renew(contact, record)
         if contact is not None or record.node_id == self._own_id:
             return False
-        return not self._view.bans(record)
+        if self._view.bans(record):
+            self._keep_away(record)
+            return False
+        return True
 
     def met(self, record: NodeRecord, now: float, path_key: bytes | None = None) -> None:
         """A node proved that it is there, perhaps with the ``path_key`` that its record names."""
@@ -134,6 +142,10 @@ class NodeBook:
         if contact.path_key is None:
             self._forget(contact)
 
+    def recall(self, record: NodeRecord, now: float) -> None:
+        """A node of an earlier run that is no contact yet: a ban of it isn't free, all the same."""
+        self._unmet.add(record, now + RECALLED_FOR, proven=True)
+
     def succeeded(self, node_id: NodeId, now: float) -> None:
         """A node answered."""
         contact = self._contacts.get(node_id)
@@ -150,19 +162,42 @@ class NodeBook:
     def obey(self, view: InForce) -> list[NodeRecord]:
         """Follow the override commands that are in force from now on: banned nodes are nowhere.
         Returns nodes that are no longer banned."""
-        self._view = view
+        before, self._view = self._view, view
         for contact in [contact for contact in self if view.bans(contact.record)]:
-            self._banned[contact.node_id] = contact.record
+            self._banned[contact.node_id] = contact
+            self._unmet.discard(contact.node_id)
             self.table.remove(contact)
             self._forget(contact)
-        freed = [record for record in self._banned.values() if not view.bans(record)]
+        freed = [
+            contact.record for contact in self._banned.values() if not view.bans(contact.record)
+        ]
         for record in freed:
+            # Until it is met again it counts as one that is heard of: or else the ban that was over
+            # budget would be within it the next moment.
             del self._banned[record.node_id]
-        return freed
+            self._unmet.add(record, proven=True)
+        return [
+            record
+            for record in self._unmet.records()
+            if before.bans(record) and not view.bans(record)
+        ]
 
     def known_records(self) -> list[NodeRecord]:
-        """All nodes known, banned ones included: what the budget for bans is reckoned by."""
-        return [*(contact.record for contact in self), *self._banned.values()]
+        """All nodes known, banned ones included: what the budget for bans is a part of."""
+        return [contact.record for contact in (*self, *self._banned.values())]
+
+    def unmet_records(self) -> list[NodeRecord]:
+        """Nodes heard of and not known because of a ban: what counts against the budget too."""
+        return self._unmet.records()
+
+    def remembered(self) -> list[Contact]:
+        """All nodes that a later run should know of, banned ones included."""
+        unmet = (record for record in self._unmet.records() if self._view.bans(record))
+        return [
+            *self,
+            *self._banned.values(),
+            *(Contact(record, position(record.node_id), 0.0) for record in unmet),
+        ]
 
     def expire(self, now: float) -> None:
         """Forget records that ran out, nodes that are gone, and those we have no use for."""
@@ -170,6 +205,7 @@ class NodeBook:
             if self._is_useless(contact, now):
                 self.table.remove(contact)
                 self._forget(contact)
+        self._unmet.expire(now, self._view.bans)
 
     def closest(self, target: bytes, count: int, now: float) -> list[NodeRecord]:
         """The usable nodes of the routing table that are closest to ``target``, closest first."""
@@ -272,10 +308,14 @@ class NodeBook:
         self, record: NodeRecord, now: float, path_key: bytes | None, *, drawn: bool = False
     ) -> Contact | None:
         node_id = record.node_id
-        if node_id == self._own_id or self._view.bans(record):
+        if node_id == self._own_id:
+            return None
+        if self._view.bans(record):
+            self._keep_away(record)
             return None
         contact = self._contacts.get(node_id)
         if contact is None:
+            self._unmet.discard(node_id)
             contact = Contact(record, position(node_id), now)
             self._contacts[node_id] = contact
         self._renew(contact, record)
@@ -283,6 +323,10 @@ class NodeBook:
             self._keyed += contact.path_key is None
             contact.give_key(record, path_key)
         return contact
+
+    def _keep_away(self, record: NodeRecord) -> None:
+        if record.node_id not in self._banned:
+            self._unmet.add(record)
 
     def _renew(self, contact: Contact, record: NodeRecord) -> None:
         if contact.renew(record):

@@ -29,7 +29,7 @@ class Contact:
     record: NodeRecord
     position: int
     last_ok: float
-    """When it last proved that it is there, or was last vouched for."""
+    """When it last proved that it is there, or was last vouched for; 0 if never."""
     path_key: bytes | None = None
     """Its path-building key (1,216 bytes), if we ever got it."""
     path_key_digest: bytes = b""

@@ -39,6 +39,11 @@ MAX_COMMANDS = 1_024
 """Unexpired commands that a node keeps."""
 BAN_SHARE = 0.05
 """Part of the known nodes that all bans together may cover; one node is always allowed."""
+ENOUGH_KNOWN = 60
+"""Nodes to be known before a ban of a prefix is obeyed. When none of so many is in a prefix, at
+most 5 % of all nodes are, with 95 % certainty (0.95^60 < 0.05); with fewer known it can be any part
+of the network. Bans of single addresses are obeyed before, but each counts as one node at least, as
+a ban of an id does."""
 COMMANDS_PER_MINUTE = 30.0
 COMMANDS_AT_ONCE = 100.0
 """New ones from one neighbour; what exceeds them is refused."""
@@ -80,6 +85,8 @@ class Standing(enum.Enum):
     """A later one about the same subject counts."""
     OVER_BUDGET = "over_budget"
     """A ban that would make all bans cover too many nodes."""
+    TOO_FEW_KNOWN = "too_few_known"
+    """A ban of a prefix, and too few nodes are known to tell how many are in it."""
     TRUSTED = "trusted"
     """It would ban a node that is trusted here."""
     OFF = "off"
@@ -99,7 +106,7 @@ class InForce:
     """Addresses that belong to an AP key whatever the votes say."""
     pinned_records: tuple[APKeyRecord, ...] = ()
     not_obeyed: Mapping[OverrideRecord, Standing] = field(default_factory=dict)
-    """Bans that would cover too many nodes, or a trusted one."""
+    """Bans that would cover a trusted node or too many, or for all that is known could."""
     _prefixes: PrefixSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -242,13 +249,16 @@ class Overrides:
                 found.append(command.encoded)
         return OverrideList(tuple(found))
 
-    def in_force(self, known: Collection[NodeRecord], now: float) -> InForce:
-        """What counts now. ``known``: all nodes known, banned ones included, by which the budget
-        for bans is reckoned."""
+    def in_force(
+        self, known: Collection[NodeRecord], now: float, *, unmet: Collection[NodeRecord] = ()
+    ) -> InForce:
+        """What counts now. ``known``: all nodes known, banned ones included, which the budget for
+        bans is a part of; ``unmet``: further ones that count against it if a ban covers them."""
         if not self.enabled:
             return NOTHING_IN_FORCE
-        places = Places(known) if self._commands else Places(())
+        places = Places((*known, *unmet) if self._commands else ())
         budget = ban_budget(len(known))
+        few = len(known) < ENOUGH_KNOWN
         nodes: set[NodeId] = set()
         prefixes: list[IpNetwork] = []
         deleted: set[bytes] = set()
@@ -260,8 +270,12 @@ class Overrides:
             match OverrideAction(command.action):
                 case OverrideAction.BAN_NODE | OverrideAction.BAN_PREFIX:
                     hit = _covers(command, places) - self._trusted
+                    if few and not hit:
+                        hit = {NodeId(command.digest)}  # who may be there and isn't known yet
                     if command.subject in self._trusted:
                         not_obeyed[command] = Standing.TRUSTED
+                    elif few and not _is_one_place(command):
+                        not_obeyed[command] = Standing.TOO_FEW_KNOWN
                     elif len(covered | hit) > budget:
                         not_obeyed[command] = Standing.OVER_BUDGET
                     elif command.action == OverrideAction.BAN_NODE:
@@ -372,6 +386,14 @@ def ban_budget(known: int) -> int:
 def digest_of(commands: Iterable[OverrideRecord]) -> bytes:
     """What :meth:`Overrides.digest` says of commands in their order."""
     return h("override commands", *(command.digest for command in commands))
+
+
+def _is_one_place(command: OverrideRecord) -> bool:
+    """Whether a ban is of one id, one IPv4 address or one IPv6 /64."""
+    if command.action == OverrideAction.BAN_NODE:
+        return True
+    prefix = parse_prefix(command.subject)
+    return prefix.prefixlen >= (32 if prefix.version == 4 else 64)
 
 
 def _covers(command: OverrideRecord, places: Places) -> set[NodeId]:

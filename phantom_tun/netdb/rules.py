@@ -22,6 +22,7 @@ from phantom_tun.wire.nodes import IpAddress
 from phantom_tun.wire.records import (
     APKeyRecord,
     APRoute,
+    Networks,
     NodeAddress,
     NodeRecord,
     Record,
@@ -54,6 +55,11 @@ class Caller:
 
     node_id: NodeId
     address: IpAddress
+
+    @property
+    def wide(self) -> frozenset[bytes]:
+        """The /16 (IPv6 /32) that it calls from; a private address counts by itself."""
+        return Networks.of([NodeAddress.of(self.address, 0)]).wide
 
 
 @dataclass(frozen=True, slots=True)

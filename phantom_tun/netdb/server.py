@@ -51,6 +51,8 @@ from phantom_tun.wire.records import APKeyRecord, NodeRecord, path_key_digest
 CALLS_PER_SECOND = 50.0
 CALLS_AT_ONCE = 300.0
 """Of one node; what exceeds them is not answered."""
+NETWORK_TIMES = 8
+"""How many times as many all nodes in one IPv4 /16 or IPv6 /32 may make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ class Server:
         self._verifier = verifier
         self._overrides = Overrides(network, (), ()) if overrides is None else overrides
         self._limits = SourceLimits(rate=CALLS_PER_SECOND, burst=CALLS_AT_ONCE)
+        self._network_limits = SourceLimits(
+            rate=NETWORK_TIMES * CALLS_PER_SECOND, burst=NETWORK_TIMES * CALLS_AT_ONCE
+        )
         self._counts: Counter[str] = Counter()
 
     def answer(
@@ -127,11 +132,14 @@ class Server:
     def admit(self, caller: Caller, now: float) -> None:
         """Count a call of ``caller``, which shows that it is there.
 
-        :raises ProtocolViolation: it asks too often, or is banned.
+        :raises ProtocolViolation: it asks too often, or all in its network do, or it is banned.
         """
         if not self._limits.allows(caller.node_id, now):
             self._counts["calls_over_limit"] += 1
             raise ProtocolViolation("a node asks more often than it may")
+        if not all(self._network_limits.allows(part, now) for part in caller.wide):
+            self._counts["calls_over_network_limit"] += 1
+            raise ProtocolViolation("the nodes of a network ask more often than they may")
         if self.view.bans_peer(caller.node_id, caller.address):
             self._counts["calls_of_banned_nodes"] += 1
             raise ProtocolViolation("a banned node calls")

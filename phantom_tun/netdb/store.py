@@ -24,7 +24,7 @@ from phantom_tun.netdb.rules import (
     Circumstances,
 )
 from phantom_tun.wire.netdb import MAX_ROUTES
-from phantom_tun.wire.records import APKeyRecord, APRoute, Networks, NodeAddress
+from phantom_tun.wire.records import APKeyRecord, APRoute
 
 MAX_ENTRIES = 4_096
 """At about 4 KB each."""
@@ -245,7 +245,7 @@ class ApStore:
     def _new_entry(self, public_key: bytes, caller: Caller | None, now: float) -> _Entry:
         if caller is not None:
             self._per_node.allows(caller.node_id, now)
-            for part in _wide(caller):
+            for part in caller.wide:
                 self._per_prefix.allows(part, now)
         entry = _Entry(ap6_address(self._network, public_key))
         self._entries[public_key] = entry
@@ -256,13 +256,8 @@ class ApStore:
         if caller is None:
             return True
         return self._per_node.would_allow(caller.node_id, now) and all(
-            self._per_prefix.would_allow(part, now) for part in _wide(caller)
+            self._per_prefix.would_allow(part, now) for part in caller.wide
         )
-
-
-def _wide(caller: Caller) -> frozenset[bytes]:
-    """The /16 (IPv6 /32) that a record is brought from."""
-    return Networks.of([NodeAddress.of(caller.address, 0)]).wide
 
 
 def _oldest(entry: _Entry) -> APRoute | None:

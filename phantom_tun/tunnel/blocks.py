@@ -13,9 +13,11 @@ Interior hops can't tell the two apart.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from dataclasses import dataclass
 
-from phantom_tun.crypto.streams import next_block, previous_block
+from phantom_tun.crypto.streams import block_key, next_block, previous_block
 from phantom_tun.errors import CapacityExceeded, ProtocolViolation
 from phantom_tun.ids import TunnelBlock
 
@@ -32,6 +34,13 @@ MAX_PENDING = 1024
 PENDING_LIFE = 30.0
 """Seconds after which a block that nobody came back for is forgotten (but stays refused)."""
 
+SEEN_BYTES = 8
+"""Memory that a block takes for the path's life: its second half. A block that agrees in that with
+one seen is taken for it; of blocks drawn at random one in 2^47 does, when a path is used up."""
+
+PENDING_BYTES = 224
+"""Memory that a block takes while it is pending."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockPair:
@@ -45,14 +54,18 @@ class HopBlocks:
     """What one hop remembers of the blocks of one path.
 
     Both sides of a hop share the memory of used blocks: a block that was seen in either role, as
-    one received or as one sent, is never accepted again.
+    one received or as one sent, is never accepted again. Only those received are remembered; a
+    block is one sent if what it comes from is one received.
     """
 
-    __slots__ = ("_pending", "_refilled", "_secret", "_seen", "_tokens", "last_recognised")
+    __slots__ = ("_came", "_key", "_pending", "_refilled", "_seen", "_tokens", "last_recognised")
 
     def __init__(self, path_secret: bytes, now: float) -> None:
-        self._secret = path_secret
-        self._seen: set[bytes] = set()
+        self._key = block_key(path_secret)
+        self._seen = array("Q")
+        """Sorted: eight bytes a block, and looking one up takes no time even of 2^16."""
+        self._came = [0, 0]
+        """How many of them from each side."""
         self._pending: tuple[dict[bytes, tuple[TunnelBlock, float]], ...] = ({}, {})
         self._tokens = BLOCK_BURST
         self._refilled = now
@@ -66,7 +79,8 @@ class HopBlocks:
         :raises ProtocolViolation: the block was seen before.
         :raises CapacityExceeded: over the rate, or too many pending: drop this one.
         """
-        if block in self._seen:
+        place = self._place(block)
+        if self._is_at(place, block):
             raise ProtocolViolation("a tunnel block came twice")
         # The clock may have been set back.
         passed = max(0.0, now - self._refilled)
@@ -77,16 +91,32 @@ class HopBlocks:
         if self._tokens < 1 or len(pending) >= MAX_PENDING:
             raise CapacityExceeded("tunnel blocks come faster than allowed")
         self._tokens -= 1
-        after = next_block(self._secret, block)
-        self._seen.add(block)
-        self._seen.add(after)
+        before = previous_block(self._key, block)
+        if self._is_at(self._place(before), before):
+            raise ProtocolViolation("a tunnel block came as it was sent before")
+        after = next_block(self._key, block)
+        self._seen.insert(place, _half(block))
+        self._came[from_side] += 1
         pending[after] = (block, now + PENDING_LIFE)
         return after
 
     @property
     def exhausted(self) -> bool:
         """Whether the path has used up its blocks and must close."""
-        return len(self._seen) >= 2 * MAX_BLOCKS
+        return len(self._seen) >= MAX_BLOCKS
+
+    def held(self) -> tuple[int, int]:
+        """Bytes of memory that the blocks from each side take, about."""
+        one, other = (
+            SEEN_BYTES * came + PENDING_BYTES * len(pending)
+            for came, pending in zip(self._came, self._pending, strict=True)
+        )
+        return one, other
+
+    def tidy(self, now: float) -> None:
+        """Forget what has been pending for too long, though no block comes any more."""
+        for pending in self._pending:
+            self._forget(pending, now)
 
     def recognise(self, block: TunnelBlock, from_side: int, now: float) -> BlockPair:
         """A bulk link came from neighbour ``from_side`` naming ``block``: which tunnel is it?
@@ -100,6 +130,12 @@ class HopBlocks:
         self.last_recognised = now
         return BlockPair(before[0], block)
 
+    def _place(self, block: bytes) -> int:
+        return bisect_left(self._seen, _half(block))
+
+    def _is_at(self, place: int, block: bytes) -> bool:
+        return place < len(self._seen) and self._seen[place] == _half(block)
+
     @staticmethod
     def _forget(pending: dict[bytes, tuple[TunnelBlock, float]], now: float) -> None:
         # Insertion order is age order.
@@ -110,12 +146,16 @@ class HopBlocks:
             del pending[oldest]
 
 
+def _half(block: bytes) -> int:
+    return int.from_bytes(block[-SEEN_BYTES:], "big")
+
+
 def outbound_pairs(secrets: list[bytes], first: TunnelBlock) -> list[BlockPair]:
     """The owner's view of an outbound tunnel that began with ``first``: one pair per hop, from the
     owner outward; ``secrets`` in the same order."""
     pairs = []
     for secret in secrets:
-        after = next_block(secret, first)
+        after = next_block(block_key(secret), first)
         pairs.append(BlockPair(first, after))
         first = after
     return pairs
@@ -126,7 +166,7 @@ def inbound_pairs(secrets: list[bytes], last: TunnelBlock) -> list[BlockPair]:
     owner outward."""
     pairs = []
     for secret in secrets:
-        before = previous_block(secret, last)
+        before = previous_block(block_key(secret), last)
         pairs.append(BlockPair(before, last))
         last = before
     return pairs

@@ -18,6 +18,7 @@ _WHOLE = frozenset(
     {
         "calls_of_banned_nodes",
         "calls_over_limit",
+        "calls_over_network_limit",
         "entry_busy",
         "entry_puzzle",
         "entry_requests_broken",

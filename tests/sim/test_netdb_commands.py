@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.errors import RecordRefused, WireError
 from phantom_tun.net.netdb.files import NetdbFiles
 from phantom_tun.net.netdb.service import NetdbService
+from phantom_tun.netdb.banned import pack_prefix
 from phantom_tun.netdb.overrides import digest_of
 from phantom_tun.netdb.rules import Caller
 from phantom_tun.netdb.signing import sign_override
@@ -59,11 +61,13 @@ class TestOverrides:
         ).encoded
 
     @asynccontextmanager
-    async def network(self, count: int) -> AsyncIterator[tuple[MemoryNetwork, list[NetdbService]]]:
+    async def network(
+        self, count: int, knowing: int | None = None
+    ) -> AsyncIterator[tuple[MemoryNetwork, list[NetdbService]]]:
         async with memory_network() as network:
             network.override_keys = [self.KEY.public]
             services = start(network, count)
-            await wait_until(everybody_knows(services, count - 1), 3)
+            await wait_until(everybody_knows(services, knowing or count - 1), 3)
             yield network, services
 
     async def test_a_ban_cuts_a_node_from_everybody(self, autojump_clock: MockClock) -> None:
@@ -121,6 +125,23 @@ class TestOverrides:
             await trio.sleep(2)
             late = network.start(NodeMaker(70), [services[0].own_record.ref()])
             await wait_until(lambda: victim in late.in_force.banned_nodes, 3)
+
+    async def test_a_newcomer_gets_to_know_the_others_whatever_is_banned(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async with self.network(70, knowing=64) as (network, services):
+            late = network.start(NodeMaker(170), [services[0].own_record.ref()])
+            for number, service in enumerate(services[5:], 1):
+                place = ipaddress.ip_network((service.own_record.ips[0], 16), strict=False)
+                ban = self.command(network, number, OverrideAction.BAN_PREFIX, pack_prefix(place))
+                late.command(ban)
+            assert not late.in_force.banned_prefixes
+            await trio.sleep(15)
+            assert len(late.known_records()) >= 60
+            told = [service for service in services if service.commands()]
+            assert len(told) > 60
+            for service in (late, *told):
+                assert 1 <= sum(service.in_force.bans(each.own_record) for each in services) <= 6
 
     async def test_a_newcomer_is_told_all_of_many(self, autojump_clock: MockClock) -> None:
         async with self.network(6) as (network, services):

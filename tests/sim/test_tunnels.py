@@ -10,8 +10,10 @@ import trio
 from phantom_tun.clock import SystemClock
 from phantom_tun.crypto.signing import SigningKey, node_id_of
 from phantom_tun.errors import PathUnavailable, StreamReset, Unreachable
-from phantom_tun.ids import CertHash, ConnectionId, EntryId
+from phantom_tun.ids import CertHash, ConnectionId, EntryId, TunnelBlock
 from phantom_tun.net.links.buffers import POOL, Buffer
+from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.tunnels import hops
 from phantom_tun.net.tunnels.connector import Connector
 from phantom_tun.net.tunnels.entry_node import EntryDesk
 from phantom_tun.net.tunnels.exit_node import EntryDialer
@@ -21,8 +23,10 @@ from phantom_tun.net.tunnels.ready_pool import PoolLimits
 from phantom_tun.net.tunnels.switchboard import Switchboard
 from phantom_tun.path.hop import OwnedPath, PathHop
 from phantom_tun.testing.memory_links import MemoryNetwork
+from phantom_tun.tunnel.blocks import PENDING_BYTES, SEEN_BYTES
 from phantom_tun.wire.nodes import NodeRef
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
+from phantom_tun.wire.tunnel import pack_block
 
 RNG = random.Random(3)
 
@@ -484,3 +488,78 @@ async def test_a_hop_whose_owner_is_gone_is_forgotten(autojump_clock):
         await trio.sleep(SWEEP_EVERY + 1)
         assert nodes[2].hops.statistics()["hops"] == 0
         assert nodes[2].board.statistics()["path_connections"] == 0
+
+
+def relayed(before, relay, after):
+    """A hop of somebody's path between two nodes; returns it and how ``before`` sends blocks."""
+    connections = [ConnectionId(RNG.randbytes(16)) for _ in range(2)]
+    hop = PathHop(
+        role="interior",
+        neighbours=((before.ref, connections[0]), (after.ref, connections[1])),
+        path_secret=RNG.randbytes(32),
+        expires=2e10,
+    )
+    relay.hops.add(hop)
+
+    def send(count):
+        for _ in range(count):
+            block = TunnelBlock(RNG.randbytes(16))
+            relay.board.signalled(
+                Peer(before.ref.node_id, before.ref.address), pack_block(connections[0], block)
+            )
+
+    return hop, send
+
+
+def standing(node):
+    return [host.hop for host in node.hops._hops.values()]
+
+
+async def test_a_neighbour_whose_paths_have_too_many_blocks_loses_the_fullest(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(hops, "BLOCK_MEMORY", 4_000 * SEEN_BYTES)
+    monkeypatch.setattr(hops, "BLOCK_MEMORY_EACH", 300 * SEEN_BYTES)
+    async with world(5) as (_, nodes):
+        relay = nodes[0]
+        paths = [relayed(nodes[1], relay, nodes[4]) for _ in range(3)]
+        other, send = relayed(nodes[2], relay, nodes[3])
+        send(250)
+        for (_, send), count in zip(paths, (50, 200, 100), strict=True):
+            send(count)
+        clock = MovedClock()
+        relay.hub.clock = clock
+        clock.ahead = 60  # what is pending is forgotten
+        await trio.sleep(SWEEP_EVERY + 1)
+        assert standing(relay) == [paths[0][0], paths[2][0], other]
+        assert relay.hub.counts["drop_hop_block_memory"] == 1
+        assert relay.board.statistics()["path_connections"] == 6
+
+
+async def test_when_all_paths_have_too_many_blocks_those_with_most_lose_theirs(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(hops, "BLOCK_MEMORY", 400 * SEEN_BYTES)
+    async with world(5) as (_, nodes):
+        relay = nodes[0]
+        paths = [relayed(nodes[number], relay, nodes[4]) for number in (1, 1, 2, 3)]
+        for (_, send), count in zip(paths, (150, 100, 200, 50), strict=True):
+            send(count)
+        clock = MovedClock()
+        relay.hub.clock = clock
+        clock.ahead = 60
+        await trio.sleep(SWEEP_EVERY + 1)
+        assert standing(relay) == [hop for hop, _ in paths[1:]]
+        assert relay.hub.counts["drop_hop_block_memory"] == 1
+
+
+async def test_blocks_that_nobody_comes_back_for_count_for_more(autojump_clock, monkeypatch):
+    monkeypatch.setattr(hops, "BLOCK_MEMORY_EACH", 200 * PENDING_BYTES)
+    async with world(3) as (_, nodes):
+        kept, send = relayed(nodes[1], nodes[0], nodes[2])
+        send(150)
+        await trio.sleep(SWEEP_EVERY + 1)
+        assert standing(nodes[0]) == [kept]
+        send(100)
+        await trio.sleep(SWEEP_EVERY + 1)
+        assert standing(nodes[0]) == []

@@ -82,12 +82,12 @@ class Owner:
 class Attacked:
     """A link whose other end is a bare connection in the hands of the test."""
 
-    def __init__(self, nursery, limits, quotas, name=b"p"):
+    def __init__(self, nursery, limits, quotas, name=b"p", address="192.0.2.1"):
         near, self.far = connection_pair()
         self.owner, self.counts = Owner(), Counter()
         self.link = SignalLink(
             near,
-            Peer(NodeId(name * 32), ipaddress.IPv4Address("192.0.2.1")),
+            Peer(NodeId(name * 32), ipaddress.ip_address(address)),
             dialed=False,
             limits=limits,
             quotas=quotas,
@@ -113,6 +113,35 @@ class Attacked:
         with trio.move_on_after(0.1):
             return bytes(view[: await self.far.read_some(view)])
         return b""
+
+
+@pytest.mark.parametrize(
+    ("frame", "places", "counter"),
+    [
+        (Frame.SIGNAL, ("192.0.2.1", "192.0.3.1", "192.1.0.1"), "drop_signal_network_rate"),
+        (Frame.CALL, ("2001:db8::1", "2001:db8:1::1", "2001:db9::1"), "drop_call_network_rate"),
+    ],
+)
+async def test_many_node_ids_in_one_network_share_what_they_may_send(
+    autojump_clock, nursery, frame, places, counter
+):
+    names = {"signal_rate": 1, "signal_burst": 3, "call_rate": 1, "call_burst": 3}
+    limits = LinkLimits(**names, network_rates=2)
+    quotas = Quotas(limits)
+    payload = {Frame.SIGNAL: b"x", Frame.CALL: b"\0\0\0\1\3"}[frame]
+    links = [
+        Attacked(nursery, limits, quotas, bytes([number]), places[number // 3])
+        for number in range(9)
+    ]
+    for link in links:
+        link.owner.signalled = lambda *_: None
+        for _ in range(2):
+            await link.far.write_all(pack_frame(frame, payload))
+            await wait_all_tasks_blocked()
+    dropped = [link.counts[counter] for link in links]
+    assert dropped == [0, 0, 0, 2, 2, 2, 0, 0, 0]
+    assert not any(link.counts[counter.replace("network_", "")] for link in links)
+    nursery.cancel_scope.cancel()
 
 
 async def test_calls_that_are_never_finished_are_forgotten(autojump_clock, nursery):

@@ -22,6 +22,7 @@ from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.banned import Places, PrefixSet, pack_prefix, parse_prefix
 from phantom_tun.netdb.overrides import (
     COMMANDS_AT_ONCE,
+    ENOUGH_KNOWN,
     LAG_PAUSE,
     MAX_AHEAD,
     MAX_COMMAND_LIFETIME,
@@ -216,8 +217,10 @@ class TestBans:
         assert not view.bans(KNOWN[2])
 
     def test_a_node_counts_once(self) -> None:
-        view = given_commands(command(1), ban(2, "11.1.0.0/16")).in_force(KNOWN[:10], NOW)
-        assert not view.not_obeyed
+        wide = given_commands(command(1), *(ban(n, "11.1.0.0/16") for n in (2, 3, 4)))
+        assert not wide.in_force(KNOWN, NOW).not_obeyed
+        address = ban(2, f"{VICTIM.ips[0]}/32")
+        assert not given_commands(command(1), address).in_force(KNOWN[:10], NOW).not_obeyed
 
     @pytest.mark.parametrize(
         "subject",
@@ -248,6 +251,38 @@ class TestBans:
         for text in ("11.1.0.0/16", "192.0.2.7/32", "2a00:1::/32"):
             network = ipaddress.ip_network(text)
             assert parse_prefix(pack_prefix(network)) == network
+
+
+class TestBansWhereNobodyIsKnown:
+    """A ban of a place in which no node is known must not be free."""
+
+    def test_who_knows_few_obeys_no_ban_of_a_prefix(self) -> None:
+        bans = given_commands(*(ban(n, f"{100 + n}.0.0.0/8") for n in range(99)))
+        for known in ([], KNOWN[:20], KNOWN[: ENOUGH_KNOWN - 1]):
+            view = bans.in_force(known, NOW)
+            assert not view.banned_prefixes
+            assert set(view.not_obeyed.values()) == {Standing.TOO_FEW_KNOWN}
+
+    def test_an_address_counts_as_one_node_as_long_as_few_are_known(self) -> None:
+        bans = given_commands(*(ban(n, f"12.0.0.{n}/32") for n in range(1, 6)))
+        assert len(bans.in_force([], NOW).banned_prefixes) == 1
+        assert len(bans.in_force(KNOWN[:40], NOW).banned_prefixes) == 2
+        assert len(bans.in_force(KNOWN, NOW).banned_prefixes) == 5
+        places = given_commands(ban(1, "2a01::/64"), ban(2, "2a02::/63"))
+        assert list(places.in_force([], NOW).not_obeyed.values()) == [Standing.TOO_FEW_KNOWN]
+
+    def test_who_is_heard_of_counts_against_the_budget_but_does_not_raise_it(self) -> None:
+        place = ban(1, "12.0.0.0/8")
+        bans = given_commands(place)
+        unmet = [
+            NodeMaker(n, address=ipaddress.ip_address(f"12.{n}.0.1")).record()
+            for n in range(100, 200)
+        ]
+        assert not bans.in_force(KNOWN, NOW, unmet=unmet[:3]).not_obeyed
+        view = bans.in_force(KNOWN, NOW, unmet=unmet[:4])
+        assert view.not_obeyed == {place: Standing.OVER_BUDGET}
+        others = given_commands(*(command(n, subject=KNOWN[n].node_id) for n in range(1, 10)))
+        assert len(others.in_force(KNOWN, NOW, unmet=unmet).banned_nodes) == 3
 
 
 class TestRecords:

@@ -24,7 +24,7 @@ from phantom_tun.netdb.rules import (
     Caller,
     Table,
 )
-from phantom_tun.netdb.server import CALLS_AT_ONCE, OwnNode, Server, expect
+from phantom_tun.netdb.server import CALLS_AT_ONCE, NETWORK_TIMES, OwnNode, Server, expect
 from phantom_tun.netdb.store import NEW_ENTRIES_PER_NODE, ApStore
 from phantom_tun.netdb.table import K
 from phantom_tun.netdb.verifier import Verifier
@@ -425,6 +425,31 @@ class TestLimits:
         assert world.server.statistics() == {"calls_over_limit": 1}
         world.server.answer(call, NOW, caller(NodeMaker(2)))
         world.server.answer(call, NOW + 1, caller())
+
+    def test_a_network_that_asks_too_often_gets_no_answer(self, world: World) -> None:
+        call = ClosestNodes(bytes(32))
+
+        def ask(number: int, address: str) -> None:
+            there = Caller(NodeId(number.to_bytes(32, "big")), ipaddress.ip_address(address))
+            world.server.answer(call, NOW, there)
+
+        for number in range(NETWORK_TIMES * int(CALLS_AT_ONCE)):
+            ask(number, f"12.1.{number % 250}.1")
+            ask(number, f"2a00:1:{number % 250}::1")
+        for place in ("12.1.251.1", "2a00:1:251::1"):
+            with pytest.raises(ProtocolViolation, match="network"):
+                ask(9999, place)
+        assert world.server.statistics() == {"calls_over_network_limit": 2}
+        ask(9999, "12.2.0.1")
+        ask(9999, "2a00:2::1")
+
+    def test_private_addresses_are_networks_of_their_own(self, world: World) -> None:
+        call = ClosestNodes(bytes(32))
+        for number in range(NETWORK_TIMES * int(CALLS_AT_ONCE) + 1):
+            address = ipaddress.ip_address(f"10.1.{number % 2}.1")
+            there = Caller(NodeId(number.to_bytes(32, "big")), address)
+            world.server.answer(call, NOW, there)
+        assert not world.server.statistics()
 
     def test_we_may_ask_ourselves_as_often_as_we_like(self, world: World) -> None:
         for _ in range(int(CALLS_AT_ONCE) + 1):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import tracemalloc
 
 import pytest
 
@@ -10,8 +11,11 @@ from phantom_tun.errors import CapacityExceeded, CryptoError, ProtocolViolation,
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.tunnel.blocks import (
     BLOCK_BURST,
+    MAX_BLOCKS,
     MAX_PENDING,
+    PENDING_BYTES,
     PENDING_LIFE,
+    SEEN_BYTES,
     HopBlocks,
     inbound_pairs,
     outbound_pairs,
@@ -109,6 +113,38 @@ def test_unanswered_blocks_are_bounded_and_forgotten_but_stay_refused():
         hop.recognise(after, 1, 0.0)
     with pytest.raises(ProtocolViolation):
         hop.pass_on(block, 0, now + PENDING_LIFE + 1)
+
+
+def test_a_path_that_is_used_up_takes_half_a_megabyte_and_no_repetition():
+    hop = HopBlocks(SECRETS[0], 0.0)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    pairs, now = [], 0.0
+    while not hop.exhausted:
+        now += 0.005
+        block = TunnelBlock(RNG.randbytes(16))
+        pair = hop.recognise(hop.pass_on(block, 0, now), 1, now)
+        if RNG.random() < 0.001:
+            pairs.append((pair.before, pair.after))
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert hop.held() == (SEEN_BYTES * MAX_BLOCKS, 0)
+    assert taken < 1.2 * SEEN_BYTES * MAX_BLOCKS
+    for number, repeated in enumerate(itertools.chain.from_iterable(pairs)):
+        with pytest.raises(ProtocolViolation):
+            hop.pass_on(repeated, number % 2, now + 100 + number)
+
+
+def test_what_a_hop_remembers_is_counted_by_who_brought_it():
+    hop = HopBlocks(SECRETS[0], 0.0)
+    for side in (0, 1, 1):
+        hop.pass_on(TunnelBlock(RNG.randbytes(16)), side, 0.0)
+    each = SEEN_BYTES + PENDING_BYTES
+    assert hop.held() == (each, 2 * each)
+    hop.tidy(PENDING_LIFE - 1)
+    assert hop.held() == (each, 2 * each)
+    hop.tidy(PENDING_LIFE)
+    assert hop.held() == (SEEN_BYTES, 2 * SEEN_BYTES)
 
 
 @pytest.mark.parametrize("outbound", [True, False])

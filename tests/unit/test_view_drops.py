@@ -72,6 +72,7 @@ def test_no_counter_with_such_a_name_is_forgotten() -> None:
 def test_people_read_words_for_reasons_that_there_are() -> None:
     put_together = {f"drop_array_{refused.value}" for refused in Reason}
     put_together.add("dropped_destination_reserved")
+    put_together |= {f"drop_{frame}_network_rate" for frame in ("call", "signal")}
     put_together |= {
         f"further_dropped_{error.__name__}" for error in (CapacityExceeded, ProtocolViolation)
     }

@@ -63,6 +63,9 @@ class LinkLimits:
     ask_burst: float = 64.0
     ping_rate: float = 1.0
     ping_burst: float = 10.0
+    network_rates: float = 8.0
+    """How many times as much, of each of these four, all neighbours in one IPv4 /16 or IPv6 /32 may
+    send together. Node ids cost next to nothing, networks do."""
     ping_after: float = 10.0
     """Of silence, then a PING is sent."""
     dead_after: float = 30.0

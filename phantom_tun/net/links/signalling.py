@@ -26,6 +26,7 @@ from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.peers import Peer
 from phantom_tun.net.links.rates import RateTable
 from phantom_tun.net.links.shares import Shares
+from phantom_tun.path.candidates import prefix
 from phantom_tun.wire.frames import Frame
 from phantom_tun.wire.signalling import (
     Assembler,
@@ -68,21 +69,34 @@ class SignalEvents(Protocol):
 
 
 class Quotas:
-    """What each neighbour may send, over however many links."""
+    """What each neighbour may send, over however many links, and all in one network together."""
 
     def __init__(self, limits: LinkLimits) -> None:
         self.memory: Shares[NodeId] = Shares(limits.calls_memory, limits.calls_memory_per_node)
         """Bytes of calls and of answers to them, until those are sent."""
-        self._tables: dict[Frame, RateTable[NodeId]] = {
-            Frame.SIGNAL: RateTable(limits.signal_rate, limits.signal_burst),
-            Frame.CALL: RateTable(limits.call_rate, limits.call_burst),
-            Frame.ASK: RateTable(limits.ask_rate, limits.ask_burst),
-            Frame.PING: RateTable(limits.ping_rate, limits.ping_burst),
+        rates = {
+            Frame.SIGNAL: (limits.signal_rate, limits.signal_burst),
+            Frame.CALL: (limits.call_rate, limits.call_burst),
+            Frame.ASK: (limits.ask_rate, limits.ask_burst),
+            Frame.PING: (limits.ping_rate, limits.ping_burst),
+        }
+        times = limits.network_rates
+        self._by_node: dict[Frame, RateTable[NodeId]] = {
+            frame: RateTable(rate, burst) for frame, (rate, burst) in rates.items()
+        }
+        self._by_network: dict[Frame, RateTable[bytes]] = {
+            frame: RateTable(rate * times, burst * times) for frame, (rate, burst) in rates.items()
         }
 
-    def allow(self, frame: Frame, node_id: NodeId) -> bool:
-        """Take one token if there is one."""
-        return self._tables[frame].allow(node_id, trio.current_time())
+    def excess(self, frame: Frame, peer: Peer) -> str:
+        """Whose rate one more frame would exceed: ``"rate"``, the peer's own; ``"network_rate"``,
+        that of all in its network; empty if nobody's, and then it is counted."""
+        now = trio.current_time()
+        if not self._by_node[frame].allow(peer.node_id, now):
+            return "rate"
+        if not self._by_network[frame].allow(prefix(peer.address), now):
+            return "network_rate"
+        return ""
 
 
 class _Reply:
@@ -325,8 +339,8 @@ class SignalLink:
             self._take_limited(frame, payload)
 
     def _take_limited(self, frame: Frame, payload: bytes) -> None:
-        if not self._quotas.allow(frame, self.peer.node_id):
-            self._counts[f"drop_{frame.name.lower()}_rate"] += 1
+        if excess := self._quotas.excess(frame, self.peer):
+            self._counts[f"drop_{frame.name.lower()}_{excess}"] += 1
         elif frame is Frame.SIGNAL:
             self.touch()
             self._counts["signals_received"] += 1
@@ -357,8 +371,8 @@ class SignalLink:
         if chunk.first:
             if self._fin_received:
                 raise ProtocolViolation("a call after FIN")
-            if not self._quotas.allow(Frame.CALL, self.peer.node_id):
-                self._counts["drop_call_rate"] += 1
+            if excess := self._quotas.excess(Frame.CALL, self.peer):
+                self._counts[f"drop_call_{excess}"] += 1
                 return
             if self._served + len(self._calls) >= self._limits.calls_served:
                 self._counts["drop_call_limit"] += 1

@@ -80,9 +80,11 @@ class Keeper:
 
         def load_nodes(data: bytes) -> None:
             for node in cachefile.load(data, verifier, now):
-                if node.record.expires > now:
+                if node.record.expires > now and node.path_key is not None:
                     self._book.restore(node.record, node.path_key, node.last_ok, drawn=node.drawn)
-                if node.record.dialable:
+                else:
+                    self._book.recall(node.record, now)
+                if node.record.dialable and node.last_ok:
                     nodes.append(node.record)
 
         _read(self._files.nodes, load_nodes)
@@ -129,7 +131,7 @@ class Keeper:
             self._write(self._files.holdings, self._holdings())
 
     def _nodes(self) -> bytes:
-        return cachefile.dump(self._network_id, self._book)
+        return cachefile.dump(self._network_id, self._book.remembered())
 
     @property
     def _commands_due(self) -> bool:

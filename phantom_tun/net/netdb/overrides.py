@@ -146,7 +146,8 @@ class OverrideFlood:
         """Work out what is in force, and obey."""
         now = self._calls.clock.now()
         self._overrides.expire(now)
-        view = self._overrides.in_force(self._calls.book.known_records(), now)
+        book = self._calls.book
+        view = self._overrides.in_force(book.known_records(), now, unmet=book.unmet_records())
         if view == self._server.view:
             return
         freed = self._server.obey(view)

@@ -131,6 +131,6 @@ class _Run:
     def _let_slow_ones_go(self) -> None:
         now = trio.current_time()
         for node_id, since in list(self._started.items()):
-            if now - since >= SLOW_AFTER:
+            if now >= since + SLOW_AFTER:  # as _next_slow() says, to the last bit
                 self.lookup.slow(node_id)
                 del self._started[node_id]

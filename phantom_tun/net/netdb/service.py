@@ -164,6 +164,7 @@ class NetdbService:
         cached = self._keeper.load(self._verifier, self._clock.now())
         self._flood.restore(self._keeper.load_overrides())
         self._flood.review()
+        cached = [record for record in cached if not self.in_force.bans(record)]
         seeds = [ref for ref in bootstrap if ref.node_id != own_id]
         if len(seeds) < len(bootstrap) or not seeds:
             self._introductions.joined.set()

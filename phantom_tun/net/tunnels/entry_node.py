@@ -193,6 +193,11 @@ class EntryHop:
         return self._blocks.last_recognised
 
     @property
+    def blocks(self) -> HopBlocks:
+        """What it remembers of the path's blocks."""
+        return self._blocks
+
+    @property
     def ready(self) -> int:
         """Ready tunnels."""
         return self._announcer.ready

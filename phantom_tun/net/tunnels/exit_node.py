@@ -174,6 +174,11 @@ class ExitHop:
         """When the owner last wanted a tunnel."""
         return self._blocks.last_recognised
 
+    @property
+    def blocks(self) -> HopBlocks:
+        """What it remembers of the path's blocks."""
+        return self._blocks
+
     def block_arrived(self, block: TunnelBlock) -> None:
         """The owner wants a tunnel."""
         if self._waiting >= MAX_READY or self._blocks.exhausted:

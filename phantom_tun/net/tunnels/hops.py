@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from phantom_tun.errors import PeerError, WorldError
+from phantom_tun.ids import NodeId
 from phantom_tun.net.tunnels.entry_node import EntryDesk, EntryHop
 from phantom_tun.net.tunnels.exit_node import EntryDialer, ExitDatabase, ExitHop
 from phantom_tun.net.tunnels.hub import TunnelHub
@@ -18,7 +20,14 @@ IDLE_LIFE = 900.0
 """Seconds without any tunnel after which a hop is forgotten: its owner is gone."""
 
 SWEEP_EVERY = 5.0
-"""Seconds between looks for expired hops."""
+"""Seconds between looks for expired hops, and for those that remember too many blocks."""
+
+BLOCK_MEMORY = 64 << 20
+"""Bytes of blocks that all hops together remember: 4,000 for each of 2,000 hops, where an idle path
+of a day needs 3,000."""
+
+BLOCK_MEMORY_EACH = BLOCK_MEMORY // 4
+"""Of those, for blocks that one neighbour brought."""
 
 
 class HopHost:
@@ -45,13 +54,17 @@ class HopHost:
         self._hops: dict[int, InteriorHop | ExitHop | EntryHop] = {}
 
     async def run(self) -> None:
-        """Forget hops that have expired or that nobody uses, until cancelled."""
+        """Forget hops that have expired, that nobody uses, or for whose blocks there is no room,
+        until cancelled."""
         while True:
             await trio.sleep(SWEEP_EVERY)
             now = self._hub.now()
             for host in list(self._hops.values()):
                 if host.hop.expires <= now or host.last_used <= now - IDLE_LIFE:
                     self.remove(host.hop)
+                else:
+                    host.blocks.tidy(now)
+            self._make_room()
 
     def add(self, hop: PathHop) -> None:
         """A build is complete at this node."""
@@ -82,6 +95,25 @@ class HopHost:
         """Counters by name."""
         return {"hops": len(self._hops)}
 
+    def _make_room(self) -> None:
+        """Close the hops with most blocks of a neighbour that has more than its share, and while
+        there are too many in all, of the one that has most."""
+        by_hop = {number: _held(host) for number, host in self._hops.items()}
+        held: Counter[NodeId] = Counter()
+        for counts in by_hop.values():
+            held.update(counts)
+        total = held.total()
+        while by_hop:
+            ((node_id, most),) = held.most_common(1)
+            if most <= BLOCK_MEMORY_EACH and total <= BLOCK_MEMORY:
+                return
+            fullest = max(by_hop, key=lambda number: by_hop[number][node_id])
+            freed = by_hop.pop(fullest)
+            held.subtract(freed)
+            total -= freed.total()
+            self._hub.counts["drop_hop_block_memory"] += 1
+            self.remove(self._hops[fullest].hop)
+
     def _first_tunnel(self, hop: PathHop) -> None:
         if hop.route is not None:
             self._hub.start(self._publish_route, hop.route)
@@ -98,3 +130,13 @@ class HopHost:
             self._hub.counts["entry_netdb_calls"] += 1
         except (PeerError, WorldError):
             self._hub.counts["entry_netdb_calls_failed"] += 1
+
+
+def _held(host: InteriorHop | ExitHop | EntryHop) -> Counter[NodeId]:
+    """Who brought blocks to a hop, and how much memory they take. What a terminating node draws
+    itself counts as its one neighbour's."""
+    held: Counter[NodeId] = Counter()
+    for side, count in enumerate(host.blocks.held()):
+        node, _ = host.hop.neighbours[side % len(host.hop.neighbours)]
+        held[node.node_id] += count
+    return held

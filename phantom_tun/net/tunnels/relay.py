@@ -50,6 +50,11 @@ class InteriorHop:
         """When a tunnel last came through."""
         return self._blocks.last_recognised
 
+    @property
+    def blocks(self) -> HopBlocks:
+        """What it remembers of the path's blocks."""
+        return self._blocks
+
     def block_arrived(self, block: TunnelBlock, side: int) -> None:
         """Pass a block on to the other neighbour."""
         try:
