@@ -204,10 +204,10 @@ class PathsConfig(_Section, frozen=True):
         Meta(
             ge=10,
             le=1440,
-            description="About how long an exit path lives until another replaces it; entry paths "
-            "live twice as long.",
+            description="About how long a path lives until another replaces it: from half to one "
+            "and a half times as long, drawn for each.",
         ),
-    ] = 60
+    ] = 90
 
 
 class TunnelsConfig(_Section, frozen=True):

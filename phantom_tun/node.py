@@ -397,9 +397,9 @@ class Node:
         """A request came over an entry path."""
         await self.sessions.handle_request(identity, sealed_request, accept)
 
-    async def throwaway_exit(self, identity: str) -> OwnedPath:
+    async def private_exit(self, identity: str) -> OwnedPath:
         """See :class:`~phantom_tun.net.tunnels.connector.OwnerEvents`."""
-        return await self.paths.throwaway_exit(identity)
+        return await self.paths.private_exit(identity)
 
     def path_died(self, path: OwnedPath) -> None:
         """A standing path gives no tunnels any more."""
@@ -454,9 +454,9 @@ class Node:
     def _overridden(self, view: InForce) -> None:
         """Other override commands are in force: banned nodes lose their links and our paths."""
         self.links.bar(view.bans_peer)
-        for user in self.connector.users():
-            if any(view.bans_peer(ref.node_id, ref.address) for ref in user.path.members):
-                self.paths.died(user.path)
+        for path in self.connector.standing():
+            if any(view.bans_peer(ref.node_id, ref.address) for ref in path.members):
+                self.paths.died(path)
 
     # --- what the owner sees (view) ---------------------------------------------------------------
 

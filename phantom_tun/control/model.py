@@ -241,9 +241,10 @@ class NetdbPoll(Answer, frozen=True):
     """What one who was asked found out."""
 
     path_id: str
-    """The exit path that the question took; empty for a node record, which is asked directly."""
+    """The exit path that the question took, ``private`` if it was built for it; empty for a node
+    record, which is asked directly."""
     answerer: str
-    """Node id of the exit node, or of the node that was asked."""
+    """Node id of the exit node, or of the node that was asked; empty if it isn't known."""
     outcome: Literal["found", "nothing", "failed"]
     detail: str
     """Why it failed."""

@@ -54,6 +54,8 @@ class OwnedPath:
     build_seconds: float
     route: bytes | None = None
     """The signed APRoute that this node publishes itself: entry paths of length zero only."""
+    aside: bool = False
+    """An exit path for questions about the owner's own affairs, that no connection is made over."""
 
     @property
     def node_ids(self) -> list[NodeId]:

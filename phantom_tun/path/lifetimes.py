@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from phantom_tun.clock import DAY, MINUTE, Rng
-from phantom_tun.path.hop import PathKind
 
 SHORTEST = 10 * MINUTE
 LONGEST = DAY
@@ -29,24 +28,19 @@ Y_FURTHEST = Y_LIFE + JITTER + EXPIRY_STEP + 5 * MINUTE
 RETIRE_MARGIN = MINUTE
 """An owner stops using a path this long before the first member may forget it."""
 
-_SPREAD = {"exit": (0.75, 1.25), "entry": (1.5, 2.5)}
-_FIRST_SPREAD = 0.4
+_SPREAD = 0.5
 _LEAD_SHARE = 0.15
 _LONGEST_LEAD = 5 * MINUTE
 
 
-def draw_lifetime(kind: PathKind, about: float, rng: Rng, *, first: bool = False) -> float:
-    """Seconds that a new path lives. Entry paths live twice as long as exit paths: others have to
-    learn of each new one. The first paths after a start live shorter by chance, so that not all
-    are replaced at once.
+def draw_lifetime(about: float, rng: Rng) -> float:
+    """Seconds that a new path lives. What it is for must play no part: its members are told when
+    it ends.
 
     :param about: the configured length of life.
     """
-    low, high = _SPREAD[kind]
-    life = about * rng.uniform(low, high)
-    if first:
-        life *= rng.uniform(_FIRST_SPREAD, 1.0)
-    return min(max(life, SHORTEST), LONGEST)
+    shortest = max(SHORTEST, (1 - _SPREAD) * about)
+    return rng.uniform(shortest, max(shortest, min(LONGEST, (1 + _SPREAD) * about)))
 
 
 def draw_lead(lifetime: float, rng: Rng) -> float:
@@ -64,8 +58,9 @@ class Ends:
 
     @property
     def retires(self) -> float:
-        """When the owner stops using it for new tunnels."""
-        return self.base - RETIRE_MARGIN
+        """When the owner stops using it for new tunnels. Whole seconds, as in the route by which an
+        entry node knows it: the fraction at the end would tell an exit path from an entry path."""
+        return float(math.floor(self.base - RETIRE_MARGIN))
 
     def draw_expiry(self, rng: Rng) -> int:
         """One X-node's expiry; equal ones in one path would link its members."""

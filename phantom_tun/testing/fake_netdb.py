@@ -107,6 +107,7 @@ class Asked:
     private: bool
     at: float
     """Moment of the clock."""
+    hidden: bool = False
 
 
 Bend = Callable[[Call, bytes], bytes]
@@ -136,12 +137,18 @@ class FakePaths:
     log: list[Asked] = field(default_factory=list)
 
     async def netdb_call(
-        self, identity: str, call: bytes, *, path_index: int | None = None, private: bool = False
+        self,
+        identity: str,
+        call: bytes,
+        *,
+        path_index: int | None = None,
+        hidden: bool = False,
+        private: bool = False,
     ) -> bytes:
         """Answer after a round trip."""
         path = None if private else (path_index or 0) % max(1, self.exits)
         decoded = decode_call(call)
-        self.log.append(Asked(identity, decoded, path, private, self.clock.now()))
+        self.log.append(Asked(identity, decoded, path, private, self.clock.now(), hidden))
         delay = self.round_trip if path is None else self.slow.get(path, self.round_trip)
         await trio.sleep(delay)
         if self.failures:
@@ -165,7 +172,7 @@ class FakePaths:
         if not self.lose_updates:
             self.netdb.perform(decoded)
 
-    def exit_count(self, identity: str) -> int:
+    def exit_count(self, identity: str, *, hidden: bool = False) -> int:
         """The same for every identity."""
         return self.exits
 

@@ -181,15 +181,28 @@ def _exposure(node: Node) -> list[str]:
     if not node.identities.all():
         return []
     found = []
-    if node.paths.wishes.exit_hops == 0:
-        found.append(
-            "exit paths have no hops, so whoever you connect to sees where this node is: set "
-            "paths.exit_hops, unless you want speed only"
+    wishes = node.paths.wishes
+    if wishes.exit_hops == 0:
+        also = (
+            ", and so where the address is that you connect from, which your entry paths hide from "
+            "others (interface.ephemeral_callers doesn't name it)"
+            if wishes.entry_hops
+            else ""
         )
-    if node.paths.wishes.entry_hops == 0:
         found.append(
-            "entry paths have no hops, so everybody can find out where this node's addresses are: "
-            "set paths.entry_hops, unless you want them to"
+            f"exit paths have no hops, so whoever you connect to sees where this node is{also}: "
+            "set paths.exit_hops, unless you want speed only"
+        )
+    if wishes.entry_hops == 0:
+        also = (
+            ", also those you connect to from them over exit paths with hops "
+            "(interface.ephemeral_callers doesn't name them)"
+            if wishes.exit_hops
+            else ""
+        )
+        found.append(
+            "entry paths have no hops, so everybody can find out where this node's addresses are"
+            f"{also}: set paths.entry_hops, unless you want them to"
         )
     return found
 

@@ -57,6 +57,7 @@ class _Lookup:
         self._node = node
         self._identity = identity
         self._address = address
+        self._is_own = node.identities.owner_of(address) is not None
         self._found: list[Found] = []
         self._polls: dict[int, NetdbPoll] = {}
         self._failure: WorldError | PeerError | None = None
@@ -64,7 +65,7 @@ class _Lookup:
     async def run(self, *, votes: bool) -> NetdbAnswer:
         """See :func:`answer`."""
         paths = self._paths()
-        if votes:
+        if votes and not self._is_own:
             async with trio.open_nursery() as nursery:
                 for index, path in enumerate(paths):
                     nursery.start_soon(self._ask, index, path)
@@ -88,6 +89,9 @@ class _Lookup:
             await self._ask(len(paths), None)
 
     def _paths(self) -> list[OwnedPath]:
+        """None for an own address, which is only asked about over a path built for it."""
+        if self._is_own:
+            return []
         name = self._identity.name
         users = self._node.connector.users()
         found = [u.path for u in users if u.path.kind == "exit" and u.path.identity == name]
@@ -95,24 +99,26 @@ class _Lookup:
 
     async def _ask(self, index: int, path: OwnedPath | None) -> None:
         """Ask over the ``index``-th exit path; over any, as soon as one stands, if there's none."""
-        members = () if path is None else path.node_ids
-        answerer = members[-1] if members else self._node.keys.node_id
-        number = "" if path is None else str(path.number)
+        if path is None:
+            number, answerer = "private" if self._is_own else "", ""
+        else:
+            number = str(path.number)
+            answerer = (path.node_ids[-1] if path.members else self._node.keys.node_id).hex()
         try:
             found = await self._node.directory.ask(
                 self._identity.name, self._address, path_index=index
             )
         except (WorldError, PeerError) as error:
             self._failure = error
-            self._polls[index] = NetdbPoll(number, answerer.hex(), "failed", str(error))
+            self._polls[index] = NetdbPoll(number, answerer, "failed", str(error))
             return
         if found is None:
-            self._polls[index] = NetdbPoll(number, answerer.hex(), "nothing", "")
+            self._polls[index] = NetdbPoll(number, answerer, "nothing", "")
             return
         self._found.append(found)
         self._polls[index] = NetdbPoll(
             number,
-            answerer.hex(),
+            answerer,
             "found",
             "",
             tuple(NetdbVote(v.public_key.hex(), v.sequence, v.storers) for v in found.votes),

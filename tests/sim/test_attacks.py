@@ -228,17 +228,18 @@ async def test_no_lie_of_an_exit_node_is_believed(autojump_clock):
     async with whole_network(9, ONE_HOP) as network:
         caller, callee = await bring_up(network)
         truth = await callee.netdb.resolve(callee.identity.ap6)
+        others = [node for node in network.nodes if node.owner is None]
         for lie in lies(truth).values():
 
             async def lying(_call: bytes, lie: bytes = lie) -> bytes:
                 return lie
 
-            for node in network.nodes[3:]:
+            for node in others:
                 node.database.perform_for_exit = lying
             assert await attempt(caller, callee, 40_000) == "failed"
             await trio.sleep(60)  # what failed is remembered for a while
         assert caller.directory.statistics()["bad_answers"] > 0
-        for node in network.nodes[3:]:
+        for node in others:
             del node.database.perform_for_exit
         assert await attempt(caller, callee, 40_001) == "whole"
         network.check_untroubled()

@@ -13,13 +13,16 @@ from test_tunnels import both_paths, connected, exchange, lay_path, world
 from trio.testing import MockClock
 from whole_network import events
 
-from phantom_tun.errors import DeadlineExpired
+from phantom_tun.errors import DeadlineExpired, PathUnavailable, Unreachable
+from phantom_tun.testing.path_nodes import TrioClock
 from phantom_tun.testing.record_factory import ApMaker
 from phantom_tun.wire.frames import Frame
 from phantom_tun.wire.tunnel import Opening
 
 LIFE = 500.0
 """Seconds until the owners stop using the paths."""
+EARLY = 200.0
+"""Seconds until they do if they have replaced them before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Watch:
         return found
 
 
+def let_time_pass(nodes):
+    """Give the nodes a wall clock that follows trio's."""
+    clock = TrioClock(time.time())
+    for node in nodes:
+        node.hub.clock = clock
+
+
 def ids(nodes, *numbers):
     return [nodes[number].ref.node_id for number in numbers]
 
@@ -78,12 +88,13 @@ class Lives:
     inbound: list[Seen]
 
 
-async def observe():
+async def observe(used_for):
     """Two idle paths, the owner of one of which publishes a few things meanwhile, over their whole
-    lives."""
+    lives, or out of use from some time on."""
     async with world(8) as (network, nodes):
         network.latency = 0.05
         watch = Watch(network)
+        let_time_pass(nodes)
         caller, callee = nodes[0], nodes[-1]
         ends = time.time() + LIFE
         way_out = lay_path(caller, nodes[1:4], "exit")
@@ -100,13 +111,16 @@ async def observe():
             nursery.start_soon(caller.connector.adopt, way_out)
             nursery.start_soon(callee.connector.adopt, way_in)
         for _ in range(3):
-            await trio.sleep(100)
+            await trio.sleep(60)
             callee.connector.queue_update("default", b"update")
-        await trio.sleep(began + LIFE - trio.current_time())
+        await trio.sleep(began + used_for - trio.current_time())
         caller.connector.drop(way_out)
         callee.connector.drop(way_in)
-        await trio.sleep(120)
+        assert not caller.connector.users() + callee.connector.users()
+        await trio.sleep(LIFE - used_for + 120)
         assert nodes[6].database.calls == [b"update"] * 3
+        assert not caller.connector._ending, "afterwards nothing of them is left"
+        assert not callee.connector._ending
         exit_hop, exit_inner, exit_outer = ids(nodes, 1, 0, 2)
         entry_hop, entry_inner, entry_outer = ids(nodes, 5, 4, 6)
         lives = Lives(
@@ -118,9 +132,40 @@ async def observe():
         return lives
 
 
+async def observe_private():
+    """A path that is built for one question, over its whole life."""
+    async with world(8) as (network, nodes):
+        network.latency = 0.05
+        watch = Watch(network)
+        let_time_pass(nodes)
+        owner = nodes[0]
+        ends = time.time() + LIFE
+
+        async def private_exit(_identity):
+            way = lay_path(owner, nodes[1:4], "exit")
+            return dataclasses.replace(way, retires=ends, expires=ends + 60)
+
+        owner.private_exit = private_exit
+        assert await owner.connector.netdb_call("default", b"?", private=True) == b"answer to ?"
+        await trio.sleep(LIFE + 120)
+        assert not owner.connector._ending
+        assert not owner.connector._private
+        return watch.at(*ids(nodes, 1, 0, 2))
+
+
 @pytest.fixture(scope="module")
 def lives():
-    return trio.run(observe, clock=MockClock(autojump_threshold=0))
+    return trio.run(observe, LIFE, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.fixture(scope="module")
+def replaced():
+    return trio.run(observe, EARLY, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.fixture(scope="module")
+def private():
+    return trio.run(observe_private, clock=MockClock(autojump_threshold=0))
 
 
 def begins(seen):
@@ -150,9 +195,13 @@ def test_an_idle_path_is_kept_ready_in_the_same_way(lives):
         assert what[True, "SIGNAL"] > 9
 
 
-def test_a_path_ends_in_the_same_way(lives):
-    for seen in (lives.outbound, lives.inbound):
+def test_a_path_ends_in_the_same_way_whatever_it_was_for_and_whether_it_is_used(
+    lives, replaced, private
+):
+    paths = (lives.outbound, lives.inbound, replaced.outbound, replaced.inbound, private)
+    for seen in paths:
         began = seen[0].moment
+        assert began + LIFE - 120 < max(one.moment for one in seen if one.what == "SIGNAL")
         assert max(one.moment for one in seen if one.what == "SIGNAL") < began + LIFE
         # A tunnel may just have been replaced, or be about to.
         signals = [one.moment for one in seen if one.what == "SIGNAL"]
@@ -205,3 +254,39 @@ async def test_a_used_tunnel_is_replaced_in_the_same_way(autojump_clock):
             return count, volume
 
         assert story(outbound) == story(inbound)
+
+
+async def test_a_request_that_a_hop_spoils_is_followed_by_the_same(autojump_clock):
+    """Or it could try, and tell by what follows."""
+    async with world(8) as (network, nodes):
+        network.latency = 0.05
+        _, entry_path, entry_node = await both_paths(nodes, 3, 3)
+        await trio.sleep(5)
+        stories = []
+        for sender, receiver, watched in ((2, 3, (1, 0, 2)), (5, 4, (5, 6, 4))):
+            watch = Watch(network)
+            network.recorded.clear()
+            pass_on = network.on_transfer
+            spoilt = []
+            (one,), (other,) = ids(nodes, sender), ids(nodes, receiver)
+
+            def spoil(item, one=one, other=other, pass_on=pass_on, spoilt=spoilt):
+                data = pass_on(item)
+                is_request = (item.kind, len(data)) == ("bulk", 8196)
+                if is_request and (item.sender, item.receiver) == (one, other) and not spoilt:
+                    spoilt.append(item)
+                    return data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
+                return data
+
+            network.on_transfer = spoil
+            with pytest.raises((PathUnavailable, Unreachable)):
+                await connected(nodes[0], entry_node, entry_path.entry_id)
+            await trio.sleep(3)
+            assert spoilt
+            network.on_transfer = pass_on
+            seen = watch.at(*ids(nodes, *watched))
+            stories.append(
+                Counter((one.from_announcer, one.what) for one in seen if one.what != "DATA")
+            )
+        assert stories[0] == stories[1]
+        assert stories[0][True, "RESET"] > 1

@@ -52,14 +52,20 @@ class Paths:
     nursery: trio.Nursery
 
     async def netdb_call(
-        self, identity: str, call: bytes, *, path_index: int | None = None, private: bool = False
+        self,
+        identity: str,
+        call: bytes,
+        *,
+        path_index: int | None = None,
+        hidden: bool = False,
+        private: bool = False,
     ) -> bytes:
         return await self.service.perform(call, EXIT_CALLS)
 
     def queue_update(self, identity: str, call: bytes) -> None:
         self.nursery.start_soon(self.service.perform, call, ENTRY_CALLS)
 
-    def exit_count(self, identity: str) -> int:
+    def exit_count(self, identity: str, *, hidden: bool = False) -> int:
         return 1
 
 

@@ -16,6 +16,7 @@ from phantom_tun.net.paths.builder import MAX_BUILDS
 from phantom_tun.net.paths.member import ArrayLimits
 from phantom_tun.path.candidates import family_tag
 from phantom_tun.path.keys import OVERLAP, ROTATE_EVERY
+from phantom_tun.path.lifetimes import SHORTEST
 from phantom_tun.path.ring import member_count
 from phantom_tun.path.selection import TooFewNodes
 from phantom_tun.testing.path_nodes import path_world
@@ -29,6 +30,7 @@ ROUTE = b"a signed route"
 
 async def build(owner, hops=3, kind="exit", **options):
     factory = (lambda *_: ROUTE) if kind == "entry" else None
+    options.setdefault("lifetime", SHORTEST)
     return await owner.builder.build(kind, hops, "main", factory, **options)
 
 
@@ -103,6 +105,7 @@ async def test_a_path_of_length_zero_is_the_node_itself(autojump_clock):
             "entry", 0, "main", lambda *args: made.append(args) or ROUTE, lifetime=HOUR
         )
         assert made == [(owner.ref, way_in.entry_id, way_in.retires)]
+        assert way_in.retires == int(way_in.retires), "as the route says it"
         assert way_in.route == ROUTE
         assert way_in.number != way_out.number
         assert way_in.first_connection != way_out.first_connection
@@ -189,7 +192,7 @@ async def test_an_entry_path_needs_a_route(autojump_clock):
     async with path_world(12) as world:
         for hops in (0, 3):
             with pytest.raises(UsageError, match="route"):
-                await world.nodes[0].builder.build("entry", hops, "main")
+                await world.nodes[0].builder.build("entry", hops, "main", lifetime=HOUR)
 
 
 async def test_too_few_nodes_are_reported_and_counted(autojump_clock):

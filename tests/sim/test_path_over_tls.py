@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 import trio
 
-from phantom_tun.clock import SystemClock
+from phantom_tun.clock import HOUR, SystemClock
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.crypto.x509 import make_certificate
 from phantom_tun.net.links.limits import LinkLimits
@@ -73,7 +73,7 @@ async def test_paths_are_built_over_real_links_which_are_used_again():
         for number in range(12):
             kind = "entry" if number % 2 else "exit"
             started, cpu = time.perf_counter(), time.process_time()
-            path = await owner.builder.build(kind, 3, "main", lambda *_: b"route")
+            path = await owner.builder.build(kind, 3, "main", lambda *_: b"route", lifetime=HOUR)
             times.append((time.perf_counter() - started, time.process_time() - cpu))
             for member, secret in zip(path.members, path.secrets, strict=True):
                 assert secret in {hop.path_secret for hop in world[member.node_id].hops}

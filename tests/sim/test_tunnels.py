@@ -1,5 +1,6 @@
 """Whole routing tunnels over links in memory: owner, hops, exit, entry, and what breaks them."""
 
+import dataclasses
 import ipaddress
 import random
 from contextlib import asynccontextmanager
@@ -13,12 +14,14 @@ from phantom_tun.errors import PathUnavailable, StreamReset, Unreachable
 from phantom_tun.ids import CertHash, ConnectionId, EntryId, TunnelBlock
 from phantom_tun.net.links.buffers import POOL, Buffer
 from phantom_tun.net.links.peers import Peer
+from phantom_tun.net.tunnels import connector as connector_module
 from phantom_tun.net.tunnels import hops
-from phantom_tun.net.tunnels.connector import Connector
+from phantom_tun.net.tunnels.connector import LOOK_EVERY, MAX_PRIVATE, Connector
 from phantom_tun.net.tunnels.entry_node import EntryDesk
 from phantom_tun.net.tunnels.exit_node import EntryDialer
 from phantom_tun.net.tunnels.hops import IDLE_LIFE, SWEEP_EVERY, HopHost
 from phantom_tun.net.tunnels.hub import TunnelHub
+from phantom_tun.net.tunnels.owned_exit import OwnedExit
 from phantom_tun.net.tunnels.ready_pool import PoolLimits
 from phantom_tun.net.tunnels.switchboard import Switchboard
 from phantom_tun.path.hop import OwnedPath, PathHop
@@ -99,7 +102,7 @@ class TestNode:
     async def handle_request(self, identity, sealed_request, accept):
         await self.handler(identity, sealed_request, accept)
 
-    async def throwaway_exit(self, identity):
+    async def private_exit(self, identity):
         raise PathUnavailable("not here")
 
     def path_doubted(self, path):
@@ -425,7 +428,7 @@ async def test_a_flipped_reply_or_block_is_refused_and_counted(autojump_clock):
 
         network.on_transfer = flip_block
         before = nodes[2].board.statistics().get("drop_opening_ProtocolViolation", 0)
-        nodes[0].connector.users()[0].test()
+        nodes[0].connector.users()[0]._announcer.discard_ready()
         await trio.sleep(3)
         assert nodes[2].board.statistics()["drop_opening_ProtocolViolation"] > before
 
@@ -563,3 +566,136 @@ async def test_blocks_that_nobody_comes_back_for_count_for_more(autojump_clock, 
         send(100)
         await trio.sleep(SWEEP_EVERY + 1)
         assert standing(nodes[0]) == []
+
+
+# --- paths out of use, and paths for questions ----------------------------------------------------
+
+
+def plugged(node):
+    """Paths of an owner that stand, in use or not."""
+    return len(set(node.board._receivers.values()))
+
+
+class Layer:
+    """Lays private paths when asked, and numbers them."""
+
+    def __init__(self, owner, members):
+        self.owner, self.members = owner, members
+        self.laid = []
+        owner.private_exit = self.lay
+
+    async def lay(self, identity):
+        path = lay_path(self.owner, self.members, "exit")
+        path = dataclasses.replace(
+            path, identity=identity, number=100 + len(self.laid), retires=2e10, aside=True
+        )
+        self.laid.append(path)
+        return path
+
+
+async def test_questions_about_oneself_take_a_path_each_until_there_are_enough(
+    autojump_clock, monkeypatch
+):
+    used = []
+    call = OwnedExit.netdb_call
+
+    async def noted(way, what):
+        used.append((way.path.identity, way.number))
+        return await call(way, what)
+
+    monkeypatch.setattr(OwnedExit, "netdb_call", noted)
+    async with world(5) as (_, nodes):
+        owner, layer = nodes[0], Layer(nodes[0], nodes[1:4])
+        for _ in range(3 * MAX_PRIVATE):
+            await owner.connector.netdb_call("default", b"?", private=True)
+            await trio.sleep(1)
+        assert len(layer.laid) == MAX_PRIVATE, "they cost others, too"
+        numbers = [path.number for path in layer.laid]
+        assert used == [("default", number) for number in 3 * numbers]
+        await owner.connector.netdb_call("other", b"?", private=True)
+        assert used[-1] == ("other", layer.laid[-1].number), "none serves two identities"
+        assert plugged(owner) == MAX_PRIVATE + 1
+
+
+async def test_a_silent_path_for_questions_makes_room_for_another(autojump_clock):
+    async with world(8) as (network, nodes):
+        owner, layer = nodes[0], Layer(nodes[0], nodes[1:4])
+        for _ in range(MAX_PRIVATE):
+            await owner.connector.netdb_call("default", b"?", private=True)
+        network.kill(nodes[2].ref.node_id)
+        await trio.sleep(200)
+        layer.members = nodes[4:7]
+        for _ in range(3):
+            assert await owner.connector.netdb_call("default", b"?", private=True)
+        assert len(owner.connector._private) == MAX_PRIVATE
+        assert len(layer.laid) == MAX_PRIVATE + 2, "and none is used twice in a row"
+
+
+async def test_paths_out_of_use_are_limited_and_those_without_tunnels_go_first(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(connector_module, "MAX_ENDING", 4)
+    async with world(8) as (network, nodes):
+        owner = nodes[0]
+        paths = []
+        for number in range(7):
+            kind = "entry" if number % 2 else "exit"
+            members = nodes[4:7] if number == 3 else nodes[1:4]
+            path = lay_path(owner, members, kind)
+            ends = 2e10 + number
+            path = dataclasses.replace(path, number=number, retires=ends, expires=ends)
+            await owner.connector.adopt(path)
+            paths.append(path)
+        await trio.sleep(5)
+        assert plugged(owner) == 7
+        network.kill(nodes[5].ref.node_id)
+        await trio.sleep(60)
+        for path in paths:
+            owner.connector.drop(path)
+            assert len(owner.connector._ending) <= 4
+        assert [user.path.number for user in owner.connector._ending] == [2, 4, 5, 6]
+        assert plugged(owner) == 4
+        assert all(user.ready for user in owner.connector._ending)
+
+
+async def test_a_jump_of_the_clock_ends_paths_out_of_use(autojump_clock):
+    async with world(8) as (_, nodes):
+        exit_path, entry_path, _ = await both_paths(nodes, 3, 3)
+        for node, path in ((nodes[0], exit_path), (nodes[-1], entry_path)):
+            clock = node.hub.clock = MovedClock()
+            node.connector.drop(path)
+            await trio.sleep(100)
+            assert plugged(node) == 1
+            clock.ahead = 3e10
+            await trio.sleep(LOOK_EVERY + 1)
+            assert plugged(node) == 0
+            assert not node.connector._ending
+
+
+async def test_what_has_to_do_with_being_called_never_takes_a_shorter_exit(autojump_clock):
+    async with world(8) as (_, nodes):
+        owner, exit_node = nodes[0], nodes[3]
+        await owner.connector.adopt(lay_path(owner, [], "exit"))
+        assert await owner.connector.netdb_call("default", b"1", hidden=True)
+        assert owner.database.calls == [b"1"], "nothing is hidden as long as there's no entry path"
+        await owner.connector.adopt(lay_path(owner, nodes[4:7], "entry"))
+        assert owner.connector.exit_count("default", hidden=True) == 0
+        with pytest.raises(PathUnavailable):
+            await owner.connector.netdb_call("default", b"2", hidden=True)
+        aside = dataclasses.replace(lay_path(owner, nodes[1:4], "exit"), aside=True, number=3)
+        await owner.connector.adopt(aside)
+        assert owner.connector.exit_count("default", hidden=True) == 1
+        for path_index in (None, 0, 1):
+            assert await owner.connector.netdb_call(
+                "default", b"3", hidden=True, path_index=path_index
+            )
+        assert exit_node.database.calls == [b"3"] * 3
+        assert owner.database.calls == [b"1"]
+        # Connections go the short way, as was wished.
+        for _ in range(20):
+            assert not (await owner.connector.way_out("default")).path.aside
+        assert owner.connector.exit_count("default") == 1
+        assert aside in owner.connector.standing()
+        assert aside not in {user.path for user in owner.connector.users()}
+        owner.connector.drop(aside)
+        assert owner.connector.exit_count("default", hidden=True) == 0

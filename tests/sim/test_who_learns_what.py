@@ -35,6 +35,7 @@ from whole_network import (
 
 from phantom_tun.crypto.signing import node_id_of
 from phantom_tun.ids import NodeId
+from phantom_tun.net.addresses.identities import LeaseState
 from phantom_tun.path.build import Build
 from phantom_tun.path.ring import member_count
 from phantom_tun.wire.frames import Frame
@@ -612,6 +613,53 @@ def test_storers_hear_about_addresses_from_terminating_nodes_only(seen):
     assert counted[ResolveAp]
     assert counted[ReserveAp]
     assert counted[UpdateApRoutes]
+
+
+async def test_an_owner_without_exit_hops_is_hidden_from_storers_by_its_entry_hops(autojump_clock):
+    """Publishing, looking, and asking who calls: nothing of it under the owner's own name."""
+    with pytest.MonkeyPatch.context() as patch:
+        eyes = Eyes().install(patch)
+        owners = {0: Owner(), 1: Owner(exit_hops=0, entry_hops=3)}
+        async with whole_network(NODES, owners) as net:
+            caller, callee = net.nodes[:2]
+            callee.rules.expose(IDENTITY, "tcp", PORT)
+            callee.host.streams[PORT] = echo
+            with trio.fail_after(300):
+                await caller.bring_up()
+                await callee.bring_up()
+                while not callee.connector.exit_count(IDENTITY, hidden=True):
+                    await trio.sleep(1)
+                for address in (callee.identity.ap4, callee.identity.ap6):
+                    with callee.viewing():
+                        assert await callee.directory.ask(IDENTITY, address) is not None
+                before = len(net.medium.recorded)
+                stream = await caller.connect(callee.identity.ap4, PORT, SOURCE_PORT)
+                assert await exchange(stream, MARKER) == REPLY
+            connected = net.medium.recorded[before:]
+            await trio.sleep(100)
+            assert callee.identity.ap4_state is LeaseState.HELD
+            net.check_untroubled()
+    found = Observed(net, eyes, caller, callee)
+    addresses = [caller.identity.ap4, callee.identity.ap4, callee.identity.ap6]
+    counted = defaultdict(int)
+    for item in calls(net.medium):
+        call = decode_call(item.data) if item.kind == "call" else None
+        if isinstance(call, ResolveAp | ReserveAp | ExtendApLease | UpdateApRoutes):
+            assert item.sender != callee.node_id
+            counted[type(call)] += 1
+    assert counted[ResolveAp]
+    assert counted[ReserveAp]
+    assert counted[UpdateApRoutes]
+    # The caller was confirmed, over an exit path of the callee's that has hops.
+    (peer,) = {peer.address for peer, _ in callee.host.calls}
+    assert peer == caller.identity.ap4
+    askers = {
+        item.sender
+        for item in connected
+        if item.kind == "call" and decode_call(item.data) == ResolveAp.of(addresses[0])
+    }
+    assert askers
+    assert askers <= found.roles(callee, "exit").exits
 
 
 def test_no_question_to_the_netdb_shows_who_is_chosen_for_a_path(seen):

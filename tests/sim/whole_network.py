@@ -315,9 +315,9 @@ class WholeNode:
         """A request came over an entry path."""
         await self.sessions.handle_request(identity, sealed_request, accept)
 
-    async def throwaway_exit(self, identity: str) -> OwnedPath:
+    async def private_exit(self, identity: str) -> OwnedPath:
         """A path for one question."""
-        return await self.paths.throwaway_exit(identity)
+        return await self.paths.private_exit(identity)
 
     def path_died(self, path: OwnedPath) -> None:
         """A path gives no tunnels any more."""

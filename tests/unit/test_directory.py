@@ -764,3 +764,37 @@ async def test_votes_can_be_seen(autojump_clock: MockClock, world: World) -> Non
     world.paths.liars[0] = says(of_somebody_else(owner, world.now()))
     with pytest.raises(RecordRefused, match="another address"):
         await world.directory.ask(ME, owner.ap4, path_index=0)
+
+
+# --- what the identity's own affairs are asked over -----------------------------------------------
+
+
+async def test_callers_are_confirmed_over_paths_that_hide_as_well_as_the_entries(
+    autojump_clock: MockClock, world: World
+) -> None:
+    caller, other = world.published(), world.published()
+    assert await world.directory.confirm(ME, caller.ap4, PublicKey(caller.key.public))
+    asked = world.paths.asked(ResolveAp)
+    assert asked
+    assert all(one.hidden and not one.private for one in asked)
+    await trio.sleep(REFRESH_AFTER)
+    assert await world.directory.confirm(ME, caller.ap4, PublicKey(caller.key.public))
+    await trio.sleep(1)
+    again = world.paths.asked(ResolveAp)[len(asked) :]
+    assert again, "in the background"
+    assert all(one.hidden for one in again)
+    await world.directory.resolve(ME, other.ap4)
+    assert not world.paths.asked(ResolveAp)[-1].hidden
+
+
+async def test_own_addresses_are_asked_about_over_private_paths(
+    autojump_clock: MockClock, world: World
+) -> None:
+    second = world.identities.create("second")
+    for identity in (world.identities.get(ME), second):
+        await world.directory.ask(ME, identity.ap6, path_index=1)
+        asked = world.paths.asked(ResolveAp)[-1]
+        assert asked.private
+        assert asked.identity == identity.name
+    await world.directory.ask(ME, world.published().ap6, path_index=1)
+    assert not world.paths.asked(ResolveAp)[-1].private

@@ -180,6 +180,12 @@ def test_a_node_that_cant_be_dialed_is_told_what_that_means(tmp_path: Path) -> N
 def test_paths_without_hops_are_told_to_hide_nobody(tmp_path: Path) -> None:
     assert "exit paths have no hops" in warnings(World(tmp_path, exit_hops=0).node)[0]
     assert "entry paths have no hops" in warnings(World(tmp_path, entry_hops=0).node)[0]
+    for line in warnings(World(tmp_path, exit_hops=0, entry_hops=0).node):
+        assert "interface.ephemeral_callers" not in line, "there is nothing that it would undo"
+    (line,) = warnings(World(tmp_path, exit_hops=0, entry_hops=3).node)
+    assert "where the address is that you connect from, which your entry paths hide" in line
+    (line,) = warnings(World(tmp_path, exit_hops=3, entry_hops=0).node)
+    assert "also those you connect to from them over exit paths with hops" in line
     relay = World(tmp_path, exit_hops=0, entry_hops=0, identities=[], interface=None)
     assert warnings(relay.node) == []
 

@@ -91,6 +91,17 @@ async def test_votes_show_what_every_path_said(world: World) -> None:
     assert answer.warning == ""
 
 
+@pytest.mark.parametrize("votes", [False, True])
+async def test_an_own_address_is_asked_about_once_over_a_path_built_for_it(
+    world: World, votes: bool
+) -> None:
+    world.exits = 4
+    world.asked = [found_of(FAR)]
+    own = world.identities[0]
+    answer = await get(world, own.ap6, votes=votes)
+    assert [(poll.path_id, poll.answerer) for poll in answer.polls] == [("private", "")] * votes
+
+
 async def test_votes_are_asked_of_so_many_paths_and_no_more(world: World) -> None:
     world.exits = MOST_PATHS + 3
     world.asked = [found_of(FAR)] * world.exits

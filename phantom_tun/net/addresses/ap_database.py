@@ -38,10 +38,18 @@ class ApDatabase(Protocol):
     """The netdb as seen through this node's own routing paths."""
 
     async def netdb_call(
-        self, identity: str, call: bytes, *, path_index: int | None = None, private: bool = False
+        self,
+        identity: str,
+        call: bytes,
+        *,
+        path_index: int | None = None,
+        hidden: bool = False,
+        private: bool = False,
     ) -> bytes:
         """One question through an exit path of ``identity``: the ``path_index``-th (modulo their
-        number), any one, or (``private``) one that is built for it and closed afterwards.
+        number) or any one; of those that hide the owner as well as the entry paths do (``hidden``),
+        as whatever has to do with being called must; or one that is built for it (``private``), as
+        whatever is about the identity's own addresses must.
 
         :raises WorldError: no path, or no answer in time.
         """
@@ -54,8 +62,8 @@ class ApDatabase(Protocol):
         """
         ...
 
-    def exit_count(self, identity: str) -> int:
-        """Exit paths of ``identity`` that stand."""
+    def exit_count(self, identity: str, *, hidden: bool = False) -> int:
+        """Exit paths of ``identity`` that stand, ``hidden`` as in :meth:`netdb_call`."""
         ...
 
 

@@ -115,10 +115,10 @@ class Directory:
         await self._tasks.run(task_status)
 
     async def resolve(
-        self, identity: str, address: ApAddress, *, fresh: bool = False
+        self, identity: str, address: ApAddress, *, fresh: bool = False, hidden: bool = False
     ) -> ResolvedAp:
         """Who owns ``address``, asked as ``identity``; ``fresh`` asks again even if the answer is
-        known, because its routes failed.
+        known, because its routes failed; ``hidden``: see :class:`ApDatabase`.
 
         :raises PinChanged: (an Unreachable) the AP4 address belonged to another key before.
         :raises NotPublished: (an Unreachable) there is no such address.
@@ -134,11 +134,11 @@ class Directory:
         known = entry.usable(now)
         if known is not None and (not fresh or now - entry.fetched < FRESH_AGE):
             if now - entry.fetched >= REFRESH_AFTER and entry.done is None:
-                self._start(identity, address, entry)
+                self._start(identity, address, entry, hidden=hidden)
             return known
         if entry.failure is None or now - entry.failed >= NEGATIVE_FOR:
             if entry.done is None:
-                self._start(identity, address, entry)
+                self._start(identity, address, entry, hidden=hidden)
             if entry.done is None:
                 raise Unreachable("too many addresses are being looked up at the same time")
             await entry.done.wait()
@@ -151,11 +151,12 @@ class Directory:
 
     async def confirm(self, identity: str, address: ApAddress, public_key: PublicKey) -> bool:
         """Whether ``public_key`` owns ``address``, asked as ``identity`` (the one that is being
-        called: asking through another one's paths would tell that they belong together)."""
+        called: asking through another one's paths would tell that they belong together; and not
+        less hidden than it is when called, since the caller knows whom he called when)."""
         if isinstance(address, ipaddress.IPv6Address):
             return address == ap6_address(self._network, public_key)
         try:
-            resolved = await self.resolve(identity, address)
+            resolved = await self.resolve(identity, address, hidden=True)
         except Unreachable:
             return False
         return resolved.public_key == public_key
@@ -164,11 +165,15 @@ class Directory:
         self, identity: str, address: ApAddress, *, path_index: int | None = None
     ) -> Found | None:
         """One question over one exit path, past the cache and the pins; None if the answer is that
-        there is nothing. For people who want to see the votes.
+        there is nothing. For people who want to see the votes. About an address of our own it goes
+        over a path built for it.
 
         :raises PeerError: the answer is not valid.
         :raises WorldError: no path, or no answer.
         """
+        own = self._identities.owner_of(address)
+        if own is not None:
+            return await self._inquiry.ask(own.name, address, private=True)
         return await self._inquiry.ask(identity, address, path_index=path_index)
 
     def forget(self, identity: str, address: ApAddress) -> None:
@@ -199,7 +204,7 @@ class Directory:
         self._entries.move_to_end(key)
         return entry
 
-    def _start(self, identity: str, address: ApAddress, entry: _Entry) -> None:
+    def _start(self, identity: str, address: ApAddress, entry: _Entry, *, hidden: bool) -> None:
         """Ask in a task of its own, if there's room for one more: whoever gives up waiting takes
         nothing from the others."""
         if not self._tasks.is_open:
@@ -209,16 +214,14 @@ class Directory:
             return
         self._fetches += 1
         entry.done = trio.Event()
-        self._tasks.start(self._fetch, identity, address, entry, entry.done)
+        question = Question(identity, address, entry.key, entry.sequence, hidden)
+        self._tasks.start(self._fetch, question, entry, entry.done)
 
-    async def _fetch(
-        self, identity: str, address: ApAddress, entry: _Entry, done: trio.Event
-    ) -> None:
+    async def _fetch(self, question: Question, entry: _Entry, done: trio.Event) -> None:
         failure: Callable[[], Unreachable] | None
         failure = partial(Unreachable, "the network database didn't answer in time")
         try:
             with trio.move_on_after(FETCH_WITHIN):
-                question = Question(identity, address, entry.key, entry.sequence)
                 found, confirmations = await self._inquiry.find(question)
                 entry.resolved = self._resolved(found, confirmations)
                 entry.key, entry.sequence = found.record.public_key, found.record.sequence

@@ -64,6 +64,8 @@ class Question:
     known_key: bytes = b""
     known_sequence: int = 0
     """Of :attr:`known_key`: its older records aren't believed any more."""
+    hidden: bool = False
+    """Whether it is asked because somebody calls: see :class:`ApDatabase`."""
 
 
 @dataclass(slots=True)
@@ -119,7 +121,13 @@ class Inquiry:
         self._counts = counts
 
     async def ask(
-        self, identity: str, address: ApAddress, *, path_index: int | None = None
+        self,
+        identity: str,
+        address: ApAddress,
+        *,
+        path_index: int | None = None,
+        hidden: bool = False,
+        private: bool = False,
     ) -> Found | None:
         """One question over one exit path; None if the answer is that there's nothing.
 
@@ -127,7 +135,9 @@ class Inquiry:
         :raises WorldError: no path, or no answer.
         """
         call = ResolveAp.of(address).encode()
-        answer = await self._database.netdb_call(identity, call, path_index=path_index)
+        answer = await self._database.netdb_call(
+            identity, call, path_index=path_index, hidden=hidden, private=private
+        )
         return check_resolution(answer, address, self._network, self._clock.now())
 
     async def find(self, question: Question) -> tuple[Found, int | None]:
@@ -206,7 +216,8 @@ class Inquiry:
     async def _find_agreed(self, question: Question) -> tuple[Found, int]:
         """The owner that the paths agree on, and how many of them named it."""
         poll = _Poll()
-        paths = max(1, self._database.exit_count(question.identity))
+        paths = self._database.exit_count(question.identity, hidden=question.hidden)
+        paths = max(1, paths)
         wave = range(min(paths, FIRST_CONTACT_PATHS))
         await self._poll(question, wave, poll)
         if not poll.unanimous:
@@ -255,7 +266,12 @@ class Inquiry:
     async def _ask(self, question: Question, path_index: int | None) -> Found | None:
         """:meth:`ask`, not believing what is older than what is known."""
         try:
-            found = await self.ask(question.identity, question.address, path_index=path_index)
+            found = await self.ask(
+                question.identity,
+                question.address,
+                path_index=path_index,
+                hidden=question.hidden,
+            )
         except PeerError:
             self._counts["bad_answers"] += 1
             raise

@@ -113,7 +113,7 @@ class PathBuilder:
         identity: str,
         route_factory: RouteFactory | None = None,
         *,
-        lifetime: float = SHORTEST,
+        lifetime: float,
         apart_from: frozenset[NodeId] = frozenset(),
     ) -> OwnedPath:
         """One attempt at a path of ``hops`` X-nodes that lives for ``lifetime`` seconds.

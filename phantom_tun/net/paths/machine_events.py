@@ -42,8 +42,8 @@ class MachineEvents:
         our paths know the old ones, so all paths are replaced."""
         self._own_record.move(in_record(addresses), self._netdb.set_own_record)
         self._links.start_over()
-        for user in self._connector.users():
-            self._hub.start(self._replace, user.path)
+        for path in self._connector.standing():
+            self._hub.start(self._replace, path)
 
     async def _replace(self, path: OwnedPath) -> None:
         with suppress(WorldError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Protocol
 
@@ -65,6 +65,8 @@ class Goal:
     """About how many seconds a path is used; see ``path.lifetimes``."""
     route_factory: RouteFactory | None = None
     """Needed for entry paths."""
+    aside: bool = False
+    """See :class:`~phantom_tun.path.hop.OwnedPath`."""
 
 
 class Change(Enum):
@@ -254,7 +256,7 @@ class PathPool:
         if number:
             await self._let_first_go(number)
         failures = 0
-        standing = await self._build_until_up(failures, first=True)
+        standing = await self._build_until_up(failures)
         while True:
             await standing.successor_wanted.wait()
             failed = standing.ended.is_set() or standing.doubted
@@ -262,7 +264,7 @@ class PathPool:
             failures = failures + 1 if failed and early else 0
             if failed:
                 await self._builder.check_guards()
-            successor = await self._build_until_up(failures, first=False)
+            successor = await self._build_until_up(failures)
             standing.replaced.set()
             if standing.rebuild or standing.doubted:
                 self._end(standing, Change.RETIRED)
@@ -275,12 +277,12 @@ class PathPool:
             took = self._standing[0].path.build_seconds
             await self._pause(min(OTHERS_AFTER * took, OTHERS_AT_MOST) * number)
 
-    async def _build_until_up(self, failures: int, *, first: bool) -> _Standing:
+    async def _build_until_up(self, failures: int) -> _Standing:
         while True:
             if failures:
                 await self._pause(min(FIRST_PAUSE * 2.0 ** (failures - 1), LONGEST_PAUSE))
             try:
-                return await self._build(first=first)
+                return await self._build()
             except TooFewNodes as error:
                 self.problem = self.shortage = str(error)
                 await self._pause(SHORTAGE_PAUSE)
@@ -297,9 +299,9 @@ class PathPool:
         self.problem = str(error)
         _log.debug("path build failed", kind=self.goal.kind, reason=self.problem)
 
-    async def _build(self, *, first: bool) -> _Standing:
+    async def _build(self) -> _Standing:
         goal = self.goal
-        lifetime = draw_lifetime(goal.kind, goal.lifetime, self._rng, first=first)
+        lifetime = draw_lifetime(goal.lifetime, self._rng)
         others = (standing.path for standing in self._standing if not standing.doubted)
         path = await self._builder.build(
             goal.kind,
@@ -309,6 +311,7 @@ class PathPool:
             lifetime=lifetime,
             apart_from=frozenset(node for path in others for node in path.node_ids),
         )
+        path = replace(path, aside=goal.aside)
         try:
             await self._confirm(path)
         except WorldError:

@@ -1,11 +1,11 @@
-"""All path pools of this node: one for exits and one for entries of each AP identity
-(docs/spec/path.md, "Pool")."""
+"""All path pools of this node: one for exits and one for entries of each AP identity, and one for
+questions where exits are shorter than entries (docs/spec/path.md, "Pool")."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -18,14 +18,15 @@ from phantom_tun.net.paths.builder import PathBuilder
 from phantom_tun.net.paths.pool import Goal, PathEvent, PathPool
 from phantom_tun.net.tunnels.connector import Connector
 from phantom_tun.path.hop import OwnedPath, PathKind
+from phantom_tun.path.lifetimes import draw_lifetime
 from phantom_tun.tasks import Tasks
 from phantom_tun.wire.nodes import NodeRef
 
 REPLACE_TIMEOUT = 60.0
 """Seconds that `paths rebuild` waits for one path."""
 
-THROWAWAY_ATTEMPTS = 3
-"""Builds of a path that is used once, before its user is told that there's none."""
+PRIVATE_ATTEMPTS = 3
+"""Builds of a path for a question, before its asker is told that there's none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class PathWishes:
     entry_paths: int
     lifetime: float
     """About how long a path is used, in seconds."""
+
+    @property
+    def private_hops(self) -> int:
+        """Of exit paths that serve an identity's own affairs: what is asked or said over a shorter
+        one than its entry paths would undo what those hide."""
+        return max(self.exit_hops, self.entry_hops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ class PathPools:
         self._guard = guard
         self._clock = clock
         self._rng = rng
-        self._pools: dict[tuple[str, PathKind], PathPool] = {}
+        self._pools: dict[tuple[str, PathKind, bool], PathPool] = {}
+        """By identity, kind, and whether they are aside (:class:`OwnedPath`)."""
         self._scopes: dict[str, trio.CancelScope] = {}
         self._tasks = Tasks(guard)
 
@@ -87,21 +95,23 @@ class PathPools:
         """
         if not self._tasks.is_open:
             raise UsageError("the path pools aren't running")
-        kinds: tuple[PathKind, ...] = ("exit", "entry")
+        goals = [self._goal("exit", identity), self._goal("entry", identity)]
+        if goals[0].hops < self.wishes.private_hops:
+            goals.append(replace(goals[0], hops=self.wishes.private_hops, aside=True))
         pools = [
             PathPool(
                 self._builder,
-                self._goal(kind, identity),
+                goal,
                 confirm=self._connector.adopt,
                 release=self._connector.drop,
                 on_event=self._on_event,
                 clock=self._clock,
                 rng=self._rng,
             )
-            for kind in kinds
+            for goal in goals
         ]
         for pool in pools:
-            self._pools[identity.name, pool.goal.kind] = pool
+            self._pools[identity.name, pool.goal.kind, pool.goal.aside] = pool
         self._tasks.start(self._run_pools, identity.name, pools)
 
     async def _run_pools(self, name: str, pools: list[PathPool]) -> None:
@@ -115,8 +125,8 @@ class PathPools:
         scope = self._scopes.pop(name, None)
         if scope is not None:
             scope.cancel()
-        self._pools.pop((name, "exit"), None)
-        self._pools.pop((name, "entry"), None)
+        for purpose in [purpose for purpose in self._pools if purpose[0] == name]:
+            del self._pools[purpose]
 
     def _goal(self, kind: PathKind, identity: ApIdentity) -> Goal:
         wishes = self.wishes
@@ -135,13 +145,13 @@ class PathPools:
 
     def died(self, path: OwnedPath) -> None:
         """A standing path gives no tunnels any more: replace it now."""
-        pool = self._pools.get((path.identity, path.kind))
+        pool = self._pool_of(path)
         if pool is not None:
             pool.report_dead(path)
 
     def doubted(self, path: OwnedPath) -> None:
         """A standing path gives no tunnels at the moment: have another one beside it soon."""
-        pool = self._pools.get((path.identity, path.kind))
+        pool = self._pool_of(path)
         if pool is not None:
             pool.report_doubt(path)
 
@@ -150,24 +160,34 @@ class PathPools:
 
         :raises WorldError: it doesn't stand any more, or no build succeeded in time.
         """
-        pool = self._pools.get((path.identity, path.kind))
+        pool = self._pool_of(path)
         if pool is not None:
             await pool.rebuild(path, within=REPLACE_TIMEOUT)
 
-    async def throwaway_exit(self, identity: str) -> OwnedPath:
-        """An exit path that will be used once.
+    def _pool_of(self, path: OwnedPath) -> PathPool | None:
+        return self._pools.get((path.identity, path.kind, path.aside))
+
+    async def private_exit(self, identity: str) -> OwnedPath:
+        """An exit path for a question about an identity itself. It lives as long as any other.
 
         :raises WorldError: none could be built.
         """
-        for _ in range(THROWAWAY_ATTEMPTS - 1):
+        for _ in range(PRIVATE_ATTEMPTS - 1):
             with contextlib.suppress(WorldError):
-                return await self._builder.build("exit", self.wishes.exit_hops, identity)
-        return await self._builder.build("exit", self.wishes.exit_hops, identity)
+                return await self._build_private(identity)
+        return await self._build_private(identity)
+
+    async def _build_private(self, identity: str) -> OwnedPath:
+        lifetime = draw_lifetime(self.wishes.lifetime, self._rng)
+        path = await self._builder.build(
+            "exit", self.wishes.private_hops, identity, lifetime=lifetime
+        )
+        return replace(path, aside=True)
 
     def problem(self, identity: str, kind: PathKind) -> str | None:
         """Why the last build of a kind of path for an identity failed, for people; ``None`` if it
         didn't, or there was none."""
-        pool = self._pools.get((identity, kind))
+        pool = self._pools.get((identity, kind, False))
         return None if pool is None else pool.problem
 
     def shortage(self) -> str:

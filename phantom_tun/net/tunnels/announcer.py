@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from phantom_tun.errors import DeadlineExpired, PeerError, WorldError
+from phantom_tun.errors import DeadlineExpired, PeerError, StreamReset, WorldError
 from phantom_tun.ids import TunnelBlock
 from phantom_tun.net.tunnels.hub import TunnelHub
 from phantom_tun.net.tunnels.patience import Patience
@@ -149,20 +149,25 @@ class Announcer:
 
     async def receive_result(self, tunnel: Tunnel, within: float) -> Body:
         """The answer to a request that was sent in ``tunnel``. While there's none, and nothing else
-        comes either, all ready tunnels are replaced, which shows whether the path still works.
+        comes either, and when the tunnel dies or brings something altered, all ready tunnels are
+        replaced, which shows whether the path still works.
 
         :raises StreamReset: the tunnel died.
         :raises DeadlineExpired: nothing came.
         :raises PeerError: what came is no result.
         """
         asked = trio.current_time()
-        with trio.move_on_after(min(within, self._patience.seconds())) as silence:
-            await tunnel.wait_readable()
-        if silence.cancelled_caught and not self.heard_since(asked):
+        try:
+            with trio.move_on_after(min(within, self._patience.seconds())) as silence:
+                await tunnel.wait_readable()
+            if silence.cancelled_caught and not self.heard_since(asked):
+                self.discard_ready()
+                self._doubt()
+            left = max(0.0, asked + within - trio.current_time())
+            result = await tunnel.receive_package(Package.RESULT, left)
+        except (StreamReset, PeerError):
             self.discard_ready()
-            self._doubt()
-        left = max(0.0, asked + within - trio.current_time())
-        result = await tunnel.receive_package(Package.RESULT, left)
+            raise
         self._last_result = trio.current_time()
         return result
 

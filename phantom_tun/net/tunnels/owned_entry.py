@@ -97,6 +97,11 @@ class OwnedEntry:
         """Tunnels that wait for a request."""
         return len(self._idle)
 
+    @property
+    def ends(self) -> float:
+        """Until when its hops find it in order. It is the entry node that ends it, before that."""
+        return self.path.expires
+
     def plug_in(self) -> None:
         """Start answering blocks."""
         self._hub.board.plug(self.path.members[0].node_id, self.path.first_connection, self)
@@ -107,17 +112,6 @@ class OwnedEntry:
         self._hub.board.unplug(self.path.members[0].node_id, self.path.first_connection)
         for scope in self._idle.values():
             scope.cancel()
-
-    def retire(self) -> None:
-        """Others are no longer told of this path. It is the entry node that ends it, as it would be
-        the owner of an exit path: see there."""
-        self._hub.start_or(self._let_end, self.unplug)
-
-    async def _let_end(self) -> None:
-        try:
-            await trio.sleep(max(0.0, self.path.expires - self._hub.now()))
-        finally:
-            self.unplug()
 
     async def wait_first(self, within: float) -> None:
         """Wait until the entry node's first block came and was answered.
@@ -266,10 +260,6 @@ class DirectEntry:
         """Stop serving the entry id."""
         if self.path.entry_id is not None:
             self._desk.forget(self.path.entry_id, self)
-
-    def retire(self) -> None:
-        """See :meth:`unplug`."""
-        self.unplug()
 
     async def serve(self, sealed_request: bytes, bulk: Bulk, *, hurry: bool = False) -> Status:
         """See :class:`~phantom_tun.net.tunnels.entry_node.EntryTarget`."""

@@ -119,12 +119,18 @@ class OwnedExit:
         self._puzzler = Puzzler(hub.workshop, hub.counts)
         self.active = 0
         self.ended = False
-        """No new tunnels are built any more."""
+        """Nothing new begins in its tunnels."""
 
     @property
     def number(self) -> int:
         """Of the path."""
         return self.path.number
+
+    @property
+    def ends(self) -> float:
+        """Until when its hops find it in order: an entry node stops sending blocks at that time,
+        whatever becomes of the path at its owner."""
+        return self.path.retires
 
     @property
     def ready(self) -> int:
@@ -142,10 +148,6 @@ class OwnedExit:
         self._announcer.stop()
         self.ended = True
 
-    def retire(self) -> None:
-        """No new tunnels; those in use finish by themselves."""
-        self.unplug()
-
     async def wait_first(self, within: float) -> None:
         """Wait until the path has given its first tunnel.
 
@@ -160,11 +162,6 @@ class OwnedExit:
     def heard_since(self, moment: float) -> bool:
         """See :class:`Exit`."""
         return self._announcer.heard_since(moment)
-
-    def test(self) -> None:
-        """Something went wrong on this path: give up its ready tunnels and build new ones, which
-        shows whether it still works."""
-        self._announcer.discard_ready()
 
     # --- building -------------------------------------------------------------------------------
 
@@ -215,12 +212,10 @@ class OwnedExit:
             return await self._announcer.receive_result(tunnel, RESULT_TIMEOUT), tunnel
         except StreamReset as error:
             tunnel.reset()
-            self.test()
             raise PathUnavailable("the tunnel broke off") from error
         except PeerError as error:
             self._hub.counts["drop_result"] += 1
             tunnel.reset()
-            self.test()
             raise PathUnavailable("the tunnel brought something altered") from error
         except BaseException:
             tunnel.reset()
@@ -302,10 +297,6 @@ class DirectExit:
     def unplug(self) -> None:
         """Connections finish by themselves."""
         self.ended = True
-
-    def retire(self) -> None:
-        """As :meth:`unplug`."""
-        self.unplug()
 
     async def connect(
         self, entry_node: NodeId, entry_id: EntryId, sealed_request: bytes
