@@ -270,7 +270,7 @@ class Overrides:
             match OverrideAction(command.action):
                 case OverrideAction.BAN_NODE | OverrideAction.BAN_PREFIX:
                     hit = _covers(command, places) - self._trusted
-                    if few and not hit:
+                    if not hit and (few or command.action == OverrideAction.BAN_PREFIX):
                         hit = {NodeId(command.digest)}  # who may be there and isn't known yet
                     if command.subject in self._trusted:
                         not_obeyed[command] = Standing.TRUSTED

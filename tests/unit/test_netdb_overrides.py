@@ -263,11 +263,13 @@ class TestBansWhereNobodyIsKnown:
             assert not view.banned_prefixes
             assert set(view.not_obeyed.values()) == {Standing.TOO_FEW_KNOWN}
 
-    def test_an_address_counts_as_one_node_as_long_as_few_are_known(self) -> None:
+    def test_where_nobody_is_known_a_ban_counts_as_one_node(self) -> None:
         bans = given_commands(*(ban(n, f"12.0.0.{n}/32") for n in range(1, 6)))
         assert len(bans.in_force([], NOW).banned_prefixes) == 1
         assert len(bans.in_force(KNOWN[:40], NOW).banned_prefixes) == 2
-        assert len(bans.in_force(KNOWN, NOW).banned_prefixes) == 5
+        assert len(bans.in_force(KNOWN, NOW).banned_prefixes) == 3
+        networks = given_commands(*(ban(n, f"12.{n}.0.0/16") for n in range(1, 6)))
+        assert len(networks.in_force(KNOWN, NOW).banned_prefixes) == 3
         places = given_commands(ban(1, "2a01::/64"), ban(2, "2a02::/63"))
         assert list(places.in_force([], NOW).not_obeyed.values()) == [Standing.TOO_FEW_KNOWN]
 
