@@ -52,6 +52,11 @@ class ByteStream(Protocol):
         """Half-close: no more bytes will be sent. ``receive`` goes on working."""
         ...
 
+    def is_broken(self) -> bool:
+        """Whether the far side has reset, or the tunnel died, after the far side's END, while
+        nobody receives; never blocks, never raises."""
+        ...
+
     def abort(self) -> None:
         """Reset now; what is in flight may be lost. Idempotent, never blocks, never raises."""
         ...

@@ -27,12 +27,11 @@ def set_guard(context: typer.Context) -> None:
 
     It is gone after a boot; phantom-tun-guard.service sets it before there is any network.
     """
-    session = session_of(context)
-    host = _host(session)
+    _check_permission()
+    host = _host(session_of(context))
     if host is None:
         typer.echo("this node has no interface: nothing is needed")
         return
-    _check_permission()
     import trio  # noqa: PLC0415 - only these commands pay for it
 
     trio.run(host.guard)
@@ -45,6 +44,7 @@ def remove_guard(context: typer.Context) -> None:
 
     From then on, what programs send to AP addresses follows the default route.
     """
+    _check_permission()
     session = session_of(context)
     if answers(session.client()):
         raise CommandFailed(
@@ -54,7 +54,6 @@ def remove_guard(context: typer.Context) -> None:
     if host is None:
         typer.echo("this node has no interface, and no leak guard")
         return
-    _check_permission()
     import trio  # noqa: PLC0415 - only these commands pay for it
 
     trio.run(host.unguard)
@@ -64,9 +63,8 @@ def remove_guard(context: typer.Context) -> None:
 @app.command("show")
 def show_guard(context: typer.Context, as_json: JsonOption = False) -> None:
     """Say whether it is there: the routes, and the filter."""
+    _check_permission()
     host = _host(session_of(context))
-    if host is not None:
-        _check_permission()
     import trio  # noqa: PLC0415 - only these commands pay for it
 
     routes, filtered = (False, False) if host is None else trio.run(host.guarded)

@@ -73,6 +73,10 @@ class MemoryStream:
         await self._out.put(None)
         self._ends += 1
 
+    def is_broken(self) -> bool:
+        """See :class:`~phantom_tun.endpoints.ByteStream`."""
+        return self._back.is_reset
+
     def abort(self) -> None:
         """See :class:`~phantom_tun.endpoints.ByteStream`."""
         self._out.reset()

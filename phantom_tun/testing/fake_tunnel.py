@@ -172,6 +172,10 @@ class FakeTunnel:
         self.outgoing.fin = True
         self.outgoing.changed.unpark_all()
 
+    def is_broken(self) -> bool:
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
+        return self.is_reset
+
     def reset(self) -> None:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
         if self.is_released or self.is_reset:

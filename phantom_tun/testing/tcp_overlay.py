@@ -68,6 +68,11 @@ class TcpStream:
             raise StreamReset("the connection is gone") from error
         await trio.lowlevel.checkpoint()
 
+    def is_broken(self) -> bool:
+        """See :class:`~phantom_tun.endpoints.ByteStream`."""
+        sock = self._sock
+        return sock.fileno() == -1 or bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
     def abort(self) -> None:
         """See :class:`~phantom_tun.endpoints.ByteStream`."""
         if self._sock.fileno() != -1:

@@ -114,8 +114,13 @@ class Bridge:
 
     def end_if_dead(self) -> None:
         """End if the application has reset the connection while nobody looked at its socket: the
-        overlay has yet to take a chunk, or the application had half-closed before."""
-        if self._is_unwatched and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        overlay has yet to take a chunk, or the application had half-closed before. Or if the far
+        side has, which had half-closed before, and the application says nothing."""
+        if self._is_unwatched:
+            is_dead = bool(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        else:
+            is_dead = self._flow.state == "half-closed there" and self._stream.is_broken()
+        if is_dead:
             self._flow.scope.cancel()
 
     async def _upwards(self, scope: trio.CancelScope) -> None:

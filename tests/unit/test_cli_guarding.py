@@ -96,9 +96,8 @@ def test_a_node_without_an_interface_needs_none(
 
 @pytest.mark.parametrize("command", ["set", "remove", "show"])
 def test_it_takes_privilege(
-    machine: Shell, tools: Tools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+    machine: Shell, tools: Tools, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    (tmp_path / "config.toml").write_text("[node]\nrelay_only = false\n")
     monkeypatch.setattr(places, "is_relay_only", lambda: True)
     log = tools(ip=IP, nft=NFT)
     done = machine.run("guard", command)

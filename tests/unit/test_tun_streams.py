@@ -228,6 +228,22 @@ async def test_a_reset_from_the_application_is_a_reset(mock_clock: Any) -> None:
         assert w.flows() == []
 
 
+async def test_a_far_side_that_resets_after_its_end_is_noticed(mock_clock: Any) -> None:
+    async with world(mock_clock) as w:
+        sock, far = await establish(w)
+        with sock:
+            await far.send_end()
+            assert await recv(sock) == b""
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await w.pass_time(2)
+            assert w.flows() == [("tcp", "out", "half-closed there")]
+            far.abort()
+            await w.pass_time(2)
+            assert w.flows() == []
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+
+
 async def test_a_reset_that_nobody_waits_for_is_found(mock_clock: Any) -> None:
     async with world(mock_clock) as w:
         sock, far = await establish(w)

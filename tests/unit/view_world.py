@@ -91,6 +91,9 @@ class FakeStream:
         self._resets = resets
         self._waiting = [b"", b"hello"]
 
+    def is_broken(self) -> bool:
+        return False
+
     async def send_end(self) -> None:
         await trio.lowlevel.checkpoint()
         self.steps.append("end")

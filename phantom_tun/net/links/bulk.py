@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from phantom_tun.errors import LinkBroken, ProtocolViolation, WireError
+from phantom_tun.errors import LinkBroken, PeerError, ProtocolViolation, WireError
 from phantom_tun.net.links.buffers import POOL, Buffer
 from phantom_tun.net.links.connection import Connection
 from phantom_tun.net.links.peers import Peer
@@ -262,6 +262,43 @@ class Bulk:
         if link is None or link.unframer.has_more or link.unframer.finished:
             return False
         return link.connection.is_quiet()
+
+    def check_after_fin(self) -> None:
+        """Between the neighbour's FIN and ours nothing comes but a reset or the link's end. For
+        when no write is under way.
+
+        :raises LinkBroken: either has come, or this side has closed the link.
+        """
+        connection = self._live().connection
+        if not connection.usable:
+            raise LinkBroken("the link was closed")
+        if not connection.is_quiet() and connection.read_now(memoryview(bytearray(1))) is not None:
+            raise LinkBroken("the neighbour reset or closed the link after its FIN")
+
+    async def wait_failure(self) -> None:
+        """Between the neighbour's FIN and ours: wait for the only things that can come.
+
+        :raises LinkBroken: always.
+        """
+        await self._live().connection.wait_readable()
+        raise LinkBroken("the neighbour reset or closed the link after its FIN")
+
+    def is_broken(self) -> bool:
+        """Whether the use can't go on; for somebody who has all that can come but FIN, and reads no
+        more."""
+        link = self._link
+        if link is None or link.connection.handle == -1:
+            return True
+        if not link.connection.usable:
+            return False  # a write is under way, and will tell
+        try:
+            if not (link.unframer.finished or self.is_quiet()) and self.receive_now(1):
+                return True
+            if link.unframer.finished:
+                self.check_after_fin()
+        except (LinkBroken, PeerError):
+            return True
+        return False
 
     def has_room(self) -> bool:
         """Whether a little can be sent without waiting.

@@ -20,6 +20,7 @@ from phantom_tun.net.links.limits import LinkLimits
 from phantom_tun.net.links.listener import Accepted, Greeter, Listener
 from phantom_tun.net.links.neighbours import Neighbours
 from phantom_tun.net.links.peers import LinkHandlers, NeighbourInfo, Peer
+from phantom_tun.net.links.rest import rest
 from phantom_tun.net.links.tls import HandshakeSteps
 from phantom_tun.net.links.web import Site
 from phantom_tun.net.links.workers import WorkerPlan, Workers
@@ -90,6 +91,7 @@ class Links(Neighbours):
     ) -> None:
         """Listen on ``listeners`` (bound and listening; none for a node that can't be dialed) and
         serve neighbours until cancelled; then every link is closed."""
+        rest()  # as long as there are descriptors
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tend, handlers)
             if self._workers is not None:

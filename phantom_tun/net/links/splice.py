@@ -143,7 +143,13 @@ class _Splice:
     # --- at rest --------------------------------------------------------------------------------
 
     def _come_to_rest(self) -> bool:
-        """Whether it needs no task from now on: few bytes come, and none are there."""
+        """Whether it needs no task from now on: few bytes come, and none are there.
+
+        :raises LinkBroken: the side that has sent FIN, from which nobody reads, has failed.
+        """
+        if len(self._open) < len(self._uses):
+            for way in self._open:
+                way.sink.check_after_fin()
         if self._quick >= FEW or not self._watch():
             return False
         if not all(way.source.is_quiet() for way in self._open):

@@ -282,10 +282,11 @@ class RelayWorker:
     async def _pass_on(self, bulk: Bulk, first: bytes, local: BulkLink) -> None:
         """Have the node see this use as if the link ended there; ``first`` was read already."""
         node = Bulk(local, lambda _link, _ending: None)
-        inward_over = trio.CancelScope()
+        inward_over, outward_over = trio.CancelScope(), trio.CancelScope()
 
         async def outward() -> None:
             await Way(node, bulk, _AS_IT_IS).pump()
+            outward_over.cancel()
             with inward_over:
                 await local.connection.wait_readable()
                 raise LinkBroken("the node waits no longer")
@@ -296,6 +297,8 @@ class RelayWorker:
                 await node.send_bytes(first)
                 await Way(bulk, node, _AS_IT_IS).pump()
                 inward_over.cancel()
+                with outward_over:
+                    await bulk.wait_failure()
             await bulk.aclose()
             await node.aclose()
         except* (LinkBroken, PeerError):

@@ -54,6 +54,10 @@ class Tunnel(Protocol):
         """
         ...
 
+    def is_broken(self) -> bool:
+        """Whether it died; for somebody who has all that can come but FIN, and reads no more."""
+        ...
+
     def reset(self) -> None:
         """Tear the tunnel down now. Idempotent."""
         ...

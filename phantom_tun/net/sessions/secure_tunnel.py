@@ -467,6 +467,10 @@ class SecureTunnel:
         self._is_torn = True
         return StreamReset(reason)
 
+    def is_broken(self) -> bool:
+        """Whether the tunnel died after the peer's END, when nobody reads any more."""
+        return self._is_torn or self._tunnel.is_broken()
+
     # --- ending ---------------------------------------------------------------------------------
 
     def finish(self, last: FrameKind | None) -> None:

@@ -70,6 +70,10 @@ class SessionStream:
         """See :meth:`phantom_tun.endpoints.ByteStream.send_end`."""
         await self._secure.send_end()
 
+    def is_broken(self) -> bool:
+        """See :meth:`phantom_tun.endpoints.ByteStream.is_broken`."""
+        return self._secure.is_broken()
+
     def abort(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.abort`."""
         self._secure.finish(FrameKind.RESET)

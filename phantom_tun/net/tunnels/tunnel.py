@@ -168,6 +168,10 @@ class Tunnel:
         with trio.move_on_after(within):
             await self.wait_fin()
 
+    def is_broken(self) -> bool:
+        """Whether it died; for somebody who has all that can come but FIN, and reads no more."""
+        return self.bulk.is_broken()
+
     def reset(self) -> None:
         """Tear the tunnel down now, unless it was parted with."""
         if not self._released.is_set():
