@@ -386,7 +386,7 @@ def bulk_link(data: bytes) -> None:
 async def _serve_uses(link: BulkLink, way: int) -> None:
     while (opening := await link.receive_opening()) is not None:
         _ = opening_kind(opening), opening_id(opening), opening_block(opening)
-        bulk = Bulk(link, lambda _: None)
+        bulk = Bulk(link, lambda _link, _ending: None)
         if way & 1:
             await bulk.send_fin()
         if way & 2:
@@ -727,10 +727,14 @@ class PlainChannel:
     def __init__(self) -> None:
         self._fed = bytearray()
 
+    def unwrap(self, view: memoryview, start: int, end: int) -> None:
+        pass
+
     def feed(self, view: memoryview, start: int, end: int) -> None:
         self._fed += view[start:end]
 
-    def read(self, view: memoryview, start: int, limit: int) -> int:
+    def read(self, view: memoryview, start: int, limit: int, *, more_follows: bool) -> int:
+        del more_follows
         count = min(len(self._fed), limit - start)
         view[start : start + count] = self._fed[:count]
         del self._fed[:count]
