@@ -90,16 +90,18 @@ def tunnels(place: Place, how: Settings, result: GrowthResult) -> None:
         (running,) = callers(inner, 1, apart.relays_for(USUAL_HOPS))
         # Buffers that any transfer leaves behind are no part of a tunnel.
         measure(result, 0, running, how, place.say)
-        empty = memory_mib(running)
-        result.at(0).add(empty)
+        before = memory_mib(running)
+        result.at(0).add(before)
         held = 0
         for count in TUNNELS:
             opened = hold(inner, [running], count - held)
-            held = count
             time.sleep(COME_TO_REST_S)
             full = memory_mib(running)
-            found = {**full, **per_tunnel_kib(empty, full, count, running), "opened": opened}
+            # From one number to the next: relays also grow once, when they are first used.
+            each = per_tunnel_kib(before, full, count - held, running)
+            found = {**full, **each, "opened": opened}
             result.at(count).add(found)
+            before, held = full, count
             place.say(f"   {count} connections: {shown(found)}")
             measure(result, count, running, how, place.say)
     with noting(result, f"{FLOWS} connections", place.say), inner_place(place, "flows") as inner:
