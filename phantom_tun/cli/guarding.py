@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -13,6 +14,8 @@ from phantom_tun.cli.session import JsonOption, Session, print_json, session_of
 
 if TYPE_CHECKING:
     from phantom_tun.tun.host import LinuxHost
+
+_T = TypeVar("_T")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,9 +35,7 @@ def set_guard(context: typer.Context) -> None:
     if host is None:
         typer.echo("this node has no interface: nothing is needed")
         return
-    import trio  # noqa: PLC0415 - only these commands pay for it
-
-    trio.run(host.guard)
+    _run(host.guard)
     typer.echo("; ".join(host.warnings()) or "AP addresses stay off other networks")
 
 
@@ -54,9 +55,7 @@ def remove_guard(context: typer.Context) -> None:
     if host is None:
         typer.echo("this node has no interface, and no leak guard")
         return
-    import trio  # noqa: PLC0415 - only these commands pay for it
-
-    trio.run(host.unguard)
+    _run(host.unguard)
     typer.echo("removed")
 
 
@@ -65,9 +64,7 @@ def show_guard(context: typer.Context, as_json: JsonOption = False) -> None:
     """Say whether it is there: the routes, and the filter."""
     _check_permission()
     host = _host(session_of(context))
-    import trio  # noqa: PLC0415 - only these commands pay for it
-
-    routes, filtered = (False, False) if host is None else trio.run(host.guarded)
+    routes, filtered = (False, False) if host is None else _run(host.guarded)
     if as_json:
         print_json({"needed": host is not None, "routes": routes, "filter": filtered})
     elif host is None:
@@ -98,6 +95,12 @@ def _host(session: Session) -> LinuxHost | None:
         network.ap6,
         require_filter=interface.require_filter,
     )
+
+
+def _run(work: Callable[[], Awaitable[_T]]) -> _T:
+    import trio  # noqa: PLC0415 - only these commands pay for it
+
+    return trio.run(work)
 
 
 def _check_permission() -> None:

@@ -7,7 +7,6 @@ import itertools
 import re
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -72,32 +71,35 @@ def check_config(context: typer.Context, as_json: JsonOption = False) -> None:
     Looks at what it names, too: network profile, web page, user, group, addresses. Only starting
     it shows whether the port is free.
     """
-    from phantom_tun import profile  # noqa: PLC0415 - see above
-
-    found: list[str] = []
     try:
-        settings = session_of(context).load_config()
+        found = _problems(session_of(context).load_config())
     except ConfigError as error:
-        found += str(error).splitlines()
-        settings = config.Config()
-    checks: tuple[Callable[[], object], ...] = (
-        lambda: profile.load(settings.network.profile),
-        settings.node.own_web_page,
-        lambda: resolve_account(settings.node.user),
-        lambda: resolve_group(settings.control.group),
-        lambda: advertised_addresses(settings.node),
-    )
-    for check in () if found else checks:
-        try:
-            check()
-        except ConfigError as error:
-            found.append(str(error))
+        found = str(error).splitlines()
     if as_json:
         print_json({"problems": found})
     elif not found:
         typer.echo("nothing is wrong with it")
     if found:
         raise CommandFailed(ExitCode.CONFIG, "\n".join(found))
+
+
+def _problems(settings: config.Config) -> list[str]:
+    """What is wrong with what a configuration names."""
+    from phantom_tun import profile  # noqa: PLC0415 - see above
+
+    found: list[str] = []
+    for check in (
+        lambda: profile.load(settings.network.profile),
+        settings.node.own_web_page,
+        lambda: resolve_account(settings.node.user),
+        lambda: resolve_group(settings.control.group),
+        lambda: advertised_addresses(settings.node),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            found.append(str(error))
+    return found
 
 
 @network_app.command("new")

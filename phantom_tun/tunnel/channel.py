@@ -133,11 +133,9 @@ class Channel:
         "_early_out",
         "_expected",
         "_incoming",
-        "_keystreams",
         "_outgoing",
         "_plain",
         "_tls",
-        "_unwrap",
         "_wrap",
         "is_closed",
     )
@@ -153,9 +151,7 @@ class Channel:
         self._tls = tls
         self._incoming = incoming
         self._outgoing = outgoing
-        self._keystreams = wrap
-        self._wrap = wrap.outgoing.process
-        self._unwrap = wrap.incoming.process
+        self._wrap = wrap
         self._expected = expected_peer
         self._complete: Callable[[], None] | None = None
         """What is left of the handshake, until it is needed."""
@@ -190,8 +186,8 @@ class Channel:
 
     def rest(self) -> None:
         """Nothing comes or goes for a while: let go of what can be made again."""
-        self._keystreams.outgoing.rest()
-        self._keystreams.incoming.rest()
+        self._wrap.outgoing.rest()
+        self._wrap.incoming.rest()
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -208,7 +204,7 @@ class Channel:
         end = self._seal(view, head, view[head : body + first])
         for offset in range(first, len(data), RECORD):
             end = self._seal(view, end, data[offset : offset + RECORD])
-        self._wrap(view, start, end)
+        self._wrap.outgoing.process(view, start, end)
         return end
 
     def encode_messages(self, view: memoryview, start: int, messages: Iterable[bytes]) -> int:
@@ -221,14 +217,14 @@ class Channel:
             end = body + len(message)
             view[body:end] = message
         end = self._seal(view, start, view[start:end])
-        self._wrap(view, start, end)
+        self._wrap.outgoing.process(view, start, end)
         return end
 
     def flush(self, view: memoryview, start: int) -> int:
         """Write what TLS itself has to say to ``view[start:]``; returns the end."""
         self._use_tls()
         end = self._collect(view, self._end_early(view, start))
-        self._wrap(view, start, end)
+        self._wrap.outgoing.process(view, start, end)
         return end
 
     def encode_close(self, view: memoryview, start: int) -> int:
@@ -272,7 +268,7 @@ class Channel:
 
     def unwrap(self, view: memoryview, start: int, end: int) -> None:
         """Take the wrap off ``view[start:end]``, in place, as it comes from the tunnel."""
-        self._unwrap(view, start, end)
+        self._wrap.incoming.process(view, start, end)
 
     def feed(self, view: memoryview, start: int, end: int) -> None:
         """Take in ``view[start:end]``, unwrapped, at most ``WIRE_RECORD`` bytes at a time."""

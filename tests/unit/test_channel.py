@@ -312,7 +312,7 @@ def test_impossible_frames_are_refused() -> None:
         view = memoryview(bytearray(200))
         view[: len(header)] = header
         end = caller.channel._seal(view, 0, view[: len(header)])
-        caller.channel._wrap(view, 0, end)
+        caller.channel._wrap.outgoing.process(view, 0, end)
         with pytest.raises(WireError):
             callee.receive(bytes(view[:end]))
 

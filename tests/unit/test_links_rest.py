@@ -130,28 +130,29 @@ async def test_a_neighbour_that_is_cut_off_takes_its_tunnels_along(victim: str) 
                 await receive_all(one)
 
 
-async def test_a_relay_that_stops_closes_tunnels_at_rest() -> None:
+@asynccontextmanager
+async def stopping_relay() -> AsyncIterator[World]:
+    """Three tunnels at rest at a relay that stops when the block ends, and must leave nothing."""
     with listening() as first, trio.fail_after(60):
         relay = TlsNode(first, limits=LIMITS)
         async with tls_nodes(2, LIMITS) as (source, sink), trio.open_nursery() as nursery:
             await nursery.start(relay.run)
             world = World(source, relay, sink)
             await world.lay(3)
+            yield world
             nursery.cancel_scope.cancel()
         assert world.nothing_left()
+
+
+async def test_a_relay_that_stops_closes_tunnels_at_rest() -> None:
+    async with stopping_relay() as world:
+        assert world.at_rest()
 
 
 async def test_a_relay_that_stops_closes_tunnels_that_just_woke() -> None:
-    with listening() as first, trio.fail_after(60):
-        relay = TlsNode(first, limits=LIMITS)
-        async with tls_nodes(2, LIMITS) as (source, sink), trio.open_nursery() as nursery:
-            await nursery.start(relay.run)
-            world = World(source, relay, sink)
-            await world.lay(3)
-            for number, near in enumerate(world.near):
-                await near.send_bytes(bytes(60_000 * number + 1))
-            nursery.cancel_scope.cancel()
-        assert world.nothing_left()
+    async with stopping_relay() as world:
+        for number, near in enumerate(world.near):
+            await near.send_bytes(bytes(60_000 * number + 1))
 
 
 async def test_links_of_a_tunnel_that_ended_at_rest_are_used_again() -> None:

@@ -189,9 +189,8 @@ class _Worker:
             attached.close()
             return
         peer = Peer(NodeId(message.node_id), stranger.address)
-        connection = PlainConnection(attached)
-        if kind is LinkKind.BULK:
-            connection = _Counted(attached, self)
+        is_bulk = kind is LinkKind.BULK
+        connection = _Counted(attached, self) if is_bulk else PlainConnection(attached)
         nursery.start_soon(self._guard.once, self._accept, connection, peer, kind, WorkerLink)
 
     def _take_stranger(self, number: int) -> _Stranger:
