@@ -170,6 +170,15 @@ class InterfaceConfig(_Section, frozen=True):
             "a tunnel: faster; nodes on the way can tell that they belong together."
         ),
     ] = True
+    resume_memory_mib: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="What connections may keep in memory of what the far side hasn't confirmed "
+            "yet, so that they go on when a node on their way dies; 0: they are reset then.",
+        ),
+    ] = 64
     ephemeral_callers: Annotated[
         tuple[_Name, ...],
         Meta(

@@ -62,6 +62,7 @@ class Owner:
                 answer_echo=settings.answer_echo,
                 early=settings.connect_early,
                 keep=settings.keep_sessions,
+                resume_memory=settings.resume_memory_mib * 1_048_576,
                 ephemeral=frozenset(settings.ephemeral_callers),
             ),
             clock=clock,

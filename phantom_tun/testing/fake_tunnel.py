@@ -174,7 +174,7 @@ class FakeTunnel:
 
     def is_broken(self) -> bool:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
-        return self.is_reset
+        return self.is_reset or self.incoming.broken or self.outgoing.broken
 
     def reset(self) -> None:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""

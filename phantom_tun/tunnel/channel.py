@@ -191,15 +191,18 @@ class Channel:
 
     # --- out ------------------------------------------------------------------------------------
 
-    def encode(self, view: memoryview, start: int, kind: FrameKind, data: memoryview) -> int:
+    def encode(
+        self, view: memoryview, start: int, kind: FrameKind, data: memoryview, along: bytes = b""
+    ) -> int:
         """Write one frame, ready for the tunnel, to ``view[start:]``; returns its end. ``data`` may
-        not overlap ``view``."""
+        not overlap ``view``. ``along`` is another frame, whole and short, before it."""
         self._use_tls()
         # Beside the longest frame there is no room for another record: it may still go early.
         head = self._end_early(view, start) if len(data) <= RECORD else start
-        first = min(len(data), RECORD - FRAME_HEADER_LEN)
-        body = head + FRAME_HEADER_LEN
-        view[head:body] = frame_header(kind, len(data))
+        header = along + frame_header(kind, len(data))
+        first = min(len(data), RECORD - len(header))
+        body = head + len(header)
+        view[head:body] = header
         view[body : body + first] = data[:first]
         end = self._seal(view, head, view[head : body + first])
         for offset in range(first, len(data), RECORD):

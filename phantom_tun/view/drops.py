@@ -11,6 +11,7 @@ _BEGINNINGS = {
     "further_dropped_": "further connection ",
     "refused_": "refused ",
     "request_dropped_": "request ",
+    "resume_dropped_": "resumption ",
 }
 """Of a counter's name, and what stands for it in the reason."""
 
@@ -25,6 +26,7 @@ _WHOLE = frozenset(
         "entry_unknown_entry",
         "fetches_refused",
         "overrides_refused",
+        "resume_refused",
         "strangers_dropped",
         "surveys_dropped",
     }

@@ -9,7 +9,8 @@ bytes   field
 1       protocol: 6 TCP, 17 UDP, 1 ECHO
 1       ephemeral: 1 if the caller's key was made for this connection, else 0
 1       keep: 1 if the session may serve further connections, else 0
-4       epoch
+1       resumes: 1 if the caller goes on over another tunnel when this one dies, else 0
+4       epoch: 0 for a new session, higher for each time it is resumed
 16      session id
 8       time in seconds, a multiple of ``TIME_STEP``
 32      nonce, which is also the caller's random
@@ -19,11 +20,12 @@ bytes   field
 32      the caller's AP public key
 16      ticket (zero bytes: none)
 2, 2, 2 lengths of the next three
-…       certificate (DER), TLS ClientHello, locked early data, zero bytes
+…       certificate (DER), TLS ClientHello, locked early data (a resumed session: a
+        :class:`Resumption`), zero bytes
 ======= ============================================================================
 
 *Answer body*, ``ANSWER_BODY_LEN`` bytes: version u8 ‖ outcome u8 ‖ took early u8 ‖
-callee random (32) ‖ flight length u16 ‖ TLS flight ‖ zero bytes.
+callee random (32) ‖ received u64 ‖ flight length u16 ‖ TLS flight ‖ zero bytes.
 
 *Frames* inside TLS: kind u8 ‖ length u24 ‖ payload.
 
@@ -68,12 +70,18 @@ TICKET_SECRET_LEN = 32
 TICKET_LEN = TICKET_ID_LEN + TICKET_SECRET_LEN
 NO_TICKET = bytes(TICKET_ID_LEN)
 
-_REQUEST = struct.Struct(">BBBBI16sQ32s32s16sH4sH32s16sHHH")
+PROOF_LEN = 32
+_RESUMPTION = struct.Struct(">32sQ")
+RESUMPTION_LEN = _RESUMPTION.size
+
+RESUME_SECRET_LEN = 32
+
+_REQUEST = struct.Struct(">BBBBBI16sQ32s32s16sH4sH32s16sHHH")
 MAX_CLIENT_HELLO = REQUEST_BODY_LEN - _REQUEST.size - MAX_CERTIFICATE - MAX_EARLY - _TAG_LEN
 """Room for the ClientHello beside the longest of everything else; OpenSSL 3.5 with ML-KEM needs
 1,500."""
 
-_ANSWER = struct.Struct(">BBB32sH")
+_ANSWER = struct.Struct(">BBB32sQH")
 MAX_FLIGHT = ANSWER_BODY_LEN - _ANSWER.size
 
 _OPENING = struct.Struct(">16sQ16sHHH")
@@ -101,8 +109,8 @@ class Outcome(IntEnum):
     """The port is not exposed, or not to this caller."""
     UNREACHABLE = 3
     """The callee's machine can't serve it at the moment."""
-    UNSUPPORTED = 4
-    """A well-formed request for something this version can't do, such as resuming a session."""
+    GONE = 4
+    """There is no such session to be resumed, or not by this caller, or not from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +143,18 @@ class Request:
     """The key was made for this connection: nobody can be reached under it."""
     keep: bool = False
     """After this connection the session is to be kept for further ones."""
+    resumes: bool = False
+    """The caller goes on over another tunnel when this one dies, if the session allows it."""
     ticket: bytes = NO_TICKET
     """Number of a ticket that the callee handed out in an earlier session."""
     early: bytes = field(default=b"", repr=False)
-    """With a ticket: first bytes of the stream, perhaps none, locked under its secret."""
+    """With a ticket: first bytes of the stream, perhaps none, locked under its secret. If this
+    resumes a session: a :class:`Resumption`, packed."""
 
     @property
     def has_first(self) -> bool:
         """Whether there are any: their length shows without the secret."""
-        return len(self.early) > _TAG_LEN
+        return not self.epoch and len(self.early) > _TAG_LEN
 
     def pack(self) -> bytes:
         """Always ``REQUEST_BODY_LEN`` bytes.
@@ -156,6 +167,7 @@ class Request:
             self.protocol,
             self.ephemeral,
             self.keep,
+            self.resumes,
             self.epoch,
             self.session_id,
             self.time,
@@ -187,6 +199,7 @@ class Request:
             protocol,
             ephemeral,
             keep,
+            resumes,
             epoch,
             session_id,
             time,
@@ -204,14 +217,19 @@ class Request:
         ) = _REQUEST.unpack_from(data)
         if version != VERSION:
             raise WireError("unknown version of a request")
-        if protocol not in Protocol.__members__.values() or max(ephemeral, keep) > 1:
+        if protocol not in Protocol.__members__.values() or max(ephemeral, keep, resumes) > 1:
             raise WireError("a request field has no valid value")
         if time % TIME_STEP:
             raise WireError("the time of a request isn't rounded")
         if {port == 0, source_port == 0} != {protocol == Protocol.ECHO}:
             raise WireError("a port doesn't go with the protocol")
-        if (ticket == NO_TICKET) != (early_len == 0) or 0 < early_len < _TAG_LEN:
+        if epoch:
+            if early_len != RESUMPTION_LEN or ticket != NO_TICKET or keep or not resumes:
+                raise WireError("a session isn't resumed like that")
+        elif (ticket == NO_TICKET) != (early_len == 0) or 0 < early_len < _TAG_LEN:
             raise WireError("early data doesn't go with the ticket")
+        if resumes and protocol != Protocol.TCP:
+            raise WireError("only streams are resumed")
         if (ticket != NO_TICKET or keep) and (protocol != Protocol.TCP or ephemeral):
             raise WireError("a ticket or a kept session doesn't go with this kind of request")
         _check_lengths(certificate_len, hello_len, early_len)
@@ -237,6 +255,7 @@ class Request:
             source_port=source_port,
             ephemeral=bool(ephemeral),
             keep=bool(keep),
+            resumes=bool(resumes),
             ticket=ticket,
             early=data[early_at:end],
         )
@@ -253,6 +272,8 @@ class Answer:
     """The TLS server's first flight; empty unless connected."""
     took_early: bool = False
     """The service has the early data, and what it says before TLS stands comes in early records."""
+    received: int = 0
+    """Of a session that is resumed: the callee's :attr:`Resumption.received`."""
 
     def pack(self) -> bytes:
         """Always ``ANSWER_BODY_LEN`` bytes.
@@ -262,7 +283,12 @@ class Answer:
         if len(self.flight) > MAX_FLIGHT:
             raise WireError("TLS flight is too long for an answer")
         head = _ANSWER.pack(
-            VERSION, self.outcome, self.took_early, self.callee_random, len(self.flight)
+            VERSION,
+            self.outcome,
+            self.took_early,
+            self.callee_random,
+            self.received,
+            len(self.flight),
         )
         return (head + self.flight).ljust(ANSWER_BODY_LEN, b"\0")
 
@@ -274,19 +300,48 @@ class Answer:
         """
         if len(data) != ANSWER_BODY_LEN:
             raise WireError("an answer has a fixed length")
-        version, outcome, took_early, callee_random, flight_len = _ANSWER.unpack_from(data)
+        version, outcome, took_early, callee_random, received, flight_len = _ANSWER.unpack_from(
+            data
+        )
         if version != VERSION:
             raise WireError("unknown version of an answer")
         if outcome not in Outcome.__members__.values():
             raise WireError("unknown outcome")
         if took_early > (outcome == Outcome.CONNECTED):
             raise WireError("early data can only be taken by who is connected")
+        if received and (outcome != Outcome.CONNECTED or took_early):
+            raise WireError("only a session that is resumed goes on somewhere")
         end = _ANSWER.size + flight_len
         if flight_len > MAX_FLIGHT or any(data[end:]):
             raise WireError("flight and padding of an answer don't fit")
         if bool(flight_len) != (outcome == Outcome.CONNECTED):
             raise WireError("a flight doesn't go with the outcome")
-        return cls(Outcome(outcome), callee_random, data[_ANSWER.size : end], bool(took_early))
+        flight = data[_ANSWER.size : end]
+        return cls(Outcome(outcome), callee_random, flight, bool(took_early), received)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a request says that resumes a session."""
+
+    proof: bytes
+    """``PROOF_LEN`` bytes: that the caller knows the session's secret, for this request only."""
+    received: int
+    """What has arrived: bytes of the stream, and one more for END."""
+
+    def pack(self) -> bytes:
+        """``RESUMPTION_LEN`` bytes."""
+        return _RESUMPTION.pack(self.proof, self.received)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Resumption:
+        """Undo :meth:`pack`.
+
+        :raises WireError: wrong length.
+        """
+        if len(data) != RESUMPTION_LEN:
+            raise WireError("not a resumption")
+        return cls(*_RESUMPTION.unpack(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +435,9 @@ MAX_DATAGRAM = 65_507
 """Bytes of the longest UDP payload over IPv4."""
 
 
+ACK_LEN = 8
+
+
 class FrameKind(IntEnum):
     """Kinds of frames."""
 
@@ -397,6 +455,11 @@ class FrameKind(IntEnum):
     """From the caller, in a kept session when a connection has ended: an :class:`Opening`."""
     OPENED = 7
     """From the callee, after OPEN: an :class:`Outcome`, one byte."""
+    SECRET = 8
+    """From the callee, once in a session: ``RESUME_SECRET_LEN`` bytes, with which the caller can
+    resume it."""
+    ACK = 9
+    """u64: so many bytes of the stream have arrived in all, and one more for END."""
 
 
 _LONGEST = {
@@ -407,6 +470,8 @@ _LONGEST = {
     FrameKind.TICKET: TICKET_LEN,
     FrameKind.OPEN: OPENING_LEN,
     FrameKind.OPENED: 1,
+    FrameKind.SECRET: RESUME_SECRET_LEN,
+    FrameKind.ACK: ACK_LEN,
 }
 
 
@@ -418,6 +483,21 @@ def parse_outcome(payload: bytes | memoryview) -> Outcome:
     if len(payload) != 1 or payload[0] not in Outcome.__members__.values():
         raise WireError("unknown outcome")
     return Outcome(payload[0])
+
+
+def pack_ack(received: int) -> bytes:
+    """A whole ACK frame."""
+    return frame_header(FrameKind.ACK, ACK_LEN) + received.to_bytes(ACK_LEN, "big")
+
+
+def parse_ack(payload: bytes | memoryview) -> int:
+    """What an ACK frame says.
+
+    :raises WireError: wrong length.
+    """
+    if len(payload) != ACK_LEN:
+        raise WireError("not an acknowledgement")
+    return int.from_bytes(payload, "big")
 
 
 def frame_header(kind: FrameKind, length: int) -> bytes:

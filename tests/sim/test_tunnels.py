@@ -141,7 +141,7 @@ async def world(count):
         nursery.cancel_scope.cancel()
 
 
-def lay_path(owner, members, kind):
+def lay_path(owner, members, kind, first=1):
     """What a build would have left at everyone."""
     secrets = [RNG.randbytes(32) for _ in members]
     connections = [ConnectionId(RNG.randbytes(16)) for _ in members]
@@ -164,7 +164,7 @@ def lay_path(owner, members, kind):
         )
         before = member
     return OwnedPath(
-        number={"exit": 1, "entry": 2}[kind],
+        number={"exit": first, "entry": first + 1}[kind],
         kind=kind,
         identity="default",
         members=[member.ref for member in members],
@@ -178,10 +178,12 @@ def lay_path(owner, members, kind):
     )
 
 
-async def both_paths(nodes, exit_hops, entry_hops):
+async def both_paths(nodes, exit_hops, entry_hops, first=1):
+    """``first``: the number of the exit path; the entry path has the next."""
     caller, callee = nodes[0], nodes[-1]
-    exit_path = lay_path(caller, nodes[1 : 1 + exit_hops], "exit")
-    entry_path = lay_path(callee, nodes[1 + exit_hops : 1 + exit_hops + entry_hops], "entry")
+    members = nodes[1 : 1 + exit_hops + entry_hops]
+    exit_path = lay_path(caller, members[:exit_hops], "exit", first)
+    entry_path = lay_path(callee, members[exit_hops:], "entry", first)
     await caller.connector.adopt(exit_path)
     await callee.connector.adopt(entry_path)
     entry_node = entry_path.members[-1].node_id if entry_path.members else callee.ref.node_id

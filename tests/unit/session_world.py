@@ -146,10 +146,13 @@ async def running_world(
     *,
     answer_echo: bool = True,
     keep: bool = False,
+    survive: bool = True,
     ephemeral: frozenset[str] = frozenset(),
     **limits: int,
 ) -> AsyncIterator[World]:
     """Both services run; port 80 echoes a stream, UDP port 53 datagrams; both are exposed."""
+    if not survive:
+        limits["resume_memory"] = 0
     settings = SessionSettings(
         nat4=NAT4, nat6=NAT6, answer_echo=answer_echo, keep=keep, ephemeral=ephemeral, **limits
     )

@@ -32,6 +32,7 @@ from phantom_tun.net.sessions.kept import (
     MAX_KEPT_OF_ONE,
     SWEEP_EVERY,
 )
+from phantom_tun.net.sessions.resuming import WAIT_AFTER_END
 from phantom_tun.net.sessions.serving import KEEP_WITHIN, NEXT_BURST
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_host import FakeIdentities, FakeIdentity
@@ -324,7 +325,10 @@ async def test_a_reset_by_the_service_ends_it(autojump_clock: MockClock) -> None
         assert waiting(world) == 1
 
 
-async def test_a_reset_after_the_end_is_told_at_once(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(("survive", "within"), [(False, 1.2), (True, WAIT_AFTER_END + 1.2)])
+async def test_a_reset_after_the_end_is_told_soon(
+    autojump_clock: MockClock, survive: bool, within: float
+) -> None:
     failed_after: list[float] = []
 
     async def go_on(stream: SessionStream) -> None:
@@ -337,16 +341,16 @@ async def test_a_reset_after_the_end_is_told_at_once(autojump_clock: MockClock) 
         failed_after.append(trio.current_time() - began)
         stream.abort()
 
-    async with running_world(keep=True) as world:
+    async with running_world(keep=True, survive=survive) as world:
         await acquainted(world)
         world.bob.host.streams[80] = go_on
         stream = await call(world)
         await stream.send_end()
         await trio.sleep(1)
         stream.abort()
-        await trio.sleep(1)
+        await trio.sleep(within)
         assert failed_after
-        assert failed_after[0] < 1.2
+        assert failed_after[0] < within
 
 
 async def test_when_the_node_stops_nothing_is_left(autojump_clock: MockClock) -> None:

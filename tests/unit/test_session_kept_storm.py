@@ -17,6 +17,7 @@ from trio.testing import MockClock
 from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import ConnectFailed, StreamReset
 from phantom_tun.net.links.buffers import Buffer
+from phantom_tun.net.sessions.resuming import WAIT_FOR_CALLER
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_tunnel import FakeTunnel, FakeWayOut
 from phantom_tun.wire.session import MAX_EARLY
@@ -157,14 +158,19 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, rng: random.Random, delay: float)
     monkeypatch.setattr(FakeTunnel, "receive_pooled", receive_later)
 
 
+@pytest.mark.parametrize("survive", [False, True])
 @pytest.mark.parametrize("is_harmed", [False, True])
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.08])
 async def test_nothing_is_mixed_up_and_nothing_is_left(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, delay: float, is_harmed: bool
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    delay: float,
+    is_harmed: bool,
+    survive: bool,
 ) -> None:
     rng = random.Random(f"{delay} {is_harmed}")
     slow_down(monkeypatch, rng, delay)
-    async with running_world(keep=True) as world:
+    async with running_world(keep=True, survive=survive) as world:
         storm = Storm(world, rng)
         world.bob.host.streams[80] = storm.serve
         world.network.exits = [FakeWayOut(world.network, number) for number in (3, 7)]
@@ -180,7 +186,7 @@ async def test_nothing_is_mixed_up_and_nothing_is_left(
 
                     nursery.start_soon(work)
             harming.cancel_scope.cancel()
-        await trio.sleep(60)
+        await trio.sleep(WAIT_FOR_CALLER + 30)
         assert set(storm.heard.values()) == {1}
         assert storm.results["done"] > 30
         assert world.alice.service.statistics()["open_kept"] > 15
@@ -199,6 +205,8 @@ def left_behind(world: World) -> Counter[str]:
         "offers": len(server._admission._offers._calls),
         "addresses in use": len(server._admission._callers._nat_peers._in_use),
         "callers in the table": len(world.bob.service._table._per_caller),
+        "sessions that can be resumed": len(server._resumable),
+        "bytes kept": sum(one.service._survival.memory.used for one in (world.alice, world.bob)),
         "services": sum(not connection.is_over for connection in world.bob.host.connections),
     }
     return Counter({name: count for name, count in left.items() if count})

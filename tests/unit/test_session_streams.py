@@ -13,7 +13,11 @@ from trio.testing import MockClock
 from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import StreamReset
 from phantom_tun.net.links.buffers import POOL, Buffer
-from phantom_tun.net.sessions.secure_tunnel import CLOSE_WITHIN, LAST_WORD_WITHIN
+from phantom_tun.net.sessions.secure_tunnel import (
+    CLOSE_WITHIN,
+    LAST_WORD_WITHIN,
+    SECRET_WAIT,
+)
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_tunnel import CAPACITY, FakeTunnel
 from phantom_tun.wire.session import MAX_DATA, FrameKind
@@ -110,6 +114,7 @@ async def test_large_pieces_are_cut_evenly(autojump_clock: MockClock) -> None:
 async def test_an_idle_connection_says_nothing_and_lives(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         pair = await connected(world)
+        await trio.sleep(SECRET_WAIT + 0.1)
         sent = pair.near_tunnel.outgoing.carried, pair.far_tunnel.outgoing.carried
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive_exactly, pair.near, 4)
@@ -425,7 +430,7 @@ async def test_whatever_happens_to_the_bytes_it_is_a_reset(
 ) -> None:
     """Never wrong bytes, never a clean end."""
     data = random.Random(9).randbytes(60_000)
-    async with running_world() as world:
+    async with running_world(survive=False) as world:
         world.network.prepare = broken(attribute, at, outgoing=outgoing)  # type: ignore[assignment]
         resets = 0
         found = bytearray()

@@ -37,8 +37,11 @@ from phantom_tun.wire.session import (
     Outcome,
     Protocol,
     Request,
+    Resumption,
     Ticket,
     frame_header,
+    pack_ack,
+    parse_ack,
     parse_frame_header,
     parse_outcome,
 )
@@ -70,7 +73,14 @@ def requests(draw: st.DrawFn) -> Request:
     protocol = draw(st.sampled_from(Protocol))
     is_echo = protocol is Protocol.ECHO
     is_ephemeral = draw(st.booleans())
-    has_ticket = protocol is Protocol.TCP and not is_ephemeral and draw(st.booleans())
+    is_tcp = protocol is Protocol.TCP
+    epoch = draw(st.integers(0, 2**32 - 1)) if is_tcp and draw(st.booleans()) else 0
+    has_ticket = is_tcp and not (is_ephemeral or epoch) and draw(st.booleans())
+    early = b""
+    if has_ticket:
+        early = draw(st.binary(min_size=TAG_LEN, max_size=MAX_EARLY + TAG_LEN))
+    elif epoch:
+        early = Resumption(draw(randoms), draw(st.integers(0, 2**64 - 1))).pack()
     claimed = draw(st.none() | st.ip_addresses(v=4).filter(int))
     return Request(
         protocol=protocol,
@@ -83,13 +93,14 @@ def requests(draw: st.DrawFn) -> Request:
         nonce=draw(randoms),
         secret=draw(randoms),
         session_id=draw(st.binary(min_size=16, max_size=16)),
-        epoch=draw(st.integers(0, 2**32 - 1)),
+        epoch=epoch,
         source_ap4=claimed,
         source_port=0 if is_echo else draw(ports),
         ephemeral=is_ephemeral,
-        keep=protocol is Protocol.TCP and not is_ephemeral and draw(st.booleans()),
+        keep=is_tcp and not (is_ephemeral or epoch) and draw(st.booleans()),
+        resumes=is_tcp and (epoch > 0 or draw(st.booleans())),
         ticket=draw(tickets) if has_ticket else NO_TICKET,
-        early=draw(st.binary(min_size=TAG_LEN, max_size=MAX_EARLY + TAG_LEN)) * has_ticket,
+        early=early,
     )
 
 
@@ -145,14 +156,16 @@ def test_a_request_of_another_length_is_refused(length: int) -> None:
         (1, b"\2", "no valid value"),
         (2, b"\2", "no valid value"),
         (3, b"\2", "no valid value"),
-        (31, b"\1", "rounded"),
-        (112, b"\0\0", "port"),
-        (118, b"\0\0", "port"),
-        (152, b"\1", "early data doesn't go"),
-        (168, struct.pack(">H", MAX_CERTIFICATE + 1), "too long"),
-        (170, struct.pack(">H", MAX_CLIENT_HELLO + 1), "too long"),
-        (170, b"\0\4", "padding"),
-        (172, b"\0\1", "early data doesn't go"),
+        (4, b"\2", "no valid value"),
+        (8, b"\1", "isn't resumed like that"),
+        (32, b"\1", "rounded"),
+        (113, b"\0\0", "port"),
+        (119, b"\0\0", "port"),
+        (153, b"\1", "early data doesn't go"),
+        (169, struct.pack(">H", MAX_CERTIFICATE + 1), "too long"),
+        (171, struct.pack(">H", MAX_CLIENT_HELLO + 1), "too long"),
+        (171, b"\0\4", "padding"),
+        (173, b"\0\1", "early data doesn't go"),
         (REQUEST_BODY_LEN - 1, b"\1", "padding"),
     ],
 )
@@ -188,6 +201,41 @@ def test_sessions_of_known_callers_are_kept(changes: dict[str, object]) -> None:
     assert Request.unpack(kept.pack()).keep
     with pytest.raises(WireError, match="this kind of request"):
         Request.unpack(dataclasses.replace(kept, **changes).pack())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": 0},
+        {"resumes": False},
+        {"keep": True},
+        {"protocol": Protocol.UDP},
+        {"ticket": b"t" * TICKET_ID_LEN},
+        {"early": bytes(39)},
+        {"early": bytes(41)},
+        {"early": b""},
+    ],
+)
+def test_a_session_is_resumed_in_one_way_only(changes: dict[str, object]) -> None:
+    resumption = Resumption(b"p" * 32, 2**40)
+    resumed = dataclasses.replace(REQUEST, epoch=1, resumes=True, early=resumption.pack())
+    again = Request.unpack(resumed.pack())
+    assert again == resumed
+    assert not again.has_first
+    assert Resumption.unpack(again.early) == resumption
+    with pytest.raises(WireError):
+        Request.unpack(dataclasses.replace(resumed, **changes).pack())  # type: ignore[arg-type]
+
+
+def test_only_streams_survive() -> None:
+    with pytest.raises(WireError, match="only streams"):
+        Request.unpack(dataclasses.replace(REQUEST, protocol=Protocol.UDP, resumes=True).pack())
+
+
+@pytest.mark.parametrize("length", [0, 39, 41])
+def test_a_resumption_of_another_length_is_refused(length: int) -> None:
+    with pytest.raises(WireError):
+        Resumption.unpack(bytes(length))
 
 
 # --- openings ------------------------------------------------------------------------------------
@@ -288,12 +336,24 @@ def test_secrets_are_not_shown() -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(Outcome), randoms, st.binary(min_size=1, max_size=MAX_FLIGHT), st.booleans())
+@given(
+    st.sampled_from(Outcome),
+    randoms,
+    st.binary(min_size=1, max_size=MAX_FLIGHT),
+    st.booleans(),
+    st.integers(0, 2**64 - 1),
+)
 def test_an_answer_has_one_length_and_survives(
-    outcome: Outcome, random: bytes, flight: bytes, took_early: bool
+    outcome: Outcome, random: bytes, flight: bytes, took_early: bool, received: int
 ) -> None:
     is_connected = outcome is Outcome.CONNECTED
-    answer = Answer(outcome, random, flight * is_connected, took_early and is_connected)
+    answer = Answer(
+        outcome,
+        random,
+        flight * is_connected,
+        took_early and is_connected,
+        received * (is_connected and not took_early),
+    )
     assert len(answer.pack()) == ANSWER_BODY_LEN
     assert Answer.unpack(answer.pack()) == answer
 
@@ -306,8 +366,9 @@ def test_an_answer_has_one_length_and_survives(
         (1, b"\1", "flight doesn't go"),
         (2, b"\2", "early data"),
         (1, b"\1\1", "early data"),
-        (35, b"\0\0", "padding"),
-        (35, struct.pack(">H", MAX_FLIGHT + 1), "padding"),
+        (2, b"\1" + b"r" * 32 + b"\1", "resumed"),
+        (43, b"\0\0", "padding"),
+        (43, struct.pack(">H", MAX_FLIGHT + 1), "padding"),
         (ANSWER_BODY_LEN - 1, b"\1", "padding"),
     ],
 )
@@ -358,7 +419,9 @@ def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
     "header",
     [
         bytes(4),
-        b"\10\0\0\0",
+        b"\12\0\0\0",
+        frame_header(FrameKind.SECRET, 33),
+        frame_header(FrameKind.ACK, 9),
         frame_header(FrameKind.OPEN, OPENING_LEN + 1),
         frame_header(FrameKind.OPENED, 2),
         frame_header(FrameKind.TICKET, TICKET_LEN + 1),
@@ -372,6 +435,15 @@ def test_frame_headers_survive(kind: FrameKind, length: int) -> None:
 def test_impossible_frames_are_refused(header: bytes) -> None:
     with pytest.raises(WireError):
         parse_frame_header(header)
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_an_acknowledgement_says_a_position(received: int) -> None:
+    packed = pack_ack(received)
+    assert parse_frame_header(packed[:4]) == (FrameKind.ACK, 8)
+    assert parse_ack(packed[4:]) == received
+    with pytest.raises(WireError):
+        parse_ack(packed[5:])
 
 
 # --- tickets -------------------------------------------------------------------------------------

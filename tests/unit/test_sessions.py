@@ -42,7 +42,7 @@ from phantom_tun.net.sessions.secure_tunnel import FLIGHT_WAIT
 from phantom_tun.net.sessions.service import SessionSettings
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.channel import CallerHandshake
-from phantom_tun.wire.session import Outcome
+from phantom_tun.wire.session import RESUMPTION_LEN, Outcome
 from phantom_tun.wire.sizes import ANSWER_LEN, SEALED_REQUEST_LEN
 
 SETTINGS = SessionSettings(nat4=NAT4, nat6=NAT6)
@@ -207,9 +207,10 @@ async def test_without_a_way_out_nothing_is_known(autojump_clock: MockClock) -> 
             await world.connect()
 
 
-async def test_an_unsupported_epoch_is_refused_clearly(autojump_clock: MockClock) -> None:
+async def test_a_session_that_there_never_was_is_gone(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        assert await submitted(world, crafted(world, epoch=1)) is Outcome.UNSUPPORTED
+        resumed = crafted(world, epoch=1, resumes=True, early=bytes(RESUMPTION_LEN))
+        assert await submitted(world, resumed) is Outcome.GONE
         assert world.bob.host.calls == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from phantom_tun.ids import NetworkId
 from phantom_tun.tunnel.answer import callee_wrap, caller_wrap, lock_answer, unlock_answer
 from phantom_tun.tunnel.early import EarlyOpener, EarlySealer, lock_early
 from phantom_tun.tunnel.request import open_request, seal_request
-from phantom_tun.wire.session import Answer, Opening, Outcome, Protocol, Request, Ticket
+from phantom_tun.tunnel.resumption import Resuming, check_resumption
+from phantom_tun.wire.session import (
+    NO_TICKET,
+    Answer,
+    Opening,
+    Outcome,
+    Protocol,
+    Request,
+    Ticket,
+)
 
 VECTORS = json.loads((Path(__file__).parent / "session.json").read_text())
 INPUTS: dict[str, Any] = VECTORS["inputs"]
@@ -47,6 +57,7 @@ REQUEST = Request(
     source_port=INPUTS["source_port"],
     ephemeral=INPUTS["ephemeral"],
     keep=INPUTS["keep"],
+    resumes=INPUTS["resumes"],
     ticket=TICKET.number,
     early=bytes.fromhex(VECTORS["early"]),
 )
@@ -56,9 +67,9 @@ ANSWER = Answer(Outcome.CONNECTED, given("callee_random"), given("flight"), took
 def test_the_request_has_this_layout() -> None:
     content = given("certificate") + given("client_hello") + bytes.fromhex(VECTORS["early"])
     packed = REQUEST.pack()
-    assert packed[:174].hex() == VECTORS["request_head"]
-    assert packed[174 : 174 + len(content)] == content
-    assert not any(packed[174 + len(content) :])
+    assert packed[:175].hex() == VECTORS["request_head"]
+    assert packed[175 : 175 + len(content)] == content
+    assert not any(packed[175 + len(content) :])
 
 
 def test_the_opening_has_this_layout() -> None:
@@ -71,6 +82,15 @@ def test_the_opening_has_this_layout() -> None:
         given("early_data"),
     )
     assert opening.pack().rstrip(b"\0").hex() == VECTORS["opening"]
+
+
+def test_the_resumption_is_this_one() -> None:
+    secret, received = given("resume_secret"), INPUTS["resume_received"]
+    resuming = Resuming(secret, INPUTS["resume_epoch"], received)
+    said = resuming.say(REQUEST.session_id, REQUEST.nonce)
+    assert said.hex() == VECTORS["resumption"]
+    resumed = replace(REQUEST, keep=False, epoch=resuming.epoch, ticket=NO_TICKET, early=said)
+    assert check_resumption(Request.unpack(resumed.pack()), secret) == received
 
 
 def test_the_early_data_are_these() -> None:

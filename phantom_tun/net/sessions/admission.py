@@ -100,7 +100,8 @@ class Admission:
         if request.destination not in (identity.ap4, identity.ap6):
             raise ProtocolViolation("the request is for another address")
         remember_until = check_time(request, self._clock.now(), self._started)
-        self._table.check_room(request.caller)
+        if not request.epoch:
+            self._table.check_room(request.caller)
         return Visit(identity, request, remember_until)
 
     @contextmanager

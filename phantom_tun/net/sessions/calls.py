@@ -16,6 +16,7 @@ from phantom_tun.net.sessions.kept import Parties
 from phantom_tun.net.sessions.ports import Identity, ResolvedAp
 from phantom_tun.tunnel.early import lock_early
 from phantom_tun.tunnel.request import request_time
+from phantom_tun.tunnel.resumption import Resuming
 from phantom_tun.wire.session import (
     NO_TICKET,
     RANDOM_LEN,
@@ -57,6 +58,10 @@ class Call:
     """The application's first bytes, if it has spoken already."""
     keep: bool
     """More connections to this callee are expected."""
+    survives: bool
+    """It shall go on over another tunnel if its own dies."""
+    resuming: Resuming | None = None
+    """That is what this is."""
 
     @property
     def is_of_known(self) -> bool:
@@ -109,6 +114,11 @@ class Calls:
         """One attempt's request, with this ClientHello."""
         role, draw = call.role, self._rng.randbytes
         nonce, secret, ticket = draw(RANDOM_LEN), draw(SECRET_LEN), call.ticket
+        early = b""
+        if call.resuming is not None:
+            early = call.resuming.say(call.session_id, nonce)
+        elif ticket is not None:
+            early = lock_early(ticket, secret, nonce, call.first)
         return Request(
             protocol=call.protocol,
             destination=call.target.address,
@@ -124,8 +134,10 @@ class Calls:
             source_port=0 if call.protocol is Protocol.ECHO else role.source_port,
             ephemeral=role.is_ephemeral,
             keep=call.keep,
+            resumes=call.survives,
+            epoch=0 if call.resuming is None else call.resuming.epoch,
             ticket=NO_TICKET if ticket is None else ticket.number,
-            early=b"" if ticket is None else lock_early(ticket, secret, nonce, call.first),
+            early=early,
         )
 
     def opening(self, call: Call) -> Opening:

@@ -49,6 +49,15 @@ class SessionDatagrams:
         self.dropped = 0
         """Messages that came faster than the tunnel takes them."""
 
+    @property
+    def path_number(self) -> int:
+        """The path of ours that carries it."""
+        return self._secure.path_number
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of its tunnel is in use any more."""
+        await self._secure.closed.wait()
+
     async def receive(self) -> bytes | None:
         """See :meth:`phantom_tun.endpoints.DatagramStream.receive`."""
         if self._secure.got_end:

@@ -12,7 +12,7 @@ from phantom_tun.endpoints import DatagramStream, Endpoint, LocalDatagrams, Loca
 from phantom_tun.errors import Filtered
 from phantom_tun.net.sessions.datagrams import SessionDatagrams
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
-from phantom_tun.net.sessions.stream import SessionStream
+from phantom_tun.net.sessions.stream import Durable, SessionStream
 from phantom_tun.net.sessions.table import Carrier
 from phantom_tun.wire.session import Protocol
 
@@ -30,7 +30,7 @@ class Service:
 
     abort: Callable[[], None]
     """Gives it up."""
-    attach: Callable[[SecureTunnel], tuple[Carrier, Carry]]
+    attach: Callable[[SecureTunnel, Durable | None], tuple[Carrier, Carry]]
     """Makes what carries the session, and what runs it to its end."""
 
 
@@ -82,8 +82,10 @@ class LocalServices:
         if protocol is Protocol.TCP:
             connection = await self._local_host.connect_stream(caller, target)
 
-            def attach_stream(secure: SecureTunnel) -> tuple[Carrier, Carry]:
-                stream = SessionStream(secure)
+            def attach_stream(
+                secure: SecureTunnel, durable: Durable | None
+            ) -> tuple[Carrier, Carry]:
+                stream = SessionStream(secure, durable)
                 return stream, lambda: connection.carry(stream)
 
             return Service(connection.abort, attach_stream)
@@ -93,7 +95,9 @@ class LocalServices:
         else:
             local = await self._echo.connect()
 
-        def attach_datagrams(secure: SecureTunnel) -> tuple[Carrier, Carry]:
+        def attach_datagrams(
+            secure: SecureTunnel, _durable: Durable | None
+        ) -> tuple[Carrier, Carry]:
             datagrams = SessionDatagrams(secure)
             self._spawn(datagrams.run)
             return datagrams, lambda: local.carry(datagrams)

@@ -25,6 +25,7 @@ from phantom_tun.errors import (
     PathUnavailable,
     PeerError,
     ProtocolViolation,
+    Refused,
     StreamReset,
     Unreachable,
     WorldError,
@@ -50,6 +51,7 @@ from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
 from phantom_tun.tunnel.channel import CallerHandshake
 from phantom_tun.tunnel.early import EarlyOpener
 from phantom_tun.tunnel.request import seal_request
+from phantom_tun.tunnel.resumption import Resuming
 from phantom_tun.wire.session import (
     SESSION_ID_LEN,
     Answer,
@@ -96,8 +98,10 @@ class SessionOpener:
         rng: Rng,
         counts: Counter[str],
         keeps: bool = True,
+        survives: bool = True,
     ) -> None:
-        """``keeps``: whether sessions may serve several connections."""
+        """``keeps``: whether sessions may serve several connections; ``survives``: whether they may
+        be resumed."""
         self._network_id = network.network_id
         self._directory = directory
         self._connector = connector
@@ -109,6 +113,7 @@ class SessionOpener:
         self._suspects = Suspects(clock)
         self._tickets = HeldTickets(clock)
         self._keeps = keeps
+        self._survives = survives
         self._kept = KeptSessions(spawn)
         self._patience: defaultdict[str, Patience] = defaultdict(
             lambda: Patience(SOONEST_FALLBACK, FALLBACK_AFTER)
@@ -128,9 +133,9 @@ class SessionOpener:
         *,
         is_ephemeral: bool,
         first: bytes = b"",
-    ) -> SecureTunnel:
+    ) -> tuple[SecureTunnel, Call]:
         """Connect to ``target``, from a random port if ``source_port`` is 0, and send ``first``, at
-        most ``MAX_FIRST`` bytes.
+        most ``MAX_FIRST`` bytes. The call is for :meth:`resume`.
 
         :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
         :raises WorldError: this node has no way out at the moment.
@@ -151,15 +156,36 @@ class SessionOpener:
                     ticket=self._ticket(role, callee) if is_tcp else None,
                     first=first,
                     keep=is_tcp and self._expects_more(role, callee),
+                    survives=is_tcp and self._survives,
                 )
                 winner = (await self._race(call)).result()
                 if is_tcp:
                     self._tickets.worked(identity.signing.public, target, callee)
-                return winner
+                return winner, call
             raise NoAnswer("nobody answered in time")
         except WorldError:
             self._tickets.failed(identity.signing.public, target)
             raise
+
+    async def resume(self, call: Call, resuming: Resuming, avoid: int) -> tuple[SecureTunnel, int]:
+        """Another tunnel for the session that ``call`` began, if possible not over the path with
+        the number ``avoid``; and what has arrived at the callee.
+
+        :raises Refused: the callee doesn't know the session any more.
+        :raises WorldError: there is no way at the moment.
+        """
+        with trio.move_on_after(OPEN_WITHIN):
+            resolved = await self._resolve(call.identity, call.target.address)
+            again = replace(
+                call, resolved=resolved, ticket=None, first=b"", keep=False, resuming=resuming
+            )
+            if resolved.public_key != call.resolved.public_key:
+                raise Refused("the address has another owner now")
+            race = Race()
+            race.given_up.add(avoid)
+            await self._race(again, race)
+            return race.result(), race.received
+        raise NoAnswer("nobody answered in time")
 
     def is_steady(self, identity: Identity, target: Endpoint) -> bool:
         """Whether a TCP connection to ``target`` would take its first bytes along, and most likely
@@ -193,8 +219,8 @@ class SessionOpener:
 
     # --- routes ---------------------------------------------------------------------------------
 
-    async def _race(self, call: Call) -> Race:
-        race = Race()
+    async def _race(self, call: Call, race: Race | None = None) -> Race:
+        race = race or Race()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._start_attempts, call, race)
@@ -224,6 +250,9 @@ class SessionOpener:
                     break
                 # The address may have gone to somebody else.
                 is_same = resolved.public_key == call.resolved.public_key
+                if call.resuming is not None and not is_same:
+                    race.lookup_failure = Unreachable("the address has another owner now")
+                    break
                 ticket = call.ticket if is_same else None
                 await self._try_routes(
                     replace(call, resolved=resolved, ticket=ticket), race, nursery
@@ -233,7 +262,7 @@ class SessionOpener:
     async def _try_kept(self, call: Call, race: Race, nursery: trio.Nursery) -> None:
         """An attempt over a session that was kept, if there is one; returns when it has failed or
         is slow. One that the callee had no room for meanwhile is none."""
-        if not call.is_of_known:
+        if not call.is_of_known or call.resuming is not None:
             return
         for _ in range(MAX_KEPT_TRIED):
             if (kept := self._kept.take(call.parties)) is None:
@@ -369,12 +398,14 @@ class SessionOpener:
                 return
             pin = certificate_hash(call.resolved.certificate)
             early = _early_opener(call.ticket, request, answer)
+            if answer.received and call.resuming is None:
+                raise ProtocolViolation("the callee resumes what has just begun")
             channel = handshake.finish(answer.flight, pin, caller_wrap(request, answer), early)
         except PeerError:
             tunnel.reset()
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
-        if call.is_of_known:
+        if call.is_of_known and call.resuming is None:
             self._expect_ticket(call, secure)
         if call.keep:
             kept = Kept(call.parties, secure, attempt.route, attempt.way, trio.current_time())
@@ -382,7 +413,7 @@ class SessionOpener:
         secure.took_first = answer.took_early
         self._counts["open_early"] += answer.took_early
         secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
-        race.connected(secure)
+        race.connected(secure, answer.received)
 
     async def _go_on(self, call: Call, kept: Kept, race: Race) -> None:
         """Make the connection within a session that was kept.

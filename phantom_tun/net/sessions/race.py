@@ -24,7 +24,7 @@ _FAILURES: dict[Outcome, tuple[type[ConnectFailed], str]] = {
     Outcome.REFUSED: (Refused, "nothing listens there"),
     Outcome.FILTERED: (Filtered, "the port isn't exposed to us"),
     Outcome.UNREACHABLE: (Unreachable, "the far node can't serve it"),
-    Outcome.UNSUPPORTED: (Refused, "the far node doesn't support what we asked for"),
+    Outcome.GONE: (Refused, "the far node doesn't know the session any more"),
 }
 
 
@@ -54,6 +54,7 @@ class Race:
         "failure",
         "given_up",
         "lookup_failure",
+        "received",
         "running",
         "winner",
     )
@@ -61,6 +62,8 @@ class Race:
     def __init__(self) -> None:
         self.decided = trio.Event()
         self.winner: SecureTunnel | None = None
+        self.received = 0
+        """What has arrived at the callee, if a session is resumed."""
         self.failure: ConnectFailed | None = None
         """What the callee itself said."""
         self.errors: list[PhantomError] = []
@@ -76,12 +79,13 @@ class Race:
         """Whether an attempt over ``route`` is under way that may still come to something."""
         return any(attempt.route == route and not attempt.doubts_way for attempt in self.running)
 
-    def connected(self, secure: SecureTunnel) -> None:
+    def connected(self, secure: SecureTunnel, received: int = 0) -> None:
         """An attempt succeeded."""
         if self.decided.is_set():
             secure.finish(FrameKind.RESET)
         else:
             self.winner = secure
+            self.received = received
             self.decided.set()
 
     def answered(self, outcome: Outcome) -> None:

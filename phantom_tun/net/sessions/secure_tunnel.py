@@ -18,15 +18,35 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from phantom_tun.errors import LinkBroken, PeerError, ProtocolViolation, StreamReset, WorldError
+from phantom_tun.errors import (
+    CryptoError,
+    LinkBroken,
+    PeerError,
+    ProtocolViolation,
+    StreamReset,
+    WireError,
+    WorldError,
+)
 from phantom_tun.net.links.buffers import HEADER_LEN, POOL, Buffer, Segment
 from phantom_tun.net.sessions.frames import Frame, FrameReader
 from phantom_tun.net.sessions.ports import Tunnel
 from phantom_tun.tunnel.channel import RECORD, Channel
-from phantom_tun.wire.session import FrameKind, Opening, Outcome, Ticket, parse_outcome
+from phantom_tun.wire.session import (
+    ACK_LEN,
+    RESUME_SECRET_LEN,
+    FrameKind,
+    Opening,
+    Outcome,
+    Ticket,
+    parse_ack,
+    parse_outcome,
+)
 
 LAST_WORD_WITHIN = 1.0
 """Seconds for saying goodbye; if the tunnel is too full for that, it is torn down."""
+
+LAST_WORD_OF_SURVIVOR_WITHIN = 10.0
+"""The same in a session that can be resumed: that a tunnel is torn down doesn't say RESET there."""
 
 FLIGHT_WAIT = 0.002
 """Seconds that the caller's last TLS flight waits for the application's first bytes: they save it a
@@ -38,6 +58,9 @@ EARLY_FLIGHT_WAIT = 0.05
 ANSWER_WAIT = 0.002
 """Seconds that the callee's answer waits for the service's first bytes, if the service has the
 caller's already."""
+
+SECRET_WAIT = 1.0
+"""Seconds that the secret for resuming the session waits for what the service says first."""
 
 ANSWER_TAKEN_WITHIN = 5.0
 """Seconds for the caller's tunnel to take what :meth:`SecureTunnel.answer_next` says: a few bytes,
@@ -81,11 +104,14 @@ class SecureTunnel:
         "_frames",
         "_got_fin",
         "_holds_flight",
+        "_is_refused",
         "_is_torn",
+        "_on_ack",
         "_on_established",
         "_on_rest",
         "_on_ticket",
         "_outcome",
+        "_owes_secret",
         "_reader",
         "_receive_lock",
         "_receiving",
@@ -99,6 +125,7 @@ class SecureTunnel:
         "got_reset",
         "is_ending",
         "is_idle",
+        "secret",
         "sent_end",
         "took_first",
     )
@@ -115,7 +142,11 @@ class SecureTunnel:
         self._receive_lock = trio.Lock()
         self._receiving: trio.CancelScope | None = None
         self._is_torn = False
+        self._is_refused = False
+        """The peer itself, not the way to it, broke the protocol."""
         self._holds_flight = False
+        self._on_ack: Callable[[int], None] | None = None
+        self._owes_secret = False
         self._on_established: Callable[[], None] | None = None
         self._on_ticket: Callable[[Ticket], None] | None = None
         self._on_rest: OnRest | None = None
@@ -135,6 +166,8 @@ class SecureTunnel:
         """Between two connections."""
         self.took_first = False
         """The application's first bytes went along with the request."""
+        self.secret: bytes | None = None
+        """With which the caller can resume the session."""
         self.closed = trio.Event()
         """Set when nothing of the tunnel is in use any more."""
 
@@ -164,7 +197,8 @@ class SecureTunnel:
     async def _send_held(self, wait: float) -> None:
         await trio.sleep(wait)
         try:
-            if self._holds_flight or self._tunnel.owed or self._outcome is not None:
+            owes = bool(self._tunnel.owed) or self._owes_secret or self._outcome is not None
+            if self._holds_flight or owes:
                 await self._write(self._encode_ahead)
         except StreamReset:
             if self._is_torn and not self.is_ending:
@@ -259,17 +293,70 @@ class SecureTunnel:
         """Give ``keep`` the ticket that comes, one at most; another one breaks the session."""
         self._on_ticket = keep
 
+    # --- sessions that survive ------------------------------------------------------------------
+
+    def give_secret(self, secret: bytes) -> None:
+        """The callee's: send ``secret`` with whatever is sent next, or alone if there is nothing
+        within ``SECRET_WAIT``, so that the session can be resumed."""
+        self.secret = secret
+        self._owes_secret = self._spawn(lambda: self._send_held(SECRET_WAIT))
+
+    def on_ack(self, confirm: Callable[[int], None]) -> None:
+        """Tell ``confirm`` what has arrived at the peer, as soon as it says so."""
+        self._on_ack = confirm
+
+    async def send_ack(self, received: Callable[[], int]) -> bool:
+        """Say what has been ``received``, unless END was sent; whether that was said.
+
+        :raises StreamReset: as :meth:`send`.
+        """
+        is_said = False
+
+        def encode(view: memoryview, start: int) -> int:
+            nonlocal is_said
+            if self.sent_end:
+                return start
+            is_said = True
+            payload = memoryview(received().to_bytes(ACK_LEN, "big"))
+            start = self._encode_waiting(view, start)
+            return self._channel.encode(view, start, FrameKind.ACK, payload)
+
+        await self._write(encode)
+        return is_said
+
+    @property
+    def can_be_replaced(self) -> bool:
+        """Whether the session may go on over another tunnel: this one has failed, not the peer."""
+        return self.secret is not None and not (self.got_reset or self._is_refused)
+
+    def continue_after(self, lost: SecureTunnel, *, knows_end: bool) -> None:
+        """Go on where ``lost`` was given up; ``knows_end``: the peer has our END."""
+        self.secret = lost.secret
+        self.got_end = lost.got_end
+        self.sent_end = knows_end
+
+    def abandon(self) -> None:
+        """Tear the tunnel down now, without a word."""
+        if not self.is_ending:
+            self.is_ending = True
+            if self._receiving is not None:
+                self._receiving.cancel()
+            self._tear_down()
+
     # --- out ------------------------------------------------------------------------------------
 
-    async def send(self, kind: FrameKind, data: memoryview = _NOTHING) -> None:
+    async def send(self, kind: FrameKind, data: memoryview = _NOTHING, along: bytes = b"") -> None:
         """Send one frame; returns when the link has taken it.
 
+        :param along: another one, whole and short, that goes before a short one.
         :raises StreamReset: the connection was reset, or the tunnel died.
         """
         encode = self._channel.encode
         if len(data) <= RECORD:
             await self._write(
-                lambda view, start: encode(view, self._encode_waiting(view, start), kind, data)
+                lambda view, start: encode(
+                    view, self._encode_waiting(view, start), kind, data, along
+                )
             )
             return
         if self._has_waiting():
@@ -305,6 +392,7 @@ class SecureTunnel:
         return (
             self._holds_flight
             or self._ticket is not None
+            or self._owes_secret
             or self._outcome is not None
             or channel.is_past_early
             or bool(self._tunnel.owed)
@@ -318,9 +406,13 @@ class SecureTunnel:
         start = self._encode_outcome(view, start)
         make, self._ticket = self._ticket, None
         ticket = None if make is None else make()
-        if ticket is None:
-            return start
-        return self._channel.encode(view, start, FrameKind.TICKET, memoryview(ticket.pack()))
+        encode = self._channel.encode
+        if ticket is not None:
+            start = encode(view, start, FrameKind.TICKET, memoryview(ticket.pack()))
+        if self._owes_secret and self.secret is not None:
+            self._owes_secret = False
+            start = encode(view, start, FrameKind.SECRET, memoryview(self.secret))
+        return start
 
     def _encode_outcome(self, view: memoryview, start: int) -> int:
         outcome, self._outcome = self._outcome, None
@@ -383,10 +475,22 @@ class SecureTunnel:
 
         :raises StreamReset: the peer reset the connection, or the tunnel died.
         """
-        frame = await self._frame()
-        if frame.kind in _BETWEEN:
-            raise self._torn("a connection within a connection")
-        return frame
+        while True:
+            frame = await self._frame()
+            if frame.kind in _BETWEEN:
+                raise self._refused("a connection within a connection")
+            if frame.kind is not FrameKind.ACK:
+                return frame
+            self._take_ack(frame.payload)
+
+    def _take_ack(self, payload: memoryview) -> None:
+        try:
+            received = parse_ack(payload)
+            if self._on_ack is None:
+                raise ProtocolViolation("an acknowledgement of nothing")
+            self._on_ack(received)
+        except PeerError as error:
+            raise self._refused("a wrong acknowledgement") from error
 
     async def _frame(self) -> Frame:
         self._frames += 1
@@ -411,14 +515,19 @@ class SecureTunnel:
             if frame is not None and frame.kind is FrameKind.TICKET:
                 self._take_ticket(bytes(frame.payload))
                 return self._next()
+            if frame is not None and frame.kind is FrameKind.SECRET:
+                self._take_secret(bytes(frame.payload))
+                return self._next()
             if frame is None:
                 if self._channel.is_closed and not self.is_idle:
                     raise ProtocolViolation("closed without an END")
                 return None
             if self.got_end:
                 raise ProtocolViolation("a frame after END")
-        except PeerError as error:
+        except CryptoError as error:
             raise self._torn("the stream broke") from error
+        except PeerError as error:
+            raise self._refused("the peer broke the protocol") from error
         if frame.kind is FrameKind.RESET:
             self.got_reset = True
             raise StreamReset("the far side reset the connection")
@@ -430,6 +539,13 @@ class SecureTunnel:
         if keep is None or self.got_end:
             raise ProtocolViolation("a ticket that nobody expects")
         keep(Ticket.unpack(packed))
+
+    def _take_secret(self, secret: bytes) -> None:
+        if self.secret is not None or self.got_end:
+            raise ProtocolViolation("a secret that nobody expects")
+        if len(secret) != RESUME_SECRET_LEN:
+            raise WireError("a secret of another length")
+        self.secret = secret
 
     async def _load(self) -> None:
         """Wait for bytes from the tunnel and hand them to the reader; no memory is held while
@@ -467,6 +583,10 @@ class SecureTunnel:
         self._is_torn = True
         return StreamReset(reason)
 
+    def _refused(self, reason: str) -> StreamReset:
+        self._is_refused = True
+        return self._torn(reason)
+
     def is_broken(self) -> bool:
         """Whether the tunnel died after the peer's END, when nobody reads any more."""
         return self._is_torn or self._tunnel.is_broken()
@@ -483,7 +603,9 @@ class SecureTunnel:
             self._receiving.cancel()
         if last is None and self._on_rest is not None and self._can_rest():
             self.closed.set()
-            self._on_rest(SecureTunnel(self._channel, self._tunnel, self._spawn, self._reader))
+            idle = SecureTunnel(self._channel, self._tunnel, self._spawn, self._reader)
+            idle.secret, idle._owes_secret = self.secret, self._owes_secret
+            self._on_rest(idle)
             return
         if not self._spawn(lambda: self._say_goodbye(last)):
             self._tear_down()
@@ -497,7 +619,9 @@ class SecureTunnel:
 
     async def _say_goodbye(self, last: FrameKind | None) -> None:
         try:
-            with trio.fail_after(LAST_WORD_WITHIN):
+            survives = self.secret is not None
+            within = LAST_WORD_OF_SURVIVOR_WITHIN if survives else LAST_WORD_WITHIN
+            with trio.fail_after(within):
                 async with self._send_lock:
                     await self._send_last(last)
             with trio.fail_after(CLOSE_IDLE_WITHIN if self.is_idle else CLOSE_WITHIN):
@@ -525,6 +649,8 @@ class SecureTunnel:
         await self._write_locked(self._encode_last(last), fin=True)
 
     def _tear_down(self) -> None:
+        if self.closed.is_set():
+            return
         # A released tunnel doesn't notice.
         self._tunnel.reset()
         self._reader.discard()

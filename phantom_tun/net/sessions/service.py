@@ -23,12 +23,14 @@ from phantom_tun.errors import CapacityExceeded, StreamReset, Unreachable, World
 from phantom_tun.guard import Guard
 from phantom_tun.net.sessions.admission import Admission
 from phantom_tun.net.sessions.callers import Callers, NatPeers
+from phantom_tun.net.sessions.calls import Call
 from phantom_tun.net.sessions.contexts import ContextCache
 from phantom_tun.net.sessions.datagrams import SessionDatagrams
 from phantom_tun.net.sessions.expose import ExposeRules
 from phantom_tun.net.sessions.local_services import EchoService, LocalServices
 from phantom_tun.net.sessions.opening import SessionOpener
 from phantom_tun.net.sessions.ports import Accept, Connector, Directory, Identities
+from phantom_tun.net.sessions.resuming import CallerResumer, Survival
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
 from phantom_tun.net.sessions.serving import SessionServer
 from phantom_tun.net.sessions.stream import SessionStream
@@ -55,6 +57,8 @@ class SessionSettings:
     """Whether programs may be told that they are connected before the far side has answered."""
     keep: bool = True
     """Whether a session may serve several connections, one after the other."""
+    resume_memory: int = 67_108_864
+    """Bytes that all connections together may keep so that they can be resumed; 0: none is."""
     ephemeral: frozenset[str] = frozenset()
     """Names of the identities that call without showing who they are."""
     max_sessions: int = 4096
@@ -91,6 +95,7 @@ class SessionService:
         self._opening = 0
         self._nursery: trio.Nursery | None = None
         self._server: SessionServer | None = None
+        self._survival = Survival(settings.resume_memory, self._spawn, rng, self._counts)
         self._opener = SessionOpener(
             network=network,
             directory=directory,
@@ -101,6 +106,7 @@ class SessionService:
             rng=rng,
             counts=self._counts,
             keeps=settings.keep,
+            survives=self._survival.is_on,
         )
 
     async def run(
@@ -134,6 +140,7 @@ class SessionService:
                 clock=self._clock,
                 rng=self._rng,
                 counts=self._counts,
+                survival=self._survival,
             )
             try:
                 task_status.started()
@@ -170,7 +177,7 @@ class SessionService:
         self, source: Endpoint, target: Endpoint, first: bytes = b""
     ) -> SessionStream:
         """See :meth:`phantom_tun.endpoints.Overlay.open_stream`."""
-        stream = await self._open(source, target, Protocol.TCP, SessionStream, first)
+        stream = await self._open(source, target, Protocol.TCP, self._stream_over, first)
         try:
             await stream.send_first(first)
         except StreamReset:
@@ -182,13 +189,13 @@ class SessionService:
 
     async def open_datagrams(self, source: Endpoint, target: Endpoint) -> SessionDatagrams:
         """See :meth:`phantom_tun.endpoints.Overlay.open_datagrams`."""
-        datagrams = await self._open(source, target, Protocol.UDP, SessionDatagrams)
+        datagrams = await self._open(source, target, Protocol.UDP, _datagrams_over)
         self._spawn(datagrams.run)
         return datagrams
 
     async def open_echo(self, source: Endpoint, target: Endpoint) -> SessionDatagrams:
         """See :meth:`phantom_tun.endpoints.Overlay.open_echo`."""
-        echo = await self._open(source, target, Protocol.ECHO, SessionDatagrams)
+        echo = await self._open(source, target, Protocol.ECHO, _datagrams_over)
         self._spawn(echo.run)
         return echo
 
@@ -197,7 +204,7 @@ class SessionService:
         source: Endpoint,
         target: Endpoint,
         protocol: Protocol,
-        carrier_over: Callable[[SecureTunnel], _CarrierT],
+        carrier_over: Callable[[SecureTunnel, Call], _CarrierT],
         first: bytes = b"",
     ) -> _CarrierT:
         identity = self._identities.owner_of(source.address)
@@ -208,7 +215,7 @@ class SessionService:
             raise CapacityExceeded("too many connections are being made")
         self._opening += 1
         try:
-            secure = await self._opener.open(
+            secure, call = await self._opener.open(
                 identity,
                 source.port,
                 target,
@@ -222,16 +229,24 @@ class SessionService:
         finally:
             self._opening -= 1
         self._counts["open_succeeded"] += 1
-        carrier = carrier_over(secure)
-        entry = Entry(identity.name, "out", target, source.port, protocol, None, secure.path_number)
-        if not self._spawn(lambda: self._list(entry, carrier, secure)):
+        carrier = carrier_over(secure, call)
+        entry = Entry(identity.name, "out", target, source.port, protocol, None)
+        if not self._spawn(lambda: self._list(entry, carrier)):
             carrier.abort()
         return carrier
 
-    async def _list(self, entry: Entry, carrier: Carrier, secure: SecureTunnel) -> None:
+    def _stream_over(self, secure: SecureTunnel, call: Call) -> SessionStream:
+        if not call.survives:
+            return SessionStream(secure)
+        resumer = CallerResumer(
+            self._survival, lambda resuming, avoid: self._opener.resume(call, resuming, avoid)
+        )
+        return SessionStream(secure, self._survival.durable(resumer))
+
+    async def _list(self, entry: Entry, carrier: Carrier) -> None:
         with self._table.listed(entry, carrier):
             try:
-                await secure.closed.wait()
+                await carrier.wait_closed()
             finally:
                 carrier.abort()
 
@@ -257,3 +272,7 @@ class SessionService:
             return False
         self._nursery.start_soon(self._guard.once, task)
         return True
+
+
+def _datagrams_over(secure: SecureTunnel, _call: Call) -> SessionDatagrams:
+    return SessionDatagrams(secure)

@@ -39,7 +39,9 @@ from phantom_tun.net.sessions.contexts import ContextCache
 from phantom_tun.net.sessions.local_services import Carry, Service
 from phantom_tun.net.sessions.offers import Offer
 from phantom_tun.net.sessions.ports import Accept
+from phantom_tun.net.sessions.resuming import Held, Resumable, Survival
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
+from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.table import Entry, SessionTable
 from phantom_tun.net.sessions.tickets import IssuedTickets
 from phantom_tun.netdb.limits import SourceLimits
@@ -48,6 +50,7 @@ from phantom_tun.tunnel.channel import CalleeHandshake, Channel
 from phantom_tun.tunnel.early import EarlySealer, unlock_early
 from phantom_tun.wire.session import (
     RANDOM_LEN,
+    RESUME_SECRET_LEN,
     Answer,
     FrameKind,
     Opening,
@@ -86,6 +89,16 @@ class _Opened:
     early: _Early | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """A session that goes on over another tunnel, and what has arrived at both ends."""
+
+    held: Held
+    handshake: CalleeHandshake
+    here: int
+    there: int
+
+
 _Idle = tuple[Visit, SecureTunnel]
 """A session between two connections, and what the last one was."""
 
@@ -103,8 +116,11 @@ class SessionServer:
         clock: Clock,
         rng: Rng,
         counts: Counter[str],
+        survival: Survival,
     ) -> None:
         self._admission = admission
+        self._survival = survival
+        self._resumable = Resumable()
         self._contexts = contexts
         self._table = table
         self._spawn = spawn
@@ -142,6 +158,9 @@ class SessionServer:
             self._counts[f"request_dropped_{type(error).__name__}"] += 1
             return None
         random = self._rng.randbytes(RANDOM_LEN)
+        if isinstance(decision, _Resumed):
+            await self._go_on(visit, decision, random, accept)
+            return None
         if isinstance(decision, Outcome):
             self._counts[f"request_answered_{decision.name.lower()}"] += 1
             tunnel = await accept(lock_answer(Answer(decision, random), visit.request))
@@ -158,7 +177,7 @@ class SessionServer:
             await secure.wait_established(HANDSHAKE_WITHIN)
             offer.take()
             self._admission.expect_first(visit)
-            self._hand_out_ticket(visit, secure)
+            self._hand_out(visit, secure)
             await carry()
 
         async def run_early(carry: Carry) -> None:
@@ -169,21 +188,19 @@ class SessionServer:
         secure.hold_answer()
         return await self._carry(decision.admitted, offer, secure, run_early)
 
-    async def _decide(self, visit: Visit, stack: AsyncExitStack) -> _Opened | Outcome:
+    async def _decide(self, visit: Visit, stack: AsyncExitStack) -> _Opened | _Resumed | Outcome:
         """The answer.
 
         :raises PeerError: the caller's TLS or early data are not acceptable.
         :raises CapacityExceeded: there's no address to show the caller under.
         """
-        identity, request = visit.identity, visit.request
+        request = visit.request
         if request.epoch:
-            return Outcome.UNSUPPORTED  # resuming sessions
+            return self._decide_resumption(visit)
         admitted = await self._admission.admit(visit, stack)
         if admitted is None:
             return Outcome.FILTERED
-        contexts = ContextCache() if request.ephemeral else self._contexts
-        context = contexts.callee(identity.certificate, request.certificate)
-        handshake = CalleeHandshake(context, request.client_hello)
+        handshake = self._shake_hands(visit)
         if self._admission.is_known_call(visit):
             return Outcome.FILTERED
         early = self._take_early(visit)
@@ -196,6 +213,52 @@ class SessionServer:
         except (WorldError, UsageError, trio.TooSlowError) as error:
             return _outcome(error)
         return _Opened(admitted, offer, handshake, early)
+
+    def _shake_hands(self, visit: Visit) -> CalleeHandshake:
+        """
+        :raises PeerError: the caller's TLS isn't acceptable.
+        """
+        request = visit.request
+        contexts = ContextCache() if request.ephemeral else self._contexts
+        context = contexts.callee(visit.identity.certificate, request.certificate)
+        return CalleeHandshake(context, request.client_hello)
+
+    # --- sessions that survive ------------------------------------------------------------------
+
+    def _decide_resumption(self, visit: Visit) -> _Resumed | Outcome:
+        """The answer to somebody who wants to go on with a session.
+
+        :raises PeerError: they have nothing to do with it, or their TLS isn't acceptable.
+        """
+        request = visit.request
+        held = self._resumable.find(visit.identity.name, request.session_id)
+        if held is None:
+            return Outcome.GONE
+        handshake = self._shake_hands(visit)
+        begun = held.begin(request)
+        if begun is None:
+            self._counts["resume_refused"] += 1
+            return Outcome.GONE
+        here, there = begun
+        return _Resumed(held, handshake, here, there)
+
+    async def _go_on(self, visit: Visit, resumed: _Resumed, random: bytes, accept: Accept) -> None:
+        """Answer, go on as soon as TLS stands, and return when this tunnel is over."""
+        request, flight = visit.request, resumed.handshake.flight
+        answer = Answer(Outcome.CONNECTED, random, flight, received=resumed.here)
+        tunnel = await accept(lock_answer(answer, request))
+        certificate, wrap = certificate_hash(request.certificate), callee_wrap(request, answer)
+        secure = SecureTunnel(resumed.handshake.open(certificate, wrap), tunnel, self._spawn)
+        try:
+            await secure.wait_established(HANDSHAKE_WITHIN)
+            resumed.held.go_on(secure, request.epoch, resumed.there)
+        except PeerError as error:
+            self._counts[f"resume_dropped_{type(error).__name__}"] += 1
+            secure.finish(FrameKind.RESET)
+        except BaseException:
+            secure.finish(FrameKind.RESET)
+            raise
+        await secure.closed.wait()
 
     # --- further connections --------------------------------------------------------------------
 
@@ -215,7 +278,7 @@ class SessionServer:
                 await secure.answer_next(outcome)
                 if isinstance(decision, Outcome):
                     return visit, secure
-                self._hand_out_ticket(visit, secure)
+                self._hand_out(visit, secure)
                 return await self._carry(*decision, secure, _at_once)
         except (PeerError, CapacityExceeded, UsageError) as error:
             self._counts[f"further_dropped_{type(error).__name__}"] += 1
@@ -302,7 +365,12 @@ class SessionServer:
         rest: list[SecureTunnel] = []
         if request.keep:
             secure.keep(rest.append)
-        carrier, carry = offer.service.attach(secure)
+        survives = request.resumes and self._survival.is_on
+        held = Held(request.caller, self._survival)
+        durable = self._survival.durable(held) if survives else None
+        carrier, carry = offer.service.attach(secure, durable)
+        if durable is not None and isinstance(carrier, SessionStream):
+            held.stream = carrier
         entry = Entry(
             identity=visit.identity.name,
             direction="in",
@@ -310,14 +378,17 @@ class SessionServer:
             port=request.port,
             protocol=request.protocol,
             peer=request.caller,
-            path_number=secure.path_number,
         )
-        with self._table.listed(entry, carrier):
+        name = visit.identity.name
+        with (
+            self._table.listed(entry, carrier),
+            self._resumable.held(name, request.session_id, held),
+        ):
             try:
                 await run(carry)
             finally:
                 carrier.abort()
-            await secure.closed.wait()
+            await carrier.wait_closed()
         return (visit, rest[0]) if rest else None
 
     async def _carry_early(self, visit: Visit, secure: SecureTunnel, carry: Carry) -> None:
@@ -327,15 +398,18 @@ class SessionServer:
 
             def go_on() -> None:
                 handshake.deadline = inf
-                self._hand_out_ticket(visit, secure)
+                self._hand_out(visit, secure)
 
             secure.when_established(go_on)
             await carry()
         if handshake.cancelled_caught:
             self._counts["early_unfinished"] += 1
 
-    def _hand_out_ticket(self, visit: Visit, secure: SecureTunnel) -> None:
+    def _hand_out(self, visit: Visit, secure: SecureTunnel) -> None:
+        """What goes along with what the service says first."""
         request = visit.request
+        if request.resumes and self._survival.is_on and secure.secret is None:
+            secure.give_secret(self._rng.randbytes(RESUME_SECRET_LEN))
         if request.ephemeral or request.protocol is not Protocol.TCP:
             return
         own_key = visit.identity.signing.public

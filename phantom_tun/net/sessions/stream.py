@@ -1,16 +1,62 @@
-"""One TCP-equivalent connection: :class:`~phantom_tun.endpoints.ByteStream` over a secure tunnel
-(docs/spec/session.md, "Streams")."""
+"""One TCP-equivalent connection: :class:`~phantom_tun.endpoints.ByteStream` over secure tunnels
+(docs/spec/session.md, "Streams" and "Sessions that survive").
+
+Over one, most of the time. If that dies, both ends keep what the other one may not have, and a
+:class:`Resumer` finds the next one, over which each end repeats what the other lacks::
+
+              the tunnel has failed              a new one, and what the far end has
+    running ───────────────────────► lost ──────────────────────────────────────────► repeating
+       ▲                               │ none in time                                     │
+       └───────────────────────────────┼─────────── all is sent again ────────────────────┘
+                                       ▼
+                                     over
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import trio
 
-from phantom_tun.errors import StreamReset
+from phantom_tun.errors import ProtocolViolation, StreamReset
 from phantom_tun.net.links.turns import BULK, TURNS
-from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
-from phantom_tun.wire.session import MAX_DATA, FrameKind
+from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LateAcks
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
+from phantom_tun.tunnel.resumption import Memory, Unacknowledged
+from phantom_tun.wire.session import MAX_DATA, FrameKind, pack_ack
 
 _ENDED = memoryview(b"")
+
+RIDE_ALONG = 8_192
+"""Bytes of the longest piece with which an acknowledgement goes along; longer ones are on their way
+so often that one of its own every few megabytes is cheaper."""
+
+
+class Resumer(Protocol):
+    """Finds another tunnel for a stream that has lost its own."""
+
+    def lost(self, stream: SessionStream) -> bool:
+        """Begin to look for one; false if there will be none. In the end it calls
+        :meth:`SessionStream.go_on` or :meth:`SessionStream.give_up`."""
+        ...
+
+    def over(self) -> None:
+        """The stream needs none any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """What a stream needs that may survive its tunnel."""
+
+    resumer: Resumer
+    memory: Memory
+    late: LateAcks
+    spawn: Spawn
+
+
+_NO_MEMORY = Memory(0)
 
 
 class SessionStream:
@@ -20,25 +66,106 @@ class SessionStream:
     :data:`~phantom_tun.endpoints.STREAM_PIECE` bytes makes one frame and one write to the link.
     """
 
-    __slots__ = ("_secure", "_sent", "bytes_in", "bytes_out")
+    __slots__ = (
+        "_acked",
+        "_changed",
+        "_durable",
+        "_has_ended",
+        "_is_acking",
+        "_is_late",
+        "_is_lost",
+        "_is_over",
+        "_is_repeating",
+        "_is_torn",
+        "_secure",
+        "_sent",
+        "_unacked",
+        "bytes_in",
+        "bytes_out",
+        "resumed",
+    )
 
-    def __init__(self, secure: SecureTunnel) -> None:
+    def __init__(self, secure: SecureTunnel, durable: Durable | None = None) -> None:
+        """Without ``durable`` it is over when its tunnel is."""
         self._secure = secure
+        self._durable = durable
+        self._unacked = Unacknowledged(_NO_MEMORY if durable is None else durable.memory)
+        self._acked = 0
+        """What we have acknowledged."""
+        self._is_acking = False
+        """An acknowledgement of its own is on its way out."""
+        self._is_late = False
+        """One is due in a moment."""
+        self._has_ended = False
+        """Nothing more will be sent."""
+        self._is_lost = False
+        self._is_repeating = False
+        self._is_over = False
+        self._is_torn = False
+        """A send was cancelled: nobody knows what of it counts."""
+        self._changed: trio.Event | None = None
         self._sent = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.resumed = 0
+        """How often it has changed to another tunnel."""
+        secure.on_ack(self._confirm)
+
+    @property
+    def path_number(self) -> int:
+        """The path of ours that carries it, or did so last."""
+        return self._secure.path_number
+
+    @property
+    def secret(self) -> bytes | None:
+        """With which the caller can resume the session."""
+        return self._secure.secret
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its tunnel has failed, and another one is looked for."""
+        return self._is_lost
+
+    @property
+    def got_end(self) -> bool:
+        """Whether nothing more comes."""
+        return self._secure.got_end
+
+    @property
+    def received(self) -> int:
+        """What has arrived: bytes, and one more for END."""
+        return self.bytes_in + self._secure.got_end
+
+    # --- in -------------------------------------------------------------------------------------
 
     async def receive(self) -> memoryview:
         """See :meth:`phantom_tun.endpoints.ByteStream.receive`."""
-        if self._secure.got_end:
-            await trio.lowlevel.checkpoint()
-            return _ENDED
-        kind, payload = await self._secure.receive()
-        if kind is FrameKind.DATAGRAM:
-            self.abort()
-            raise StreamReset("a datagram in a stream")
-        self.bytes_in += len(payload)
-        return payload
+        while True:
+            secure = self._secure
+            if secure.got_end:
+                await trio.lowlevel.checkpoint()
+                return _ENDED
+            try:
+                kind, payload = await secure.receive()
+            except StreamReset:
+                if not self._lose(secure):
+                    raise
+                while secure is self._secure:
+                    await self._change()
+                continue
+            if kind is FrameKind.DATAGRAM:
+                self.abort()
+                raise StreamReset("a datagram in a stream")
+            self.bytes_in += len(payload)
+            if self._durable is not None:
+                behind = self.bytes_in - self._acked
+                if behind >= ACK_EVERY:
+                    self._acknowledge_soon()
+                elif behind >= ACK_LEAST and not self._is_late:
+                    self._acknowledge_late()
+            return payload
+
+    # --- out ------------------------------------------------------------------------------------
 
     async def send_all(self, data: memoryview) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.send_all`."""
@@ -51,7 +178,19 @@ class SessionStream:
             if self._sent >= BULK:
                 await TURNS.wait()
             piece = data[start : start + size]
-            await self._secure.send(FrameKind.DATA, piece)
+            if self._is_lost or self._is_repeating:
+                await self._wait_repeated()
+            self._keep(piece)
+            secure = self._secure
+            try:
+                await secure.send(FrameKind.DATA, piece, self._ack_along(len(piece)))
+            except StreamReset:
+                if not self._lose(secure):
+                    raise
+                await self._wait_repeated()
+            except BaseException:
+                self._is_torn = True
+                raise
             self._sent = len(piece)
             self.bytes_out += self._sent
 
@@ -62,25 +201,220 @@ class SessionStream:
         :raises StreamReset: as :meth:`send_all`.
         """
         if self._secure.took_first:
+            self._keep(data)
             self.bytes_out += len(data)
         else:
             await self.send_all(memoryview(data))
 
     async def send_end(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.send_end`."""
-        await self._secure.send_end()
+        if self._is_lost or self._is_repeating:
+            await self._wait_repeated()
+        self._has_ended = True
+        secure = self._secure
+        try:
+            await secure.send_end()
+        except StreamReset:
+            if not self._lose(secure):
+                raise
+            await self._wait_repeated()
+
+    def _keep(self, data: memoryview | bytes) -> None:
+        if self._durable is None:
+            return
+        was_whole = self._unacked.has(self._unacked.confirmed)
+        if not self._unacked.add(data) and was_whole:
+            self._durable.late.count_unprotected()
+
+    # --- acknowledgements -----------------------------------------------------------------------
+
+    def _confirm(self, position: int) -> None:
+        """
+        :raises ProtocolViolation: the far end has what it can't have.
+        """
+        self._unacked.confirm(self._without_end(position))
+
+    def _without_end(self, position: int) -> int:
+        is_behind_end = self._has_ended and position == self._unacked.end + 1
+        return position - is_behind_end
+
+    def _ack_along(self, count: int) -> bytes:
+        """An acknowledgement that goes along with ``count`` bytes, if there is anything new."""
+        if self._durable is None or count > RIDE_ALONG or self.received == self._acked:
+            return b""
+        self._acked = self.received
+        return pack_ack(self._acked)
+
+    def _acknowledge_late(self) -> None:
+        if self._durable is not None:
+            self._is_late = self._durable.late.add(self)
+
+    def acknowledge_now(self) -> None:
+        """For :class:`~phantom_tun.net.sessions.acknowledging.LateAcks`: it is late enough."""
+        self._is_late = False
+        if self.bytes_in - self._acked >= ACK_LEAST:
+            self._acknowledge_soon()
+
+    def _acknowledge_soon(self) -> None:
+        """Not at once: whoever receives must not wait until there is room for it."""
+        if self._durable is not None and not (self._is_acking or self._is_lost or self._is_over):
+            self._is_acking = self._durable.spawn(self._acknowledge)
+
+    async def _acknowledge(self) -> None:
+        try:
+            if await self._secure.send_ack(lambda: self.received):
+                self._acked = self.received
+        except StreamReset:
+            pass  # whoever receives is told so
+        finally:
+            self._is_acking = False
+
+    # --- another tunnel -------------------------------------------------------------------------
+
+    def _lose(self, secure: SecureTunnel) -> bool:
+        """``secure`` has failed; whether another tunnel may take, or has taken, its place."""
+        if self._is_over:
+            return False
+        if secure is not self._secure or self._is_lost:
+            return True
+        if self._durable is None or self._is_torn or not secure.can_be_replaced:
+            return False
+        return self._look_for_another(self._durable)
+
+    def _look_for_another(self, durable: Durable) -> bool:
+        self._is_lost = True
+        self._secure.abandon()
+        if durable.resumer.lost(self):
+            return True
+        self.give_up()
+        return False
+
+    def suspend(self) -> int:
+        """Nothing more is taken from the tunnel, which the far end has given up; returns what has
+        arrived."""
+        if self._durable is not None and not (self._is_lost or self._is_over):
+            self._look_for_another(self._durable)
+        return self.received
+
+    def can_go_on(self, received: int) -> bool:
+        """Whether the far end, which has ``received``, can be given all the rest."""
+        return not (self._is_over or self._is_torn) and self._unacked.has(
+            self._without_end(received)
+        )
+
+    def go_on(self, secure: SecureTunnel, received: int) -> None:
+        """Take ``secure`` in place of the tunnel that was lost; the far end has ``received``.
+
+        :raises ProtocolViolation: it can't have, or had more before.
+        """
+        if not self._is_lost or not self.can_go_on(received):
+            raise ProtocolViolation("the far end goes on where this one can't")
+        self._confirm(received)
+        secure.continue_after(
+            self._secure, knows_end=self._has_ended and received > self._unacked.end
+        )
+        secure.on_ack(self._confirm)
+        self._secure = secure
+        self._is_lost = False
+        self._is_repeating = True
+        self._acked = self.received
+        self.resumed += 1
+        self._tell()
+        if self._durable is None or not self._durable.spawn(lambda: self._repeat(secure, received)):
+            self.abort()
+
+    async def _repeat(self, secure: SecureTunnel, position: int) -> None:
+        """Send what the far end lacks. It may tell meanwhile what has arrived."""
+        try:
+            while position < self._unacked.end:
+                data = self._unacked.read(position, MAX_DATA)
+                await secure.send(FrameKind.DATA, memoryview(data))
+                position += len(data)
+                if len(data) >= BULK:
+                    await TURNS.wait()
+            if self._has_ended:
+                await secure.send_end()
+        except StreamReset:
+            if not self._lose(secure):
+                self.give_up()
+            return
+        self._is_repeating = False
+        self._tell()
+
+    def give_up(self) -> None:
+        """There is no other tunnel: the connection is over."""
+        self._is_lost = False
+        self._be_over()
+        self._secure.finish(FrameKind.RESET)
+
+    async def _wait_repeated(self) -> None:
+        """Wait until everything was sent again.
+
+        :raises StreamReset: it won't be.
+        """
+        while self._is_lost or self._is_repeating:
+            await self._change()
+        self._check()
+
+    async def _change(self) -> None:
+        """Wait until something is different.
+
+        :raises StreamReset: it's over.
+        """
+        self._check()
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
+        self._check()
+
+    def _check(self) -> None:
+        if self._is_over:
+            raise StreamReset("the connection is over")
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
+
+    # --- ending ---------------------------------------------------------------------------------
 
     def is_broken(self) -> bool:
         """See :meth:`phantom_tun.endpoints.ByteStream.is_broken`."""
-        return self._secure.is_broken()
+        if self._is_over:
+            return True
+        secure = self._secure
+        return not self._is_lost and secure.is_broken() and not self._lose(secure)
 
     def abort(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.abort`."""
+        self._be_over()
         self._secure.finish(FrameKind.RESET)
 
     async def aclose(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.aclose`. The goodbye itself is said in the
         background."""
         has_ended = self._secure.sent_end and self._secure.got_end
+        self._be_over()
         self._secure.finish(None if has_ended else FrameKind.RESET)
         await trio.lowlevel.checkpoint()
+
+    def _be_over(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._is_lost = self._is_repeating = False
+            self._unacked.discard()
+            if self._durable is not None:
+                self._durable.resumer.over()
+            self._tell()
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of any tunnel is in use, and none is looked for."""
+        while True:
+            secure = self._secure
+            await secure.closed.wait()
+            while self._is_lost:
+                if self._changed is None:
+                    self._changed = trio.Event()
+                await self._changed.wait()
+            if secure is self._secure:
+                return

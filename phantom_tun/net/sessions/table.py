@@ -23,8 +23,17 @@ class Carrier(Protocol):
     bytes_in: int
     bytes_out: int
 
+    @property
+    def path_number(self) -> int:
+        """The path of ours that carries it."""
+        ...
+
     def abort(self) -> None:
         """End it now."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of it is in use any more."""
         ...
 
 
@@ -62,8 +71,6 @@ class Entry:
     protocol: session.Protocol
     peer: PublicKey | None
     """Inbound: the caller's key."""
-    path_number: int
-    """The path of ours that carries it."""
 
 
 class SessionTable:
@@ -113,7 +120,7 @@ class SessionTable:
                 remote=entry.remote,
                 port=entry.port,
                 protocol=entry.protocol.name.lower(),
-                path_number=entry.path_number,
+                path_number=carrier.path_number,
                 age=now - since,
                 bytes_in=carrier.bytes_in,
                 bytes_out=carrier.bytes_out,
