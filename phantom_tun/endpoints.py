@@ -37,14 +37,14 @@ class ByteStream(Protocol):
         """Wait for bytes. Returns at least one byte, or an empty view once after the far side's
         END. The view is valid until the next call.
 
-        :raises StreamReset: the far side reset, or the tunnel died.
+        :raises StreamReset: the far side reset, or the tunnel died and none took its place.
         """
         ...
 
     async def send_all(self, data: memoryview) -> None:
         """Send all of ``data``; returns when it is handed to the transport (backpressure).
 
-        :raises StreamReset: the far side reset, or the tunnel died.
+        :raises StreamReset: the far side reset, or the tunnel died and none took its place.
         """
         ...
 
@@ -53,8 +53,8 @@ class ByteStream(Protocol):
         ...
 
     def is_broken(self) -> bool:
-        """Whether the far side has reset, or the tunnel died, after the far side's END, while
-        nobody receives; never blocks, never raises."""
+        """Whether the far side has reset, or the tunnel died for good, after the far side's END,
+        while nobody receives; never blocks, never raises."""
         ...
 
     def abort(self) -> None:

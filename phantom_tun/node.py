@@ -489,6 +489,10 @@ class Node:
         """What the publishers of our addresses have to say, as sentences."""
         return [] if self._owner is None else self._owner.publishers.warnings()
 
+    def repeated_deaths(self) -> int:
+        """How often within ten minutes a connection lost a tunnel again."""
+        return 0 if self._owner is None else self._owner.sessions.repeated_deaths()
+
     @property
     def state(self) -> NodeState:
         """How far the node is."""

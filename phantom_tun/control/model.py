@@ -168,6 +168,8 @@ class TunnelInfo(Answer, frozen=True):
     age_s: float
     bytes_in: int
     bytes_out: int
+    resumed: int = 0
+    """How often it has lost its tunnel and went on over another one."""
 
 
 class PeerInfo(Answer, frozen=True):

@@ -24,6 +24,8 @@ JOINED_WITHIN = 10.0
 """Seconds after which it is worth a word that nobody has taken note of this node."""
 TRIED_SHOWN = 6
 """Addresses of nodes that didn't answer which are named."""
+REPEATED_DEATHS = 3
+"""Times within ten minutes that a connection loses a tunnel again, before its owner is told."""
 BUILT_WITHIN = 20.0
 """Seconds after the start from which on a missing path is worth a word even if no build failed."""
 
@@ -69,9 +71,22 @@ def warnings(node: Node) -> list[str]:
         *node.publisher_warnings(),
         *_bans(node),
         *node.deaths.warnings(node.clock.now(), "" if linked(node) else or_banned(node)),
+        *_tunnels(node),
         *_files(node),
         *_dialing(node),
         *_exposure(node),
+    ]
+
+
+def _tunnels(node: Node) -> list[str]:
+    """That connections lose one tunnel after the other."""
+    count = node.repeated_deaths()
+    if count < REPEATED_DEATHS:
+        return []
+    return [
+        f"{count} times within ten minutes a connection lost a tunnel again: this machine's "
+        "connection is bad, or nodes come and go, or somebody ends tunnels to see where they go "
+        "next; if it goes on, close such connections ('phantom-tun tunnels list')"
     ]
 
 

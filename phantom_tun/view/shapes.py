@@ -90,6 +90,7 @@ def tunnel_info(session: SessionInfo) -> TunnelInfo:
         age_s=session.age,
         bytes_in=session.bytes_in,
         bytes_out=session.bytes_out,
+        resumed=session.resumed,
     )
 
 

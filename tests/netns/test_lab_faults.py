@@ -152,6 +152,22 @@ def frozen(lab: Lab, node: Node) -> Iterator[None]:
         lab.command("resume", node.name)
 
 
+def longest_pause(transfer: Transfer, within: float) -> float:
+    """Seconds in which nothing arrived, at most, while this waits for so long and until something
+    arrives again."""
+    end = time.monotonic() + within
+    received, since, longest = transfer.received, time.monotonic(), 0.0
+    while not transfer.errors:
+        time.sleep(0.005)
+        now = time.monotonic()
+        if transfer.received > received:
+            longest = max(longest, now - since)
+            received, since = transfer.received, now
+            if now > end:
+                break
+    return longest
+
+
 def test_ten_builds(lab: Lab, client: Node, server: Node, figures: Figures) -> None:
     before = client.ask(GetStatus()).builds
     times: list[float] = []
@@ -228,30 +244,37 @@ def test_a_frozen_member_is_passed_by(
     wait_until(lambda: victim.ask(GetStatus()).state == "ready", RECOVERY)
 
 
-@slow
+@pytest.mark.parametrize(
+    ("kind", "direction"),
+    [
+        ("exit", "down"),
+        pytest.param("exit", "up", marks=slow),
+        pytest.param("entry", "down", marks=slow),
+        pytest.param("entry", "up", marks=slow),
+    ],
+)
 @pytest.mark.usefixtures("settled")
-def test_both_ends_hear_of_it_when_a_member_dies(
-    lab: Lab, client: Node, server: Node, figures: Figures
+def test_a_transfer_goes_on_when_a_member_dies(
+    lab: Lab, client: Node, server: Node, kind: str, direction: str, figures: Figures
 ) -> None:
-    """A connection that is lost is a reset for both applications, never an endless wait."""
-    with client.joined(server, OTHER, 6) as ends:
-        (tunnel,) = (t for t in client.ask(ListTunnels()) if t.remote.endswith(f":{OTHER}"))
-        path = next(p for p in client.ask(ListPaths()) if p.id == tunnel.path_id)
-        victim = lab.by_id()[path.nodes[1]]
-        with killed(lab, victim):
-            since = time.monotonic()
-            for sock in ends:
-                sock.settimeout(RECOVERY)
-                with pytest.raises(ConnectionResetError):
-                    sock.recv(1)
-            took = time.monotonic() - since
-    figures(f"both ends of a lost connection know after {took:.1f} s")
+    """Neither program notices more than a pause, and not a byte is lost."""
+    with joined_through(lab, client, server, kind) as (caller, called, victim):
+        ends = (called, caller) if direction == "down" else (caller, called)
+        with Transfer(*ends) as transfer, killed(lab, victim):
+            pause = longest_pause(transfer, PROBED)
+            transfer.finish()
+    assert not transfer.errors
+    assert transfer.got.digest() == transfer.sent.digest()
+    figures(
+        f"middle of an {kind} path killed: a transfer {direction} paused for {pause:.2f} s and "
+        f"went on, {transfer.received / 1e6:.0f} MB, nothing lost"
+    )
 
 
 @slow
 @pytest.mark.parametrize("kind", ["exit", "entry"])
 @pytest.mark.usefixtures("settled")
-def test_a_transfer_through_a_member_that_stays_frozen_is_reset_at_both_ends(
+def test_a_transfer_goes_on_past_a_member_that_stays_frozen(
     lab: Lab, client: Node, server: Node, kind: str, figures: Figures
 ) -> None:
     with (
@@ -259,15 +282,15 @@ def test_a_transfer_through_a_member_that_stays_frozen_is_reset_at_both_ends(
         Transfer(caller, called) as transfer,
         frozen(lab, victim),
     ):
-        since = time.monotonic()
-        transfer.wait_over(FROZEN_IS_DEAD + 30.0)
-    assert [type(error) for error in transfer.errors.values()] == [ConnectionResetError] * 2
-    took = {who: when - since for who, when in transfer.over.items()}
+        pause = longest_pause(transfer, FROZEN_IS_DEAD + 25.0)
+        transfer.finish()
+    assert not transfer.errors
+    assert transfer.got.digest() == transfer.sent.digest()
     figures(
-        f"middle of an {kind} path stays frozen: the sender of a transfer is reset after "
-        f"{took['sender']:.1f} s, the reader after {took['reader']:.1f} s"
+        f"middle of an {kind} path stays frozen: a transfer went on after {pause:.1f} s, "
+        "nothing lost"
     )
-    assert max(took.values()) < FROZEN_IS_DEAD + 10.0
+    assert pause < FROZEN_IS_DEAD + 20.0
 
 
 @slow

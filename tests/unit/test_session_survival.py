@@ -9,8 +9,11 @@ import pytest
 import trio
 from session_world import (
     ALICE,
+    BOB,
+    ENTRY,
     EVE,
     SOURCE_PORT,
+    START,
     World,
     crafted,
     receive_all,
@@ -23,8 +26,10 @@ from trio.testing import MockClock
 
 from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import StreamReset
+from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LATE
 from phantom_tun.net.sessions.resuming import (
+    AGAIN_WITHIN,
     AT_ONCE,
     RESUME_WITHIN,
     WAIT_AFTER_END,
@@ -32,6 +37,7 @@ from phantom_tun.net.sessions.resuming import (
 )
 from phantom_tun.net.sessions.secure_tunnel import SECRET_WAIT
 from phantom_tun.net.sessions.stream import RIDE_ALONG, SessionStream
+from phantom_tun.testing.fake_host import FakeRecord
 from phantom_tun.testing.fake_tunnel import CAPACITY, Exchange, FakeTunnel, FakeWayOut
 from phantom_tun.tunnel.resumption import Memory, Resuming, Unacknowledged
 from phantom_tun.wire.session import RESUMPTION_LEN, FrameKind, Outcome, pack_ack
@@ -187,6 +193,22 @@ async def test_the_other_path_is_taken(autojump_clock: MockClock) -> None:
         pair.kill()
         await exchange_bytes(pair)
         assert used[-1] != lost or len(set(used)) == 2
+        await pair.end()
+
+
+async def test_the_other_way_in_is_taken(autojump_clock: MockClock) -> None:
+    """Nobody knows on which side the tunnel broke."""
+    other = NodeId(b"F" * 32), EntryId(b"f" * 16)
+    async with running_world() as world:
+        record = FakeRecord.of(BOB, (*ENTRY, START + 10_000), (*other, START + 10_000))
+        world.directory.records[BOB.ap6] = record
+        world.network.ways[other] = world.way
+        pair = await connected(world)
+        for _ in range(6):
+            lost = pair.exchange.entry_id
+            pair.kill()
+            await exchange_bytes(pair)
+            assert pair.exchange.entry_id != lost
         await pair.end()
 
 
@@ -434,6 +456,22 @@ async def test_the_callee_waits_less_behind_an_end(autojump_clock: MockClock) ->
         assert trio.current_time() - began == pytest.approx(WAIT_AFTER_END, abs=2)
         pair.far.abort()
         await pair.wait_gone()
+
+
+async def test_deaths_are_counted_if_they_are_repeated(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        pair = await connected(world)
+        for expected in (0, 1, 2):
+            pair.kill()
+            await exchange_bytes(pair)
+            for side in (world.alice, world.bob):
+                assert side.service.repeated_deaths() == expected
+        await trio.sleep(AGAIN_WITHIN + 1)
+        assert world.alice.service.repeated_deaths() == 0
+        pair.kill()
+        await exchange_bytes(pair)
+        assert world.alice.service.repeated_deaths() == 0
+        await pair.end()
 
 
 # --- who may -------------------------------------------------------------------------------------

@@ -70,6 +70,18 @@ def test_repeated_deaths_of_paths_are_told(world: World, count: int, *, warned: 
     assert all(f"{count} paths died before their time within 10 minutes" in line for line in said)
 
 
+@pytest.mark.parametrize(("count", "warned"), [(0, False), (2, False), (3, True)])
+def test_tunnels_that_die_again_and_again_are_told(
+    world: World, count: int, *, warned: bool
+) -> None:
+    world.repeated = count
+    said = warnings(world.node)
+    assert bool(said) == warned
+    assert all(
+        "3 times within ten minutes a connection lost a tunnel again" in line for line in said
+    )
+
+
 def test_old_deaths_are_not_told(world: World) -> None:
     for _ in range(9):
         world.deaths.note(NOW - DEATHS_WITHIN)

@@ -156,6 +156,7 @@ class World:
     def __post_init__(self) -> None:
         self.pins = Pins(self.state_dir, lambda: NOW)
         self.rules = ExposeRules(None)
+        self.repeated = 0
         self.deaths = PathDeaths()
         self.node: Any = _Node(self)
 
@@ -175,6 +176,7 @@ class _Node:
         self.config = world.config
         self.clock = SimpleNamespace(now=lambda: NOW)
         self.pins, self.rules, self.deaths = world.pins, world.rules, world.deaths
+        self.repeated_deaths = lambda: world.repeated
         self.progress = trio.Event()
         self.identities = SimpleNamespace(
             all=lambda: list(world.identities), owner_of=self._owner_of

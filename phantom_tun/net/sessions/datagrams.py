@@ -38,6 +38,9 @@ class SessionDatagrams:
         "dropped",
     )
 
+    resumed = 0
+    """A flow ends with its tunnel; the next datagram begins another one."""
+
     def __init__(self, secure: SecureTunnel) -> None:
         self._secure = secure
         self._queue: deque[bytes] = deque()

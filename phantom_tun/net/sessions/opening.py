@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import trio
@@ -83,6 +84,14 @@ LOOK_AFRESH_AFTER = (0.0, 1.0, 2.0, 3.0, 4.0, 4.0)
 its ways in at once has new ones within this time."""
 
 
+class Opened(NamedTuple):
+    """A tunnel whose far end has accepted."""
+
+    secure: SecureTunnel
+    call: Call
+    route: Route | None
+
+
 class SessionOpener:
     """Makes connections."""
 
@@ -133,9 +142,9 @@ class SessionOpener:
         *,
         is_ephemeral: bool,
         first: bytes = b"",
-    ) -> tuple[SecureTunnel, Call]:
+    ) -> Opened:
         """Connect to ``target``, from a random port if ``source_port`` is 0, and send ``first``, at
-        most ``MAX_FIRST`` bytes. The call is for :meth:`resume`.
+        most ``MAX_FIRST`` bytes.
 
         :raises ConnectFailed: see :class:`~phantom_tun.endpoints.Overlay`.
         :raises WorldError: this node has no way out at the moment.
@@ -158,33 +167,36 @@ class SessionOpener:
                     keep=is_tcp and self._expects_more(role, callee),
                     survives=is_tcp and self._survives,
                 )
-                winner = (await self._race(call)).result()
+                race = await self._race(call, Race())
+                winner = race.result()
                 if is_tcp:
                     self._tickets.worked(identity.signing.public, target, callee)
-                return winner, call
+                return Opened(winner, call, race.route)
             raise NoAnswer("nobody answered in time")
         except WorldError:
             self._tickets.failed(identity.signing.public, target)
             raise
 
-    async def resume(self, call: Call, resuming: Resuming, avoid: int) -> tuple[SecureTunnel, int]:
-        """Another tunnel for the session that ``call`` began, if possible not over the path with
-        the number ``avoid``; and what has arrived at the callee.
+    async def resume(self, lost: Opened, resuming: Resuming) -> tuple[Opened, int]:
+        """Another tunnel for the session that has ``lost`` one, if possible over none of its two
+        paths; and what has arrived at the callee.
 
         :raises Refused: the callee doesn't know the session any more.
         :raises WorldError: there is no way at the moment.
         """
+        call = lost.call
         with trio.move_on_after(OPEN_WITHIN):
             resolved = await self._resolve(call.identity, call.target.address)
+            if resolved.public_key != call.resolved.public_key:
+                raise Refused("the address has another owner now")
             again = replace(
                 call, resolved=resolved, ticket=None, first=b"", keep=False, resuming=resuming
             )
-            if resolved.public_key != call.resolved.public_key:
-                raise Refused("the address has another owner now")
             race = Race()
-            race.given_up.add(avoid)
+            race.given_up.add(lost.secure.path_number)
+            race.last_choice = lost.route
             await self._race(again, race)
-            return race.result(), race.received
+            return Opened(race.result(), call, race.route), race.received
         raise NoAnswer("nobody answered in time")
 
     def is_steady(self, identity: Identity, target: Endpoint) -> bool:
@@ -219,8 +231,7 @@ class SessionOpener:
 
     # --- routes ---------------------------------------------------------------------------------
 
-    async def _race(self, call: Call, race: Race | None = None) -> Race:
-        race = race or Race()
+    async def _race(self, call: Call, race: Race) -> Race:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._start_attempts, call, race)
@@ -305,7 +316,8 @@ class SessionOpener:
         routes = _valid(call.resolved, self._clock.now())
         if not routes:
             race.errors.append(Unreachable("no way in to this AP address is published"))
-        waiting = self._suspects.in_order(call.identity, routes, self._rng)[:MAX_ROUTES]
+        in_order = self._suspects.in_order(call.identity, routes, self._rng)
+        waiting = race.in_order(in_order)[:MAX_ROUTES]
         silent = 0
         for _ in range(MAX_ROUTES):
             route = next((route for route in waiting if self._may_try(call, race, route)), None)
@@ -413,7 +425,7 @@ class SessionOpener:
         secure.took_first = answer.took_early
         self._counts["open_early"] += answer.took_early
         secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
-        race.connected(secure, answer.received)
+        race.connected(secure, attempt.route, answer.received)
 
     async def _go_on(self, call: Call, kept: Kept, race: Race) -> None:
         """Make the connection within a session that was kept.
@@ -433,7 +445,7 @@ class SessionOpener:
             raise
         if outcome is Outcome.CONNECTED:
             self._counts["open_kept"] += 1
-            race.connected(secure)
+            race.connected(secure, kept.route)
         else:
             self._kept.put(kept)
             race.answered(outcome)

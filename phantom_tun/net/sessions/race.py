@@ -53,8 +53,10 @@ class Race:
         "errors",
         "failure",
         "given_up",
+        "last_choice",
         "lookup_failure",
         "received",
+        "route",
         "running",
         "winner",
     )
@@ -62,8 +64,12 @@ class Race:
     def __init__(self) -> None:
         self.decided = trio.Event()
         self.winner: SecureTunnel | None = None
+        self.route: Route | None = None
+        """The winner's."""
         self.received = 0
         """What has arrived at the callee, if a session is resumed."""
+        self.last_choice: Route | None = None
+        """A route that is tried last."""
         self.failure: ConnectFailed | None = None
         """What the callee itself said."""
         self.errors: list[PhantomError] = []
@@ -75,16 +81,21 @@ class Race:
         self.given_up: set[int] = set()
         """Numbers of exit paths that others are better than, though no attempt waits for them."""
 
+    def in_order(self, routes: list[Route]) -> list[Route]:
+        """``routes``, the one that is the last choice at the end."""
+        return sorted(routes, key=lambda route: route == self.last_choice)
+
     def is_tried(self, route: Route) -> bool:
         """Whether an attempt over ``route`` is under way that may still come to something."""
         return any(attempt.route == route and not attempt.doubts_way for attempt in self.running)
 
-    def connected(self, secure: SecureTunnel, received: int = 0) -> None:
+    def connected(self, secure: SecureTunnel, route: Route, received: int = 0) -> None:
         """An attempt succeeded."""
         if self.decided.is_set():
             secure.finish(FrameKind.RESET)
         else:
             self.winner = secure
+            self.route = route
             self.received = received
             self.decided.set()
 

@@ -7,10 +7,11 @@ and proves the secret that was handed out inside TLS.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import trio
 
@@ -18,6 +19,7 @@ from phantom_tun.clock import Rng
 from phantom_tun.errors import PeerError, ProtocolViolation, Refused, WorldError
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.sessions.acknowledging import LateAcks
+from phantom_tun.net.sessions.opening import Opened, SessionOpener
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
 from phantom_tun.net.sessions.stream import Durable, Resumer, SessionStream
 from phantom_tun.tunnel.resumption import Memory, Resuming, check_resumption
@@ -37,27 +39,29 @@ SOONEST, LATEST = 1.0, 8.0
 """Seconds until the next look, doubled each time."""
 CALM_AFTER = 60.0
 """Seconds after which a tunnel's death has nothing to do with the one before."""
-TOO_OFTEN, TOO_OFTEN_WITHIN = 5, 600.0
-"""So many deaths within so many seconds aren't chance."""
+AGAIN_WITHIN = 600.0
+"""Seconds within which one connection doesn't lose two tunnels by chance."""
 
 
-class Deaths:
-    """How often connections have lost their tunnel lately."""
+class RepeatedDeaths:
+    """How often a connection lost a tunnel again that it had lost one shortly before."""
+
+    __slots__ = ("_moments",)
 
     def __init__(self) -> None:
-        self._recent: list[float] = []
+        self._moments: deque[float] = deque(maxlen=1000)
 
-    def add(self) -> None:
-        """It has happened."""
-        self._recent = [*self._lately(), trio.current_time()][-1000:]
+    def note(self, before: float) -> float:
+        """A connection has lost its tunnel, and the one before at that moment; returns this one."""
+        now = trio.current_time()
+        if now - before < AGAIN_WITHIN:
+            self._moments.append(now)
+        return now
 
-    def count(self) -> int:
-        """Of the last ``TOO_OFTEN_WITHIN`` seconds."""
-        return len(self._lately())
-
-    def _lately(self) -> list[float]:
-        oldest = trio.current_time() - TOO_OFTEN_WITHIN
-        return [moment for moment in self._recent if moment > oldest]
+    def recent(self) -> int:
+        """Within the last ``AGAIN_WITHIN`` seconds."""
+        oldest = trio.current_time() - AGAIN_WITHIN
+        return sum(moment > oldest for moment in self._moments)
 
 
 class Survival:
@@ -70,7 +74,7 @@ class Survival:
         self.spawn = spawn
         self.rng = rng
         self.counts = counts
-        self.deaths = Deaths()
+        self.deaths = RepeatedDeaths()
 
     @property
     def is_on(self) -> bool:
@@ -84,31 +88,26 @@ class Survival:
 
 # --- the caller ----------------------------------------------------------------------------------
 
-Reconnect = Callable[[Resuming, int], Awaitable[tuple[SecureTunnel, int]]]
-"""Given what to say and the number of the path to avoid: another tunnel, and what has arrived at
-the callee."""
-
 
 class CallerResumer:
     """Implements :class:`~phantom_tun.net.sessions.stream.Resumer` for one stream."""
 
-    __slots__ = ("_epoch", "_lost_at", "_pause", "_reconnect", "_scope", "_survival")
+    __slots__ = ("_epoch", "_latest", "_lost_at", "_opener", "_pause", "_scope", "_survival")
 
-    def __init__(self, survival: Survival, reconnect: Reconnect) -> None:
+    def __init__(self, survival: Survival, opener: SessionOpener, opened: Opened) -> None:
         self._survival = survival
-        self._reconnect = reconnect
+        self._opener = opener
+        self._latest = opened
         self._epoch = 0
-        self._lost_at = -CALM_AFTER
+        self._lost_at = -inf
         self._pause = 0.0
         self._scope: trio.CancelScope | None = None
 
     def lost(self, stream: SessionStream) -> bool:
         """See :class:`~phantom_tun.net.sessions.stream.Resumer`."""
-        now = trio.current_time()
-        if now - self._lost_at >= CALM_AFTER:
+        if trio.current_time() - self._lost_at >= CALM_AFTER:
             self._pause = 0.0
-        self._lost_at = now
-        self._survival.deaths.add()
+        self._lost_at = self._survival.deaths.note(self._lost_at)
         return self._survival.spawn(lambda: self._resume(stream))
 
     def over(self) -> None:
@@ -117,46 +116,47 @@ class CallerResumer:
             self._scope.cancel()
 
     async def _resume(self, stream: SessionStream) -> None:
-        counts = self._survival.counts
-        with trio.CancelScope() as self._scope, trio.move_on_after(RESUME_WITHIN):
-            while stream.is_lost:
-                await self._wait()
-                if await self._try(stream):
-                    counts["sessions_resumed"] += 1
-                    return
-        self._scope = None
-        if stream.is_lost:
-            counts["sessions_lost"] += 1
-            stream.give_up()
+        try:
+            with trio.CancelScope() as self._scope, trio.move_on_after(RESUME_WITHIN):
+                while stream.is_lost:
+                    await self._wait()
+                    await self._try(stream)
+        except (PeerError, Refused):
+            pass  # there is nothing to go on with
+        finally:
+            self._scope = None
+            if stream.is_lost:
+                self._survival.counts["sessions_lost"] += 1
+                stream.give_up()
 
     async def _wait(self) -> None:
         random = self._survival.rng.random()
         await trio.sleep(random * AT_ONCE if not self._pause else self._pause * (0.5 + random / 2))
         self._pause = min(LATEST, max(SOONEST, 2 * self._pause))
 
-    async def _try(self, stream: SessionStream) -> bool:
-        """Whether it goes on; if it never will, it is over."""
-        secret = stream.secret
-        if secret is None:
-            stream.give_up()
-            return False
+    async def _try(self, stream: SessionStream) -> None:
+        """Go on with it over another tunnel, if there is one at the moment.
+
+        :raises Refused: the callee doesn't know it any more.
+        :raises ProtocolViolation: the callee has something else.
+        """
+        if stream.secret is None:
+            raise Refused("the callee never gave the secret")
         self._epoch += 1
-        resuming = Resuming(secret, self._epoch, stream.received)
+        resuming = Resuming(stream.secret, self._epoch, stream.received)
         try:
-            secure, received = await self._reconnect(resuming, stream.path_number)
+            self._latest, received = await self._opener.resume(self._latest, resuming)
         except Refused:
-            stream.give_up()
-            return False
+            raise
         except WorldError:
             self._survival.counts["resume_failed"] += 1
-            return False
+            return
         try:
-            stream.go_on(secure, received)
+            stream.go_on(self._latest.secure, received)
         except PeerError:
-            secure.finish(FrameKind.RESET)
-            stream.give_up()
-            return False
-        return True
+            self._latest.secure.finish(FrameKind.RESET)
+            raise
+        self._survival.counts["sessions_resumed"] += 1
 
 
 # --- the callee ----------------------------------------------------------------------------------
@@ -171,18 +171,17 @@ class Held:
     survival: Survival
     stream: SessionStream | None = None
     epoch: int = 0
-    times: int = 0
-    """How often it was lost."""
+    lost_at: float = -inf
+    """When it was last."""
 
     def lost(self, stream: SessionStream) -> bool:
         """Wait for the caller."""
-        self.times += 1
-        times = self.times
-        self.survival.deaths.add()
+        moment = self.lost_at = self.survival.deaths.note(self.lost_at)
+        resumed = stream.resumed
 
         async def wait() -> None:
             await trio.sleep(WAIT_AFTER_END if stream.got_end else WAIT_FOR_CALLER)
-            if stream.is_lost and self.times == times:
+            if stream.is_lost and (stream.resumed, self.lost_at) == (resumed, moment):
                 self.survival.counts["sessions_lost"] += 1
                 stream.give_up()
 
@@ -235,6 +234,7 @@ class Resumable:
         try:
             yield
         finally:
+            held.stream = None
             if is_first:
                 del self._all[key]
 

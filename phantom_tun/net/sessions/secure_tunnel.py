@@ -338,9 +338,7 @@ class SecureTunnel:
     def abandon(self) -> None:
         """Tear the tunnel down now, without a word."""
         if not self.is_ending:
-            self.is_ending = True
-            if self._receiving is not None:
-                self._receiving.cancel()
+            self._be_ending()
             self._tear_down()
 
     # --- out ------------------------------------------------------------------------------------
@@ -598,9 +596,7 @@ class SecureTunnel:
         Idempotent, never waits, never raises; :attr:`closed` tells when it is done."""
         if self.is_ending:
             return
-        self.is_ending = True
-        if self._receiving is not None:
-            self._receiving.cancel()
+        self._be_ending()
         if last is None and self._on_rest is not None and self._can_rest():
             self.closed.set()
             idle = SecureTunnel(self._channel, self._tunnel, self._spawn, self._reader)
@@ -609,6 +605,12 @@ class SecureTunnel:
             return
         if not self._spawn(lambda: self._say_goodbye(last)):
             self._tear_down()
+
+    def _be_ending(self) -> None:
+        self.is_ending = True
+        self._on_ack = None
+        if self._receiving is not None:
+            self._receiving.cancel()
 
     def _can_rest(self) -> bool:
         return (

@@ -23,15 +23,13 @@ from phantom_tun.errors import CapacityExceeded, StreamReset, Unreachable, World
 from phantom_tun.guard import Guard
 from phantom_tun.net.sessions.admission import Admission
 from phantom_tun.net.sessions.callers import Callers, NatPeers
-from phantom_tun.net.sessions.calls import Call
 from phantom_tun.net.sessions.contexts import ContextCache
 from phantom_tun.net.sessions.datagrams import SessionDatagrams
 from phantom_tun.net.sessions.expose import ExposeRules
 from phantom_tun.net.sessions.local_services import EchoService, LocalServices
-from phantom_tun.net.sessions.opening import SessionOpener
+from phantom_tun.net.sessions.opening import Opened, SessionOpener
 from phantom_tun.net.sessions.ports import Accept, Connector, Directory, Identities
 from phantom_tun.net.sessions.resuming import CallerResumer, Survival
-from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
 from phantom_tun.net.sessions.serving import SessionServer
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.table import Carrier, Entry, SessionInfo, SessionTable
@@ -204,7 +202,7 @@ class SessionService:
         source: Endpoint,
         target: Endpoint,
         protocol: Protocol,
-        carrier_over: Callable[[SecureTunnel, Call], _CarrierT],
+        carrier_over: Callable[[Opened], _CarrierT],
         first: bytes = b"",
     ) -> _CarrierT:
         identity = self._identities.owner_of(source.address)
@@ -215,7 +213,7 @@ class SessionService:
             raise CapacityExceeded("too many connections are being made")
         self._opening += 1
         try:
-            secure, call = await self._opener.open(
+            opened = await self._opener.open(
                 identity,
                 source.port,
                 target,
@@ -229,19 +227,17 @@ class SessionService:
         finally:
             self._opening -= 1
         self._counts["open_succeeded"] += 1
-        carrier = carrier_over(secure, call)
+        carrier = carrier_over(opened)
         entry = Entry(identity.name, "out", target, source.port, protocol, None)
         if not self._spawn(lambda: self._list(entry, carrier)):
             carrier.abort()
         return carrier
 
-    def _stream_over(self, secure: SecureTunnel, call: Call) -> SessionStream:
-        if not call.survives:
-            return SessionStream(secure)
-        resumer = CallerResumer(
-            self._survival, lambda resuming, avoid: self._opener.resume(call, resuming, avoid)
-        )
-        return SessionStream(secure, self._survival.durable(resumer))
+    def _stream_over(self, opened: Opened) -> SessionStream:
+        if not opened.call.survives:
+            return SessionStream(opened.secure)
+        resumer = CallerResumer(self._survival, self._opener, opened)
+        return SessionStream(opened.secure, self._survival.durable(resumer))
 
     async def _list(self, entry: Entry, carrier: Carrier) -> None:
         with self._table.listed(entry, carrier):
@@ -255,6 +251,10 @@ class SessionService:
     def sessions(self) -> list[SessionInfo]:
         """All connections, oldest first."""
         return self._table.infos()
+
+    def repeated_deaths(self) -> int:
+        """How often within ten minutes a connection lost a tunnel again."""
+        return self._survival.deaths.recent()
 
     def close(self, number: int) -> None:
         """Reset the connection with this number.
@@ -274,5 +274,5 @@ class SessionService:
         return True
 
 
-def _datagrams_over(secure: SecureTunnel, _call: Call) -> SessionDatagrams:
-    return SessionDatagrams(secure)
+def _datagrams_over(opened: Opened) -> SessionDatagrams:
+    return SessionDatagrams(opened.secure)

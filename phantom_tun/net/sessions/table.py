@@ -28,6 +28,11 @@ class Carrier(Protocol):
         """The path of ours that carries it."""
         ...
 
+    @property
+    def resumed(self) -> int:
+        """How often it has changed to another tunnel."""
+        ...
+
     def abort(self) -> None:
         """End it now."""
         ...
@@ -58,6 +63,8 @@ class SessionInfo:
     bytes_in: int
     """Payload bytes from the other end."""
     bytes_out: int
+    resumed: int
+    """How often it has lost its tunnel and goes on over another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,7 @@ class SessionTable:
                 age=now - since,
                 bytes_in=carrier.bytes_in,
                 bytes_out=carrier.bytes_out,
+                resumed=carrier.resumed,
             )
             for number, (entry, carrier, since) in self._entries.items()
         ]
