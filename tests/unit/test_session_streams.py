@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import StreamReset
 from phantom_tun.net.links.buffers import POOL, Buffer
+from phantom_tun.net.sessions.acknowledging import LATE
 from phantom_tun.net.sessions.secure_tunnel import (
     CLOSE_WITHIN,
     LAST_WORD_WITHIN,
@@ -136,7 +137,7 @@ async def test_an_idle_connection_holds_no_buffer(autojump_clock: MockClock) -> 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.far.receive)
             nursery.start_soon(pair.near.receive)
-            await trio.sleep(1)
+            await trio.sleep(2 * LATE + 0.1)  # until it is confirmed
             assert held() == before
             nursery.cancel_scope.cancel()
         pair.near.abort()

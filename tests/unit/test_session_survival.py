@@ -25,8 +25,9 @@ from session_world import (
 from trio.testing import MockClock
 
 from phantom_tun.endpoints import ByteStream
-from phantom_tun.errors import StreamReset
+from phantom_tun.errors import ProtocolViolation, StreamReset
 from phantom_tun.ids import EntryId, NodeId
+from phantom_tun.net.links.buffers import POOL
 from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LATE
 from phantom_tun.net.sessions.resuming import (
     AGAIN_WITHIN,
@@ -37,10 +38,11 @@ from phantom_tun.net.sessions.resuming import (
 )
 from phantom_tun.net.sessions.secure_tunnel import SECRET_WAIT
 from phantom_tun.net.sessions.stream import RIDE_ALONG, SessionStream
+from phantom_tun.net.sessions.unacknowledged import SMALL, Memory, Unacknowledged
 from phantom_tun.testing.fake_host import FakeRecord
 from phantom_tun.testing.fake_tunnel import CAPACITY, Exchange, FakeTunnel, FakeWayOut
-from phantom_tun.tunnel.resumption import Memory, Resuming, Unacknowledged
-from phantom_tun.wire.session import RESUMPTION_LEN, FrameKind, Outcome, pack_ack
+from phantom_tun.tunnel.resumption import Resuming
+from phantom_tun.wire.session import MAX_DATA, RESUMPTION_LEN, FrameKind, Outcome, pack_ack
 
 
 class Pair:
@@ -651,31 +653,47 @@ async def test_little_is_acknowledged_with_what_goes_the_other_way(
 
 def test_pieces_come_back_as_they_were_sent() -> None:
     rng = random.Random(8)
-    memory = Memory(1_000_000)
+    memory = Memory(300_000)
     kept = Unacknowledged(memory)
-    data = b""
-    for _ in range(300):
-        piece = rng.randbytes(rng.choice((1, 10, 3_000, 20_000)))
-        if kept.add(piece):
+    data, dropped = b"", 0
+    for _ in range(3_000):
+        piece = rng.randbytes(rng.choice((1, 10, 3_000, SMALL, SMALL + 1, MAX_DATA)))
+        if kept.add(memoryview(piece)):
             data += piece
         else:
-            data = b""
-        position = kept.end - len(data) + rng.randrange(len(data) + 1)
-        if rng.random() < 0.1 and position >= kept.confirmed:
+            data, dropped = b"", dropped + 1
+        if rng.random() < 0.3:
+            least = max(kept.confirmed, kept.end - len(data))
+            position = rng.randrange(least, kept.end + 1)
             kept.confirm(position)
             data = data[len(data) - (kept.end - position) :]
         begin = kept.end - len(data)
-        if begin >= kept.confirmed:
-            assert kept.has(begin)
-            got, at = b"", begin
-            while piece := kept.read(at, rng.choice((1_000, 100_000))):
-                got += piece
-                at += len(piece)
-            assert got == data
+        assert kept.has(begin) == (begin >= kept.confirmed)
+        got, at = [], begin
+        while found := kept.read(at, rng.choice((1_000, 100_000, MAX_DATA))):
+            got.append(found)
+            at += len(found)
+        assert b"".join(got) == data
         assert not kept.has(kept.end + 1)
         assert memory.used == len(kept) <= memory.limit
+    assert dropped > 5
+    for wrong in (kept.end + 1, kept.confirmed - 1):
+        with pytest.raises(ProtocolViolation):
+            kept.confirm(wrong)
+    kept.confirm(kept.end)
+    assert memory.used == 0 == len(kept)
+
+
+def test_buffers_go_back_to_the_pool() -> None:
+    kept, before = Unacknowledged(Memory(10_000_000)), len(POOL)
+    for _ in range(10):
+        kept.add(memoryview(bytes(MAX_DATA)))
+    kept.confirm(kept.end)
+    assert len(POOL) == max(before, 10)
+    kept.add(memoryview(bytes(MAX_DATA)))
+    assert len(POOL) == max(before, 10) - 1
     kept.discard()
-    assert memory.used == 0
+    assert len(POOL) == max(before, 10)
 
 
 # --- wired as it should be -----------------------------------------------------------------------

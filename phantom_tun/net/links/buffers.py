@@ -38,11 +38,13 @@ class Buffer:
 class BufferPool:
     """Keeps up to ``keep`` idle buffers, as long as they are needed; idle tunnels hold none."""
 
-    __slots__ = ("_free", "_keep", "_unused")
+    __slots__ = ("_free", "_has_dropped", "_keep", "_unused")
 
-    def __init__(self, keep: int = 32) -> None:
+    def __init__(self, keep: int = 64) -> None:
         self._free: list[Buffer] = []
         self._keep = keep
+        self._has_dropped = False
+        """Whether there were too many since the last :meth:`shrink`."""
         self._unused = 0
         """The fewest idle buffers there were since the last :meth:`shrink`."""
 
@@ -62,18 +64,21 @@ class BufferPool:
 
     def shrink(self) -> bool:
         """Let go of the buffers that nobody has needed since the last call, but for one; whether
-        there were any."""
+        any were let go of since then."""
         surplus = self._unused - 1
         if surplus > 0:
             del self._free[:surplus]
         self._unused = len(self._free)
-        return surplus > 0
+        has_dropped, self._has_dropped = self._has_dropped, False
+        return has_dropped or surplus > 0
 
     def give_back(self, buffer: Buffer) -> None:
         """Return a buffer; its views must no longer be used."""
         if len(self._free) < self._keep:
             buffer.segments = []
             self._free.append(buffer)
+        else:
+            self._has_dropped = True
 
 
 POOL = BufferPool()

@@ -22,7 +22,8 @@ from phantom_tun.net.sessions.acknowledging import LateAcks
 from phantom_tun.net.sessions.opening import Opened, SessionOpener
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
 from phantom_tun.net.sessions.stream import Durable, Resumer, SessionStream
-from phantom_tun.tunnel.resumption import Memory, Resuming, check_resumption
+from phantom_tun.net.sessions.unacknowledged import Memory
+from phantom_tun.tunnel.resumption import Resuming, check_resumption
 from phantom_tun.wire.session import FrameKind, Request
 
 RESUME_WITHIN = 60.0

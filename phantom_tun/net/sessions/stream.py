@@ -23,7 +23,7 @@ from phantom_tun.errors import ProtocolViolation, StreamReset
 from phantom_tun.net.links.turns import BULK, TURNS
 from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LateAcks
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
-from phantom_tun.tunnel.resumption import Memory, Unacknowledged
+from phantom_tun.net.sessions.unacknowledged import Memory, Unacknowledged
 from phantom_tun.wire.session import MAX_DATA, FrameKind, pack_ack
 
 _ENDED = memoryview(b"")
@@ -201,7 +201,7 @@ class SessionStream:
         :raises StreamReset: as :meth:`send_all`.
         """
         if self._secure.took_first:
-            self._keep(data)
+            self._keep(memoryview(data))
             self.bytes_out += len(data)
         else:
             await self.send_all(memoryview(data))
@@ -219,7 +219,7 @@ class SessionStream:
                 raise
             await self._wait_repeated()
 
-    def _keep(self, data: memoryview | bytes) -> None:
+    def _keep(self, data: memoryview) -> None:
         if self._durable is None:
             return
         was_whole = self._unacked.has(self._unacked.confirmed)

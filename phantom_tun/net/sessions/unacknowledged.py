@@ -1,0 +1,149 @@
+"""What an end keeps of a stream until the other one has it (docs/spec/session.md, "Sessions that
+survive").
+
+Positions count the bytes of one direction from the beginning; END is one more.
+"""
+
+from __future__ import annotations
+
+from phantom_tun.errors import ProtocolViolation
+from phantom_tun.net.links.buffers import CHUNK, POOL, Buffer
+
+MOST_OF_ONE = 33_554_432
+"""Bytes that are kept of one stream: what a fast one has on its way through slow links."""
+
+SMALL = 16_384
+"""Bytes up to which no buffer is taken for what is kept: most streams say little."""
+
+
+class Memory:
+    """What all streams of a node keep together, bounded."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        """``limit`` in bytes; 0: nothing is kept."""
+        self.limit = limit
+        self.used = 0
+
+    def take(self, count: int) -> bool:
+        """Take ``count`` bytes, if there are so many."""
+        if self.used + count > self.limit:
+            return False
+        self.used += count
+        return True
+
+    def give_back(self, count: int) -> None:
+        """They aren't kept any more."""
+        self.used -= count
+
+
+class _Piece:
+    """Bytes that follow each other, at most ``SMALL`` or, in a buffer of the pool, ``CHUNK``."""
+
+    __slots__ = ("_buffer", "_store", "length")
+
+    def __init__(self, *, is_small: bool) -> None:
+        self._buffer: Buffer | None = None if is_small else POOL.take()
+        self._store: bytearray | memoryview
+        self._store = bytearray() if self._buffer is None else self._buffer.view[:CHUNK]
+        self.length = 0
+
+    def append(self, data: memoryview) -> int:
+        """How much of ``data`` there was room for."""
+        if isinstance(self._store, bytearray):
+            count = min(len(data), SMALL - self.length)
+            self._store += data[:count]
+        else:
+            count = min(len(data), CHUNK - self.length)
+            self._store[self.length : self.length + count] = data[:count]
+        self.length += count
+        return count
+
+    def read(self, start: int, limit: int) -> bytes:
+        """A copy of at most ``limit`` bytes."""
+        return bytes(self._store[start : min(self.length, start + limit)])
+
+    def release(self) -> None:
+        """Nobody needs it any more."""
+        if self._buffer is not None:
+            POOL.give_back(self._buffer)
+
+
+class Unacknowledged:
+    """What was sent in one direction of a stream, from what the other end has confirmed on. When
+    there is no room for more, all is forgotten: until what comes now is confirmed, too, the stream
+    can't be resumed."""
+
+    __slots__ = ("_begin", "_memory", "_pieces", "confirmed", "end")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._pieces: list[_Piece] = []
+        self._begin = 0
+        """Position of the first piece."""
+        self.confirmed = 0
+        """What the other end has, as far as it said so."""
+        self.end = 0
+        """Position behind the last byte."""
+
+    def __len__(self) -> int:
+        """Bytes that are kept."""
+        return self.end - self._begin
+
+    def add(self, data: memoryview) -> bool:
+        """``data`` is about to be sent; whether it could be kept."""
+        count = len(data)
+        is_kept = len(self) + count <= MOST_OF_ONE and self._memory.take(count)
+        if is_kept:
+            self._append(data)
+            self.end += count
+        else:
+            self.discard()
+            self.end += count
+            self._begin = self.end
+        return is_kept
+
+    def _append(self, data: memoryview) -> None:
+        done = self._pieces[-1].append(data) if self._pieces else 0
+        while done < len(data):
+            piece = _Piece(is_small=len(data) - done <= SMALL)
+            self._pieces.append(piece)
+            done += piece.append(data[done:])
+
+    def confirm(self, position: int) -> None:
+        """The other end has everything before ``position``.
+
+        :raises ProtocolViolation: that was never sent, or it had more already.
+        """
+        if not self.confirmed <= position <= self.end:
+            raise ProtocolViolation("an acknowledgement of what wasn't sent")
+        self.confirmed = position
+        while self._pieces and self._begin + self._pieces[0].length <= position:
+            piece = self._pieces.pop(0)
+            self._begin += piece.length
+            self._memory.give_back(piece.length)
+            piece.release()
+
+    def has(self, position: int) -> bool:
+        """Whether everything from ``position`` on is there, and not less than was confirmed."""
+        return max(self._begin, self.confirmed) <= position <= self.end
+
+    def read(self, position: int, limit: int) -> bytes:
+        """At most ``limit`` bytes from ``position`` on, which :meth:`has` to be there; none at the
+        end."""
+        begin = self._begin
+        for piece in self._pieces:
+            offset = position - begin
+            if offset < piece.length:
+                return piece.read(offset, limit)
+            begin += piece.length
+        return b""
+
+    def discard(self) -> None:
+        """Keep nothing of what was sent until now."""
+        self._memory.give_back(len(self))
+        for piece in self._pieces:
+            piece.release()
+        self._pieces.clear()
+        self._begin = self.end
