@@ -45,6 +45,7 @@ from phantom_tun.net.links.dialer import _read_welcome
 from phantom_tun.net.links.peers import Peer
 from phantom_tun.net.links.web import Site, Visitor
 from phantom_tun.net.sessions.frames import FrameReader
+from phantom_tun.net.sessions.unacknowledged import Memory, Unacknowledged
 from phantom_tun.netdb import cachefile, holdings
 from phantom_tun.netdb.addresses import ap4_candidate, ap6_address
 from phantom_tun.netdb.book import NodeBook
@@ -69,6 +70,7 @@ from phantom_tun.tunnel.answer import caller_wrap
 from phantom_tun.tunnel.channel import CalleeHandshake, CallerHandshake
 from phantom_tun.tunnel.early import EarlyOpener, EarlySealer, lock_early
 from phantom_tun.tunnel.request import check_time
+from phantom_tun.tunnel.resumption import Resuming, check_resumption
 from phantom_tun.wire import session
 from phantom_tun.wire.door import WELCOME_HEADER, Door, DoorKeeper, LinkKind, from_header, to_header
 from phantom_tun.wire.frames import REGION_LEN, Frame, pack_frame
@@ -658,6 +660,13 @@ EARLY_REQUEST = replace(
     ticket=TICKET.number,
     early=lock_early(TICKET, REQUEST.secret, REQUEST.nonce, b"GET / HTTP/1.1"),
 )
+RESUME_SECRET = b"R" * session.RESUME_SECRET_LEN
+RESUMED_REQUEST = replace(
+    REQUEST,
+    resumes=True,
+    epoch=2,
+    early=Resuming(RESUME_SECRET, 2, 70_000).say(REQUEST.session_id, REQUEST.nonce),
+)
 CONNECTED = session.Answer(session.Outcome.CONNECTED, bytes(32), b"flight")
 
 
@@ -668,12 +677,20 @@ CONNECTED = session.Answer(session.Outcome.CONNECTED, bytes(32), b"flight")
         REQUEST.pack().rstrip(b"\0"),
         replace(REQUEST, keep=True).pack().rstrip(b"\0"),
         EARLY_REQUEST.pack().rstrip(b"\0"),
+        RESUMED_REQUEST.pack().rstrip(b"\0"),
     ],
 )
 def session_request(data: bytes) -> None:
     request = session.Request.unpack(padded(data, session.REQUEST_BODY_LEN))
     assert request.pack() == padded(data, session.REQUEST_BODY_LEN)
     check_time(request, NOW, NOW - HOUR)
+    if request.epoch and request != RESUMED_REQUEST:
+        try:
+            check_resumption(request, RESUME_SECRET)
+        except ProtocolViolation:
+            return
+        # What else the request says is signed.
+        assert request.early == RESUMED_REQUEST.early
 
 
 OPENING = session.Opening(bytes(16), REQUEST.time, AP4, 443, 1, b"GET / HTTP/1.1")
@@ -693,10 +710,13 @@ def session_opening(data: bytes) -> None:
 
 @target(
     WireError,
-    seeds=lambda: [
-        session.Answer(outcome, bytes(32), b"flight" * (outcome == 0)).pack().rstrip(b"\0")
-        for outcome in session.Outcome
-    ],
+    seeds=lambda: (
+        [
+            session.Answer(outcome, bytes(32), b"flight" * (outcome == 0)).pack().rstrip(b"\0")
+            for outcome in session.Outcome
+        ]
+        + [replace(CONNECTED, received=70_000).pack().rstrip(b"\0")]
+    ),
 )
 def session_answer(data: bytes) -> None:
     answer = session.Answer.unpack(padded(data, session.ANSWER_BODY_LEN))
@@ -741,6 +761,27 @@ class PlainChannel:
         return start + count
 
 
+@target(ProtocolViolation, seeds=lambda: [b"\0\0\x20\x40\x07", bytes(40)])
+def acknowledgements(data: bytes) -> None:
+    """What a peer says has arrived, between pieces that are sent."""
+    memory = Memory(200_000)
+    kept, sent = Unacknowledged(memory), bytearray()
+    for number in range(0, len(data) - 2, 3):
+        count = 20 * int.from_bytes(data[number : number + 2], "big") % 150_000
+        piece = bytes([number % 251]) * count
+        sent += piece
+        if count:
+            kept.add(memoryview(piece))
+        kept.confirm(kept.confirmed + data[number + 2] * (kept.end - kept.confirmed) // 250)
+        for position in {kept.confirmed, kept.end}:
+            if kept.has(position):
+                assert (
+                    kept.read(position, 70_000)
+                    == sent[position:][:70_000][: len(kept.read(position, 70_000))]
+                )
+        assert memory.used == len(kept) <= memory.limit
+
+
 def _frames() -> list[bytes]:
     stream = frame_header(FrameKind.DATA, 5) + b"hello" + frame_header(FrameKind.END, 0)
     flow = b"".join(frame_header(FrameKind.DATAGRAM, n) + bytes(n) for n in (0, 3, 900))
@@ -749,6 +790,7 @@ def _frames() -> list[bytes]:
         b"\1" + stream + flow,
         b"\x20" + flow + frame_header(FrameKind.RESET, 0),
         b"\xff" + frame_header(FrameKind.OPENED, 1) + b"\0" + stream,
+        b"\1" + frame_header(FrameKind.SECRET, 32) + bytes(32) + session.pack_ack(2**40) + stream,
         b"\xff" + frame_header(FrameKind.OPEN, session.OPENING_LEN) + OPENING.pack() + stream,
     ]
 

@@ -89,6 +89,7 @@ class Opened(NamedTuple):
 
     secure: SecureTunnel
     call: Call
+    """For other tunnels of the same session, which take nothing along."""
     route: Route | None
 
 
@@ -171,7 +172,8 @@ class SessionOpener:
                 winner = race.result()
                 if is_tcp:
                     self._tickets.worked(identity.signing.public, target, callee)
-                return Opened(winner, call, race.route)
+                lasting = replace(call, ticket=None, first=b"", keep=False)
+                return Opened(winner, lasting, race.route)
             raise NoAnswer("nobody answered in time")
         except WorldError:
             self._tickets.failed(identity.signing.public, target)
@@ -189,13 +191,10 @@ class SessionOpener:
             resolved = await self._resolve(call.identity, call.target.address)
             if resolved.public_key != call.resolved.public_key:
                 raise Refused("the address has another owner now")
-            again = replace(
-                call, resolved=resolved, ticket=None, first=b"", keep=False, resuming=resuming
-            )
             race = Race()
             race.given_up.add(lost.secure.path_number)
             race.last_choice = lost.route
-            await self._race(again, race)
+            await self._race(replace(call, resolved=resolved, resuming=resuming), race)
             return Opened(race.result(), call, race.route), race.received
         raise NoAnswer("nobody answered in time")
 
