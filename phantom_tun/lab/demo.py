@@ -54,7 +54,9 @@ def show(demo: Demonstration) -> bool:
 
     demo.step("Timings")
     demo.measure(client, server)
-    return hidden and apart
+
+    demo.step("A relay dies in the middle of a transfer")
+    return demo.outlive(client, server, names) and hidden and apart
 
 
 def _record(

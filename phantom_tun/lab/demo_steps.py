@@ -3,10 +3,12 @@ type, where there is one."""
 
 from __future__ import annotations
 
+import filecmp
 import ipaddress
 import secrets
 import subprocess
 import textwrap
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from rich.text import Text
 
 from phantom_tun.control.client import ControlClient
 from phantom_tun.control.model import Kind, PathInfo
-from phantom_tun.control.schema import ListPaths, RebuildPaths
+from phantom_tun.control.schema import ListPaths, ListTunnels, RebuildPaths
 from phantom_tun.lab import evidence
 from phantom_tun.lab import nodes as lab_nodes
 from phantom_tun.lab.capture import (
@@ -37,6 +39,9 @@ RECORDED_BYTES = 8 << 20
 RECORDED_RATES = ("4M", "2M", "1M")
 """Bytes per second, as curl takes them; a slower one if the machine couldn't record it all."""
 MEASURED_BYTES = 64 << 20
+OUTLIVING_RATE = "16M"
+"""Bytes per second, as curl takes them."""
+BEGIN_WITHIN = 30.0
 CHOICES = 4
 """How often to look for two nodes that suit; their paths are rebuilt in between."""
 
@@ -144,7 +149,7 @@ class Demonstration:
         line = f"{self.marker}\n"
         (web / "index.html").write_text(line * 100)
         (web / "recorded").write_text(line * (RECORDED_BYTES // len(line)))
-        (web / "measured").write_bytes(bytes(MEASURED_BYTES))
+        (web / "measured").write_bytes(secrets.token_bytes(MEASURED_BYTES))
         command = ["python3", "-m", "http.server", str(PORT), "--bind", "::"]
         self.typed_at(server.name, command)
         self.start(server.name, *command, "--directory", str(web))
@@ -281,6 +286,59 @@ class Demonstration:
         for what, figure in self.timings:
             self.say(f"{what:<28} {figure}")
 
+    def outlive(self, client: NodeStatus, server: NodeStatus, names: dict[str, str]) -> bool:
+        """Kill a relay in the middle of a transfer; ``False``: that didn't survive it.
+
+        :raises LabFailed: the transfer doesn't begin.
+        """
+        got = self.scratch / "outlived"
+        command = curl(str(server.ap4), "measured")
+        options = ["--limit-rate", OUTLIVING_RATE]
+        self.typed_at(client.name, [*command, *options])
+        fetching = self.start(client.name, *command, *options, "-o", str(got))
+        try:
+            victim = self.carrier(client, server, names, got)
+            if victim is None:
+                self.say("(there is no relay on its path but the two ends)")
+                return True
+            had = got.stat().st_size
+            self.typed(f"lab kill {victim}")
+            lab_nodes.kill_node(self.store, victim)
+            pause = _longest_pause(got, fetching)
+            code = fetching.wait()
+        finally:
+            fetching.kill()
+            fetching.communicate()
+        wanted = self.scratch / "web" / "measured"
+        self.say(
+            f"{victim} died when {had >> 20} of {MEASURED_BYTES >> 20} MiB were there; curl waited "
+            f"{pause:.1f} s, and ended with {code}"
+        )
+        return self.verdict(
+            code == 0 and filecmp.cmp(got, wanted, shallow=False),
+            "its connection goes on over another path, and the file is whole",
+        )
+
+    def carrier(
+        self, client: NodeStatus, server: NodeStatus, names: dict[str, str], got: Path
+    ) -> str | None:
+        """The middle node of the path that carries the transfer to ``got``, once some of it is
+        there; none if only the two ends are left to choose from.
+
+        :raises LabFailed: nothing comes.
+        """
+        control = ControlClient(Path(client.control_socket))
+        deadline = time.monotonic() + BEGIN_WITHIN
+        while not got.exists() or got.stat().st_size < MEASURED_BYTES >> 3:
+            if time.monotonic() > deadline:
+                raise LabFailed("the transfer doesn't begin")
+            time.sleep(0.05)
+        tunnels = {tunnel.path_id for tunnel in control.call(ListTunnels())}
+        paths = [path for path in control.call(ListPaths()) if path.id in tunnels]
+        nodes = [names.get(node, "") for path in paths for node in path.nodes]
+        others = [name for name in nodes if name not in ("", client.name, server.name)]
+        return others[len(others) // 2] if others else None
+
     def recording(self, node: str, interface: str) -> Path:
         """Where the packets of an interface are."""
         return self.scratch / "captures" / f"{node}-{interface}.pcap"
@@ -290,6 +348,17 @@ class Demonstration:
         mark, style = ("✔", "bold green") if holds else ("✘", "bold red")
         self.console.print(Text(f" {mark} {claim}", style=style))
         return holds
+
+
+def _longest_pause(got: Path, fetching: subprocess.Popen[str]) -> float:
+    """Seconds for which nothing came, at most, until it ends."""
+    size, since, longest = 0, time.monotonic(), 0.0
+    while fetching.poll() is None:
+        time.sleep(0.01)
+        now, there = time.monotonic(), got.stat().st_size
+        if there > size:
+            longest, size, since = max(longest, now - since), there, now
+    return longest
 
 
 def brace(width: int, label: str) -> str:
