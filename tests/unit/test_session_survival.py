@@ -633,6 +633,20 @@ async def test_what_is_kept_is_bounded_and_let_go_of(autojump_clock: MockClock) 
         await pair.end()
 
 
+async def test_nothing_is_kept_that_nobody_will_confirm(autojump_clock: MockClock) -> None:
+    """Behind END no acknowledgement comes."""
+    async with running_world(resume_memory=500_000) as world:
+        pair = await connected(world)
+        await pair.near.send_end()
+        assert await receive_all(pair.far) == b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.far.send_all, memoryview(bytes(2_000_000)))
+            await receive_exactly(pair.near, 2_000_000)
+        assert world.bob.service._survival.memory.used == 0
+        assert pair.count("streams_unprotected") == (0, 1)
+        await pair.end()
+
+
 async def test_little_is_acknowledged_with_what_goes_the_other_way(
     autojump_clock: MockClock,
 ) -> None:

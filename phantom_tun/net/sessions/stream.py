@@ -222,8 +222,10 @@ class SessionStream:
     def _keep(self, data: memoryview) -> None:
         if self._durable is None:
             return
-        was_whole = self._unacked.has(self._unacked.confirmed)
-        if not self._unacked.add(data) and was_whole:
+        was_whole = self._unacked.is_whole
+        if not was_whole and self.got_end:
+            self._unacked.skip(len(data))  # nobody will confirm what it waits for
+        elif not self._unacked.add(data) and was_whole:
             self._durable.late.count_unprotected()
 
     # --- acknowledgements -----------------------------------------------------------------------

@@ -99,10 +99,14 @@ class Unacknowledged:
             self._append(data)
             self.end += count
         else:
-            self.discard()
-            self.end += count
-            self._begin = self.end
+            self.skip(count)
         return is_kept
+
+    def skip(self, count: int) -> None:
+        """So much is about to be sent and isn't kept, nor is what was sent before."""
+        self.discard()
+        self.end += count
+        self._begin = self.end
 
     def _append(self, data: memoryview) -> None:
         done = self._pieces[-1].append(data) if self._pieces else 0
@@ -124,6 +128,11 @@ class Unacknowledged:
             self._begin += piece.length
             self._memory.give_back(piece.length)
             piece.release()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is there that isn't confirmed."""
+        return self._begin <= self.confirmed
 
     def has(self, position: int) -> bool:
         """Whether everything from ``position`` on is there, and not less than was confirmed."""
