@@ -178,7 +178,7 @@ class InterfaceConfig(_Section, frozen=True):
             description="What connections may keep in memory of what the far side hasn't confirmed "
             "yet, so that they go on when a node on their way dies; 0: they are reset then.",
         ),
-    ] = 64
+    ] = 128
     ephemeral_callers: Annotated[
         tuple[_Name, ...],
         Meta(

@@ -779,7 +779,8 @@ def acknowledgements(data: bytes) -> None:
                     kept.read(position, 70_000)
                     == sent[position:][:70_000][: len(kept.read(position, 70_000))]
                 )
-        assert memory.used == len(kept) <= memory.limit
+        assert memory.used <= memory.limit
+        assert (memory.used == 0) == (len(kept) == 0)
 
 
 def _frames() -> list[bytes]:

@@ -250,6 +250,28 @@ async def test_a_killed_hop_costs_no_byte_if_there_is_another_path(
         assert ends.callee.statistics()["sessions_resumed"] == 1
 
 
+async def test_a_dead_entry_path_is_missed_though_its_connection_lives_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with sessions(3, 3, spare=True) as ends:
+        stream = await ends.connect()
+        await stream.send_all(memoryview(b"x"))
+        assert bytes(await stream.receive()) == b"x"
+        callee = ends.nodes[-1]
+        assert callee.connector.entry_count("default") == 2
+        number = ends.callee.sessions()[0].path_number
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive)
+            ends.network.kill(ends.nodes[5 + 6 * (number > 2)].ref.node_id)
+            await trio.sleep(20)
+            assert callee.connector.entry_count("default") == 1
+            nursery.cancel_scope.cancel()
+        assert stream.resumed == 1
+        assert ends.callee.sessions()[0].path_number != number
+        stream.abort()
+        await ends.wait_over()
+
+
 async def test_a_killed_hop_of_the_only_path_is_a_reset_after_a_minute(
     autojump_clock: MockClock,
 ) -> None:

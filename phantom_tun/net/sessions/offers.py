@@ -42,6 +42,8 @@ class Offer(Generic[ServiceT]):
     made: int
     """When the request was made for which it was asked."""
     is_taken: bool = False
+    is_lost: bool = False
+    """Whoever has it has lost its tunnel: who makes the call anew goes first."""
 
     def take(self) -> None:
         """Have the service for oneself alone.
@@ -117,6 +119,6 @@ class Offers(Generic[ServiceT]):
 def _given_up(call: _Call[ServiceT], made: int) -> Offer[ServiceT] | None:
     """What the call has, if a request is of a later one."""
     offer = call.offer
-    if offer is not None and offer.is_taken and made - offer.made > ONE_CALL:
-        return offer
-    return None
+    if offer is None or not offer.is_taken:
+        return None
+    return offer if offer.is_lost or made - offer.made > ONE_CALL else None

@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import inf
 
 import trio
 
 from phantom_tun.clock import Rng
-from phantom_tun.errors import PeerError, ProtocolViolation, Refused, WorldError
+from phantom_tun.errors import (
+    CapacityExceeded,
+    PeerError,
+    ProtocolViolation,
+    Refused,
+    WorldError,
+)
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.sessions.acknowledging import LateAcks
+from phantom_tun.net.sessions.local_services import Service
+from phantom_tun.net.sessions.offers import Offer
 from phantom_tun.net.sessions.opening import Opened, SessionOpener
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
 from phantom_tun.net.sessions.stream import Durable, Resumer, SessionStream
@@ -38,6 +45,8 @@ AT_ONCE = 0.3
 begin together."""
 SOONEST, LATEST = 1.0, 8.0
 """Seconds until the next look, doubled each time."""
+MAX_ATTEMPTS = 4
+"""Of one caller to resume one session, at a time: as many as it has routes."""
 CALM_AFTER = 60.0
 """Seconds after which a tunnel's death has nothing to do with the one before."""
 AGAIN_WITHIN = 600.0
@@ -163,58 +172,117 @@ class CallerResumer:
 # --- the callee ----------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
 class Held:
     """One session that its caller can resume; also the
     :class:`~phantom_tun.net.sessions.stream.Resumer` of its stream."""
 
-    caller: PublicKey
-    survival: Survival
-    stream: SessionStream | None = None
-    epoch: int = 0
-    lost_at: float = -inf
-    """When it was last."""
+    __slots__ = (
+        "_attempts",
+        "_begun",
+        "_deadline",
+        "_epoch",
+        "_lost_at",
+        "_offer",
+        "_scope",
+        "_survival",
+        "caller",
+        "stream",
+    )
+
+    def __init__(self, caller: PublicKey, survival: Survival, offer: Offer[Service]) -> None:
+        self.caller = caller
+        self.stream: SessionStream | None = None
+        """Once there is one."""
+        self._survival = survival
+        self._offer = offer
+        self._epoch = 0
+        """Of the tunnel that carries it."""
+        self._begun = 0
+        """The highest one that was answered: the caller has left all that were before."""
+        self._attempts = 0
+        self._lost_at = -inf
+        self._deadline = 0.0
+        self._scope: trio.CancelScope | None = None
 
     def lost(self, stream: SessionStream) -> bool:
         """Wait for the caller."""
-        moment = self.lost_at = self.survival.deaths.note(self.lost_at)
-        resumed = stream.resumed
+        self._lost_at = self._survival.deaths.note(self._lost_at)
+        self._offer.is_lost = True
+        self._deadline = self._lost_at + (WAIT_AFTER_END if stream.got_end else WAIT_FOR_CALLER)
+        if self._scope is not None:
+            return True
+        return self._survival.spawn(lambda: self._wait(stream))
 
-        async def wait() -> None:
-            await trio.sleep(WAIT_AFTER_END if stream.got_end else WAIT_FOR_CALLER)
-            if stream.is_lost and (stream.resumed, self.lost_at) == (resumed, moment):
-                self.survival.counts["sessions_lost"] += 1
-                stream.give_up()
-
-        return self.survival.spawn(wait)
+    async def _wait(self, stream: SessionStream) -> None:
+        while stream.is_lost and trio.current_time() < self._deadline:
+            with trio.CancelScope() as self._scope:
+                await trio.sleep_until(self._deadline)
+        self._scope = None
+        if stream.is_lost:
+            self._survival.counts["sessions_lost"] += 1
+            stream.give_up()
 
     def over(self) -> None:
-        """The stream ends; whoever carries it forgets this."""
+        """The stream needs no tunnel any more."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def is_never_known(self) -> bool:
+        """For somebody who hears the caller make its call anew: the caller doesn't know that it is
+        connected, and never will. Then it isn't any more."""
+        stream = self.stream
+        if stream is None or not stream.is_lost:
+            return False
+        stream.give_up()
+        return True
 
     def begin(self, request: Request) -> tuple[int, int] | None:
         """Its caller wants to go on: what has arrived here, and there. Nothing is taken
         from its old tunnel any more. ``None`` if it can't go on from there.
 
         :raises PeerError: whoever asks doesn't know the secret.
+        :raises CapacityExceeded: it asks too often at a time.
         """
         stream = self.stream
         if stream is None or stream.secret is None or request.caller != self.caller:
             return None
         there = check_resumption(request, stream.secret)
-        if request.epoch <= self.epoch or not stream.can_go_on(there):
+        if request.epoch <= self._epoch or request.epoch < self._begun:
             return None
-        return stream.suspend(), there
+        if not stream.can_go_on(there):
+            stream.give_up()  # the caller has no other place to go on from
+            return None
+        if self._attempts >= MAX_ATTEMPTS:
+            raise CapacityExceeded("too many attempts to resume a session")
+        self._begun = request.epoch
+        here = stream.suspend()
+        latest = self._lost_at + WAIT_FOR_CALLER
+        soon = trio.current_time() + WAIT_AFTER_END
+        self._deadline = max(self._deadline, min(soon, latest))
+        return here, there
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """An attempt is under way."""
+        self._attempts += 1
+        try:
+            yield
+        finally:
+            self._attempts -= 1
 
     def go_on(self, secure: SecureTunnel, epoch: int, received: int) -> None:
         """Over ``secure``, whose TLS stands.
 
-        :raises ProtocolViolation: another attempt was faster, or it is over.
+        :raises ProtocolViolation: another attempt was faster, a later one is under way, or it is
+            over.
         """
-        if self.stream is None or epoch <= self.epoch:
+        if self.stream is None or epoch <= self._epoch or epoch < self._begun:
             raise ProtocolViolation("the session has gone on already")
         self.stream.go_on(secure, received)
-        self.epoch = epoch
-        self.survival.counts["sessions_resumed"] += 1
+        self._epoch = epoch
+        self._offer.is_lost = False
+        self._survival.counts["sessions_resumed"] += 1
+        self.over()
 
 
 class Resumable:

@@ -105,6 +105,7 @@ class SecureTunnel:
         "_got_fin",
         "_holds_flight",
         "_is_refused",
+        "_is_resumed",
         "_is_torn",
         "_on_ack",
         "_on_established",
@@ -144,6 +145,7 @@ class SecureTunnel:
         self._is_torn = False
         self._is_refused = False
         """The peer itself, not the way to it, broke the protocol."""
+        self._is_resumed = False
         self._holds_flight = False
         self._on_ack: Callable[[int], None] | None = None
         self._owes_secret = False
@@ -305,35 +307,34 @@ class SecureTunnel:
         """Tell ``confirm`` what has arrived at the peer, as soon as it says so."""
         self._on_ack = confirm
 
-    async def send_ack(self, received: Callable[[], int]) -> bool:
-        """Say what has been ``received``, unless END was sent; whether that was said.
+    async def send_ack(self, received: Callable[[], int]) -> None:
+        """Say what has been ``received`` by the time it is said, unless END was sent.
 
         :raises StreamReset: as :meth:`send`.
         """
-        is_said = False
 
         def encode(view: memoryview, start: int) -> int:
-            nonlocal is_said
             if self.sent_end:
                 return start
-            is_said = True
-            payload = memoryview(received().to_bytes(ACK_LEN, "big"))
             start = self._encode_waiting(view, start)
+            payload = memoryview(received().to_bytes(ACK_LEN, "big"))
             return self._channel.encode(view, start, FrameKind.ACK, payload)
 
         await self._write(encode)
-        return is_said
 
     @property
     def can_be_replaced(self) -> bool:
         """Whether the session may go on over another tunnel: this one has failed, not the peer."""
-        return self.secret is not None and not (self.got_reset or self._is_refused)
+        return self.secret is not None and not (
+            self._owes_secret or self.got_reset or self._is_refused
+        )
 
     def continue_after(self, lost: SecureTunnel, *, knows_end: bool) -> None:
         """Go on where ``lost`` was given up; ``knows_end``: the peer has our END."""
         self.secret = lost.secret
         self.got_end = lost.got_end
         self.sent_end = knows_end
+        self._is_resumed = True
 
     def abandon(self) -> None:
         """Tear the tunnel down now, without a word."""
@@ -343,17 +344,19 @@ class SecureTunnel:
 
     # --- out ------------------------------------------------------------------------------------
 
-    async def send(self, kind: FrameKind, data: memoryview = _NOTHING, along: bytes = b"") -> None:
+    async def send(
+        self, kind: FrameKind, data: memoryview = _NOTHING, along: Callable[[], bytes] = bytes
+    ) -> None:
         """Send one frame; returns when the link has taken it.
 
-        :param along: another one, whole and short, that goes before a short one.
+        :param along: makes another one, whole and short, that goes before a short one.
         :raises StreamReset: the connection was reset, or the tunnel died.
         """
         encode = self._channel.encode
         if len(data) <= RECORD:
             await self._write(
                 lambda view, start: encode(
-                    view, self._encode_waiting(view, start), kind, data, along
+                    view, self._encode_waiting(view, start), kind, data, along()
                 )
             )
             return
@@ -643,7 +646,7 @@ class SecureTunnel:
             raise StreamReset("the peer doesn't listen any more")
         if self._said_all:
             return
-        if self.got_reset or self._holds_flight:
+        if self.got_reset or (self._holds_flight and not self._is_resumed):
             # Without our flight the callee knows of no session. It must not get to know one that
             # ends at once: it would have the local service, and another attempt wouldn't.
             last = None

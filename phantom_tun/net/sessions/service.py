@@ -55,7 +55,7 @@ class SessionSettings:
     """Whether programs may be told that they are connected before the far side has answered."""
     keep: bool = True
     """Whether a session may serve several connections, one after the other."""
-    resume_memory: int = 67_108_864
+    resume_memory: int = 134_217_728
     """Bytes that all connections together may keep so that they can be resumed; 0: none is."""
     ephemeral: frozenset[str] = frozenset()
     """Names of the identities that call without showing who they are."""

@@ -201,6 +201,7 @@ class SessionServer:
         if admitted is None:
             return Outcome.FILTERED
         handshake = self._shake_hands(visit)
+        self._forget_never_known(visit)
         if self._admission.is_known_call(visit):
             return Outcome.FILTERED
         early = self._take_early(visit)
@@ -225,6 +226,13 @@ class SessionServer:
 
     # --- sessions that survive ------------------------------------------------------------------
 
+    def _forget_never_known(self, visit: Visit) -> None:
+        """A call that is made anew: what became of it before has been lost, if it came to anything,
+        and its caller doesn't know."""
+        held = self._resumable.find(visit.identity.name, visit.request.session_id)
+        if held is not None and held.caller == visit.request.caller and held.is_never_known():
+            self._counts["sessions_never_known"] += 1
+
     def _decide_resumption(self, visit: Visit) -> _Resumed | Outcome:
         """The answer to somebody who wants to go on with a session.
 
@@ -246,18 +254,19 @@ class SessionServer:
         """Answer, go on as soon as TLS stands, and return when this tunnel is over."""
         request, flight = visit.request, resumed.handshake.flight
         answer = Answer(Outcome.CONNECTED, random, flight, received=resumed.here)
-        tunnel = await accept(lock_answer(answer, request))
-        certificate, wrap = certificate_hash(request.certificate), callee_wrap(request, answer)
-        secure = SecureTunnel(resumed.handshake.open(certificate, wrap), tunnel, self._spawn)
-        try:
-            await secure.wait_established(HANDSHAKE_WITHIN)
-            resumed.held.go_on(secure, request.epoch, resumed.there)
-        except PeerError as error:
-            self._counts[f"resume_dropped_{type(error).__name__}"] += 1
-            secure.finish(FrameKind.RESET)
-        except BaseException:
-            secure.finish(FrameKind.RESET)
-            raise
+        with resumed.held.attempt():
+            tunnel = await accept(lock_answer(answer, request))
+            certificate, wrap = certificate_hash(request.certificate), callee_wrap(request, answer)
+            secure = SecureTunnel(resumed.handshake.open(certificate, wrap), tunnel, self._spawn)
+            try:
+                await secure.wait_established(HANDSHAKE_WITHIN)
+                resumed.held.go_on(secure, request.epoch, resumed.there)
+            except PeerError as error:
+                self._counts[f"resume_dropped_{type(error).__name__}"] += 1
+                secure.abandon()  # not RESET: that would be the session's end
+            except BaseException:
+                secure.abandon()
+                raise
         await secure.closed.wait()
 
     # --- further connections --------------------------------------------------------------------
@@ -324,6 +333,7 @@ class SessionServer:
             are remembered.
         """
         admitted = await self._admission.admit(visit, stack)
+        self._forget_never_known(visit)
         if admitted is None or self._admission.is_known_call(visit):
             return Outcome.FILTERED
         if has_first:
@@ -366,7 +376,7 @@ class SessionServer:
         if request.keep:
             secure.keep(rest.append)
         survives = request.resumes and self._survival.is_on
-        held = Held(request.caller, self._survival)
+        held = Held(request.caller, self._survival, offer)
         durable = self._survival.durable(held) if survives else None
         carrier, carry = offer.service.attach(secure, durable)
         if durable is not None and isinstance(carrier, SessionStream):

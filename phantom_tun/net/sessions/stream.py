@@ -23,14 +23,14 @@ from phantom_tun.errors import ProtocolViolation, StreamReset
 from phantom_tun.net.links.turns import BULK, TURNS
 from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LateAcks
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
-from phantom_tun.net.sessions.unacknowledged import Memory, Unacknowledged
+from phantom_tun.net.sessions.unacknowledged import MOST_OF_ONE, Memory, Unacknowledged
 from phantom_tun.wire.session import MAX_DATA, FrameKind, pack_ack
 
 _ENDED = memoryview(b"")
 
-RIDE_ALONG = 8_192
-"""Bytes of the longest piece with which an acknowledgement goes along; longer ones are on their way
-so often that one of its own every few megabytes is cheaper."""
+READER_WITHIN = 5.0
+"""Seconds for which a sender waits for a confirmation that nobody reads, since the program here
+doesn't take what comes before it."""
 
 
 class Resumer(Protocol):
@@ -75,8 +75,10 @@ class SessionStream:
         "_is_late",
         "_is_lost",
         "_is_over",
+        "_is_receiving",
         "_is_repeating",
         "_is_torn",
+        "_repeated",
         "_secure",
         "_sent",
         "_unacked",
@@ -100,6 +102,9 @@ class SessionStream:
         """Nothing more will be sent."""
         self._is_lost = False
         self._is_repeating = False
+        self._repeated = 0
+        """Position up to which that has come."""
+        self._is_receiving = False
         self._is_over = False
         self._is_torn = False
         """A send was cancelled: nobody knows what of it counts."""
@@ -145,6 +150,7 @@ class SessionStream:
             if secure.got_end:
                 await trio.lowlevel.checkpoint()
                 return _ENDED
+            self._is_receiving = True
             try:
                 kind, payload = await secure.receive()
             except StreamReset:
@@ -153,15 +159,17 @@ class SessionStream:
                 while secure is self._secure:
                     await self._change()
                 continue
+            finally:
+                self._is_receiving = False
             if kind is FrameKind.DATAGRAM:
                 self.abort()
                 raise StreamReset("a datagram in a stream")
             self.bytes_in += len(payload)
-            if self._durable is not None:
-                behind = self.bytes_in - self._acked
+            behind = self.bytes_in - self._acked
+            if behind >= ACK_LEAST and self._acknowledges:
                 if behind >= ACK_EVERY:
                     self._acknowledge_soon()
-                elif behind >= ACK_LEAST and not self._is_late:
+                elif not self._is_late:
                     self._acknowledge_late()
             return payload
 
@@ -178,12 +186,12 @@ class SessionStream:
             if self._sent >= BULK:
                 await TURNS.wait()
             piece = data[start : start + size]
-            if self._is_lost or self._is_repeating:
-                await self._wait_repeated()
-            self._keep(piece)
+            if self._durable is not None:
+                await self._wait_room(len(piece))
+                self._keep(piece)
             secure = self._secure
             try:
-                await secure.send(FrameKind.DATA, piece, self._ack_along(len(piece)))
+                await secure.send(FrameKind.DATA, piece, self._ack_along)
             except StreamReset:
                 if not self._lose(secure):
                     raise
@@ -201,6 +209,7 @@ class SessionStream:
         :raises StreamReset: as :meth:`send_all`.
         """
         if self._secure.took_first:
+            self._check()
             self._keep(memoryview(data))
             self.bytes_out += len(data)
         else:
@@ -219,6 +228,26 @@ class SessionStream:
                 raise
             await self._wait_repeated()
 
+    async def _wait_room(self, count: int) -> None:
+        """Wait until everything was sent again, and the far end has confirmed so much that
+        ``count`` bytes more can be kept: what is on its way to a slow reader needn't be more. Not
+        if nobody reads what it says.
+
+        :raises StreamReset: it's over.
+        """
+        self._check()
+        while True:
+            if self._is_lost or self._is_repeating:
+                await self._wait_repeated()
+            is_full = self._acknowledges and len(self._unacked) + count > MOST_OF_ONE
+            if not is_full or self.got_end:
+                return
+            with trio.move_on_after(READER_WITHIN):
+                await self._change()
+                continue
+            if not self._is_receiving:
+                return
+
     def _keep(self, data: memoryview) -> None:
         if self._durable is None:
             return
@@ -230,22 +259,35 @@ class SessionStream:
 
     # --- acknowledgements -----------------------------------------------------------------------
 
+    @property
+    def _acknowledges(self) -> bool:
+        """Whether both ends keep what they send, as the secret says, and we can still confirm."""
+        is_able = self._durable is not None and self._secure.secret is not None
+        return is_able and not self._has_ended
+
     def _confirm(self, position: int) -> None:
         """
         :raises ProtocolViolation: the far end has what it can't have.
         """
-        self._unacked.confirm(self._without_end(position))
+        position = self._without_end(position)
+        if self._is_repeating and position > self._repeated:
+            raise ProtocolViolation("an acknowledgement of what wasn't sent again")
+        self._unacked.confirm(position)
+        self._tell()
 
     def _without_end(self, position: int) -> int:
         is_behind_end = self._has_ended and position == self._unacked.end + 1
         return position - is_behind_end
 
-    def _ack_along(self, count: int) -> bytes:
-        """An acknowledgement that goes along with ``count`` bytes, if there is anything new."""
-        if self._durable is None or count > RIDE_ALONG or self.received == self._acked:
+    def _ack_along(self) -> bytes:
+        """An acknowledgement that goes along with what is sent, if there is anything new."""
+        if not self._acknowledges or self.received == self._acked:
             return b""
+        return pack_ack(self._say_received())
+
+    def _say_received(self) -> int:
         self._acked = self.received
-        return pack_ack(self._acked)
+        return self._acked
 
     def _acknowledge_late(self) -> None:
         if self._durable is not None:
@@ -264,12 +306,13 @@ class SessionStream:
 
     async def _acknowledge(self) -> None:
         try:
-            if await self._secure.send_ack(lambda: self.received):
-                self._acked = self.received
+            await self._secure.send_ack(self._say_received)
         except StreamReset:
-            pass  # whoever receives is told so
+            return  # whoever receives is told so
         finally:
             self._is_acking = False
+        if self.bytes_in - self._acked >= ACK_LEAST and self._acknowledges and not self._is_late:
+            self._acknowledge_late()  # it took a while
 
     # --- another tunnel -------------------------------------------------------------------------
 
@@ -311,7 +354,7 @@ class SessionStream:
         """
         if not self._is_lost or not self.can_go_on(received):
             raise ProtocolViolation("the far end goes on where this one can't")
-        self._confirm(received)
+        self._unacked.confirm(self._without_end(received))
         secure.continue_after(
             self._secure, knows_end=self._has_ended and received > self._unacked.end
         )
@@ -319,6 +362,7 @@ class SessionStream:
         self._secure = secure
         self._is_lost = False
         self._is_repeating = True
+        self._repeated = received
         self._acked = self.received
         self.resumed += 1
         self._tell()
@@ -326,22 +370,27 @@ class SessionStream:
             self.abort()
 
     async def _repeat(self, secure: SecureTunnel, position: int) -> None:
-        """Send what the far end lacks. It may tell meanwhile what has arrived."""
+        """Send what the far end lacks. It may tell meanwhile what has arrived; and this tunnel may
+        be lost, too, and another one have come."""
         try:
-            while position < self._unacked.end:
+            while secure is self._secure and position < self._unacked.end:
                 data = self._unacked.read(position, MAX_DATA)
-                await secure.send(FrameKind.DATA, memoryview(data))
                 position += len(data)
+                self._repeated = position
+                await secure.send(FrameKind.DATA, memoryview(data))
                 if len(data) >= BULK:
                     await TURNS.wait()
+            if secure is not self._secure or self._is_lost:
+                return
             if self._has_ended:
                 await secure.send_end()
         except StreamReset:
             if not self._lose(secure):
                 self.give_up()
             return
-        self._is_repeating = False
-        self._tell()
+        if secure is self._secure and not self._is_lost:
+            self._is_repeating = False
+            self._tell()
 
     def give_up(self) -> None:
         """There is no other tunnel: the connection is over."""

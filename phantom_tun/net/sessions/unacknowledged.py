@@ -19,23 +19,36 @@ SMALL = 16_384
 class Memory:
     """What all streams of a node keep together, bounded."""
 
-    __slots__ = ("limit", "used")
+    __slots__ = ("_holders", "limit", "used")
 
     def __init__(self, limit: int) -> None:
         """``limit`` in bytes; 0: nothing is kept."""
         self.limit = limit
         self.used = 0
+        self._holders: set[Unacknowledged] = set()
 
-    def take(self, count: int) -> bool:
-        """Take ``count`` bytes, if there are so many."""
-        if self.used + count > self.limit:
-            return False
+    def take(self, taker: Unacknowledged, count: int) -> bool:
+        """Let ``taker`` have ``count`` bytes, if need be of the one that has most."""
+        while self.used + count > self.limit:
+            most = max(self._holders, key=_held, default=None)
+            if most is None or most.held <= taker.held + count:
+                return False
+            most.discard()
         self.used += count
+        taker.held += count
+        self._holders.add(taker)
         return True
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, taker: Unacknowledged, count: int) -> None:
         """They aren't kept any more."""
         self.used -= count
+        taker.held -= count
+        if not taker.held:
+            self._holders.discard(taker)
+
+
+def _held(taker: Unacknowledged) -> int:
+    return taker.held
 
 
 class _Piece:
@@ -49,13 +62,24 @@ class _Piece:
         self._store = bytearray() if self._buffer is None else self._buffer.view[:CHUNK]
         self.length = 0
 
+    @property
+    def cost(self) -> int:
+        """Bytes of memory."""
+        return len(self._store)
+
+    def growth(self, count: int) -> tuple[int, int]:
+        """How much of ``count`` bytes there is room for, and what more they would cost."""
+        if isinstance(self._store, bytearray):
+            taken = min(count, SMALL - self.length)
+            return taken, taken
+        return min(count, CHUNK - self.length), 0
+
     def append(self, data: memoryview) -> int:
         """How much of ``data`` there was room for."""
+        count, _ = self.growth(len(data))
         if isinstance(self._store, bytearray):
-            count = min(len(data), SMALL - self.length)
             self._store += data[:count]
         else:
-            count = min(len(data), CHUNK - self.length)
             self._store[self.length : self.length + count] = data[:count]
         self.length += count
         return count
@@ -75,7 +99,7 @@ class Unacknowledged:
     there is no room for more, all is forgotten: until what comes now is confirmed, too, the stream
     can't be resumed."""
 
-    __slots__ = ("_begin", "_memory", "_pieces", "confirmed", "end")
+    __slots__ = ("_begin", "_memory", "_pieces", "confirmed", "end", "held")
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -86,34 +110,37 @@ class Unacknowledged:
         """What the other end has, as far as it said so."""
         self.end = 0
         """Position behind the last byte."""
+        self.held = 0
+        """Of the memory."""
 
     def __len__(self) -> int:
         """Bytes that are kept."""
         return self.end - self._begin
 
     def add(self, data: memoryview) -> bool:
-        """``data`` is about to be sent; whether it could be kept."""
+        """``data``, at most ``CHUNK`` bytes, is about to be sent; whether it could be kept."""
         count = len(data)
-        is_kept = len(self) + count <= MOST_OF_ONE and self._memory.take(count)
-        if is_kept:
-            self._append(data)
-            self.end += count
-        else:
+        room, cost = self._pieces[-1].growth(count) if self._pieces else (0, 0)
+        rest = count - room
+        if rest:
+            cost += rest if rest <= SMALL else CHUNK
+        if len(self) + count > MOST_OF_ONE or not self._memory.take(self, cost):
             self.skip(count)
-        return is_kept
+            return False
+        if room:
+            self._pieces[-1].append(data)
+        if rest:
+            piece = _Piece(is_small=rest <= SMALL)
+            piece.append(data[room:])
+            self._pieces.append(piece)
+        self.end += count
+        return True
 
     def skip(self, count: int) -> None:
         """So much is about to be sent and isn't kept, nor is what was sent before."""
         self.discard()
         self.end += count
         self._begin = self.end
-
-    def _append(self, data: memoryview) -> None:
-        done = self._pieces[-1].append(data) if self._pieces else 0
-        while done < len(data):
-            piece = _Piece(is_small=len(data) - done <= SMALL)
-            self._pieces.append(piece)
-            done += piece.append(data[done:])
 
     def confirm(self, position: int) -> None:
         """The other end has everything before ``position``.
@@ -126,8 +153,7 @@ class Unacknowledged:
         while self._pieces and self._begin + self._pieces[0].length <= position:
             piece = self._pieces.pop(0)
             self._begin += piece.length
-            self._memory.give_back(piece.length)
-            piece.release()
+            self._release(piece)
 
     @property
     def is_whole(self) -> bool:
@@ -151,8 +177,11 @@ class Unacknowledged:
 
     def discard(self) -> None:
         """Keep nothing of what was sent until now."""
-        self._memory.give_back(len(self))
-        for piece in self._pieces:
-            piece.release()
-        self._pieces.clear()
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces:
+            self._release(piece)
         self._begin = self.end
+
+    def _release(self, piece: _Piece) -> None:
+        self._memory.give_back(self, piece.cost)
+        piece.release()

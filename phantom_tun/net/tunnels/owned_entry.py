@@ -90,7 +90,13 @@ class OwnedEntry:
         self._updates: deque[bytes] = deque(maxlen=8)
         self._last_block = 0.0
         self._first = trio.Event()
-        self.active = 0
+        self._serving: set[Tunnel] = set()
+
+    @property
+    def active(self) -> int:
+        """Tunnels that carry something. Who uses one may be done with it, or have lost it, and go
+        on over another one before the handler returns."""
+        return sum(not tunnel.is_released for tunnel in self._serving)
 
     @property
     def ready(self) -> int:
@@ -208,11 +214,11 @@ class OwnedEntry:
         if idle.cancelled_caught:
             return
         request = await tunnel.receive_package(Package.REPLY, 10.0)
-        self.active += 1
+        self._serving.add(tunnel)
         try:
             await self._serve(tunnel, request.content)
         finally:
-            self.active -= 1
+            self._serving.discard(tunnel)
 
     async def _serve(self, tunnel: Tunnel, sealed_request: bytes) -> None:
         accepted = False
@@ -239,7 +245,12 @@ class DirectEntry:
         self.path = path
         self._desk = desk
         self._handler = handler
-        self.active = 0
+        self._serving: set[Tunnel] = set()
+
+    @property
+    def active(self) -> int:
+        """As at :class:`OwnedEntry`."""
+        return sum(not tunnel.is_released for tunnel in self._serving)
 
     @property
     def ready(self) -> int:
@@ -275,9 +286,9 @@ class DirectEntry:
                 await bulk.send_bytes(pack_entry_answer(answer))
             return tunnel
 
-        self.active += 1
+        self._serving.add(tunnel)
         try:
             await self._handler(self.path.identity, sealed_request, accept)
         finally:
-            self.active -= 1
+            self._serving.discard(tunnel)
         return Status.OK if accepted else Status.NO_TUNNEL

@@ -193,6 +193,11 @@ class Tunnel:
         self.bulk.kept = True
         return self.bulk
 
+    @property
+    def is_released(self) -> bool:
+        """Whether the user of this tunnel is done with it."""
+        return self._released.is_set()
+
     async def wait_released(self) -> None:
         """Wait until the user of this tunnel is done with it."""
         await self._released.wait()
