@@ -121,6 +121,9 @@ def _status(status: Status, paths: tuple[PathInfo, ...]) -> Iterator[str]:
     )
     own = f"{tunnels.ready} waiting, {tunnels.active} in use, " if status.identities else ""
     yield _row("tunnels", f"{own}{tunnels.relayed} relayed for others")
+    if tunnels.resumed or tunnels.lost:
+        said = f"{counted(tunnels.resumed, 'time')} one went on over another path"
+        yield _row("", f"{said}, {counted(tunnels.lost, 'connection')} found none in time")
     if builds.tried:
         median = "" if builds.median_s is None else f", median {duration(builds.median_s)}"
         yield _row("builds", f"{builds.succeeded} of {builds.tried} path builds succeeded{median}")

@@ -68,7 +68,8 @@ def list_tunnels(context: typer.Context, as_json: JsonOption = False) -> None:
     """List your tunnels that carry a connection.
 
     What was handed over was taken from the program here; some of it, of a fast sender up to some
-    dozen MiB, is on its way to the far end still.
+    dozen MiB, is on its way to the far end still. A connection that has lost its tunnel is looking
+    for another path.
     """
     answer = session_of(context).ask(ListTunnels())
     if as_json:
@@ -80,7 +81,7 @@ def list_tunnels(context: typer.Context, as_json: JsonOption = False) -> None:
     rows = (
         (
             tunnel.id,
-            tunnel.path_id,
+            tunnel.path_id if tunnel.state == "open" else "looking",
             tunnel.identity,
             "to" if tunnel.direction == "out" else "from",
             tunnel.remote,

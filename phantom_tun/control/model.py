@@ -68,6 +68,12 @@ class TunnelStatus(Answer, frozen=True):
     ready: int
     active: int
     relayed: int
+    resumed: int = 0
+    """Times that a connection lost its tunnel and went on over another one, since the start."""
+    lost: int = 0
+    """Connections that could have, and found none in time."""
+    unprotected: int = 0
+    """Connections that kept less than the far side hadn't confirmed, for some time at least."""
 
 
 class BuildStatus(Answer, frozen=True):
@@ -170,6 +176,8 @@ class TunnelInfo(Answer, frozen=True):
     bytes_out: int
     resumed: int = 0
     """How often it has lost its tunnel and went on over another one."""
+    state: Literal["open", "looking"] = "open"
+    """``looking``: it has lost its tunnel and waits for another one."""
 
 
 class PeerInfo(Answer, frozen=True):

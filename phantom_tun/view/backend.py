@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ class NodeView:
         users = node.connector.users()
         builds = node.paths.statistics()
         held = node.netdb.statistics()
+        counters = node.counters()
+        survival = Counter(counters.get("sessions", {}))  # none at a node that only relays
         profile = node.profile
         return Status(
             version=__version__,
@@ -89,11 +92,14 @@ class NodeView:
                 ready=sum(user.ready for user in users if user.path.members),
                 active=len(node.connections()),
                 relayed=node.links.relayed,
+                resumed=survival["sessions_resumed"],
+                lost=survival["sessions_lost"],
+                unprotected=survival["streams_unprotected"],
             ),
             builds=BuildStatus(
                 builds.tried, builds.succeeded, builds.median_s, node.paths.shortage()
             ),
-            drops=drops(node.counters().values()),
+            drops=drops(counters.values()),
             bootstrap=self._bootstrap(),
             warnings=tuple(warnings(node)),
         )

@@ -91,6 +91,7 @@ def tunnel_info(session: SessionInfo) -> TunnelInfo:
         bytes_in=session.bytes_in,
         bytes_out=session.bytes_out,
         resumed=session.resumed,
+        state="looking" if session.is_lost else "open",
     )
 
 

@@ -38,7 +38,7 @@ class SessionDatagrams:
         "dropped",
     )
 
-    resumed = 0
+    resumed, is_lost = 0, False
     """A flow ends with its tunnel; the next datagram begins another one."""
 
     def __init__(self, secure: SecureTunnel) -> None:

@@ -33,6 +33,11 @@ class Carrier(Protocol):
         """How often it has changed to another tunnel."""
         ...
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether its tunnel has failed, and another one is looked for."""
+        ...
+
     def abort(self) -> None:
         """End it now."""
         ...
@@ -64,7 +69,9 @@ class SessionInfo:
     """Payload bytes from the other end."""
     bytes_out: int
     resumed: int
-    """How often it has lost its tunnel and goes on over another one."""
+    """How often it has lost its tunnel and went on over another one."""
+    is_lost: bool
+    """Whether it has lost it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,7 @@ class SessionTable:
                 bytes_in=carrier.bytes_in,
                 bytes_out=carrier.bytes_out,
                 resumed=carrier.resumed,
+                is_lost=carrier.is_lost,
             )
             for number, (entry, carrier, since) in self._entries.items()
         ]
