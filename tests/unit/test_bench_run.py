@@ -202,8 +202,25 @@ def test_an_empty_outcome_is_no_latency(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "idle", lambda _: {})
+    monkeypatch.setattr(measuring, "idle", lambda _subjects, _seconds: {})
     monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(("busy_for", "looks"), [(0, 1), (3, 4), (1000, 0)])
+def test_nothing_is_measured_beside_what_was_asked_for_before(
+    monkeypatch: pytest.MonkeyPatch, busy_for: int, looks: int
+) -> None:
+    """But nobody is waited for for ever."""
+    seen: list[float] = []
+
+    def idle(_subjects: object, seconds: float) -> dict[str, float]:
+        seen.append(seconds)
+        return {"tor": 2.0, "ours": 95.0 if len(seen) <= busy_for else 1.0}
+
+    monkeypatch.setattr(measuring, "idle", idle)
+    monkeypatch.setattr(measuring, "CALM_WITHIN", 5.0 if looks else 0.0)
+    measuring.wait_calm([])
+    assert len(seen) == max(looks, 1)
 
 
 @pytest.mark.usefixtures("unhurried")

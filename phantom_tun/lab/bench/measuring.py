@@ -32,6 +32,9 @@ REACH_SECONDS = 180.0
 SETTLE_SECONDS = 0.1
 GIVE_UP_AFTER = 2
 """A measurement that failed so often at a system isn't tried there any more."""
+CALM, CALM_SECONDS, CALM_WITHIN = 30.0, 0.2, 45.0
+"""Per cent of a processor core that all systems use together when they have nothing to do, at most;
+seconds over which that is looked at; seconds until what is measured next is measured anyway."""
 MANY = 8
 LEAD_SECONDS = 0.5
 """How long a load runs before what happens under it is measured."""
@@ -178,11 +181,12 @@ def reach(running: Running) -> float:
     return time.monotonic() - running.began
 
 
-def idle(subjects: Sequence[Subject]) -> dict[str, float]:
-    """Of every system by key, while nothing is asked of it: per cent of a processor core."""
+def idle(subjects: Sequence[Subject], seconds: float) -> dict[str, float]:
+    """Of every system by key, while nothing is asked of it for so many seconds: per cent of a
+    processor core."""
     before = {each.system.key: cost.cpu_seconds(each.running.pids) for each in subjects}
     began = time.monotonic()
-    time.sleep(IDLE_SECONDS)
+    time.sleep(seconds)
     after = {each.system.key: cost.cpu_seconds(each.running.pids) for each in subjects}
     elapsed = time.monotonic() - began
     return {key: 100 * (after[key] - used) / elapsed for key, used in before.items()}
@@ -297,13 +301,22 @@ def repetition(
     """Measure everything once at every system; failures are noted and the rest goes on."""
     # Whoever comes first isn't always the same.
     turns = [*subjects[number % len(subjects) :], *subjects[: number % len(subjects)]]
-    for key, percent in idle(subjects).items():
+    for key, percent in idle(subjects, IDLE_SECONDS).items():
         result = next(each.result for each in subjects if each.system.key == key)
         result.add(number, "idle_cpu", percent)
     for name in scenario.measurements:
         for subject in turns:
             if name in scenario.measurements_of(subject.system.key):
+                wait_calm(subjects)
                 measure_once(number, name, subject, settings, say)
+
+
+def wait_calm(subjects: Sequence[Subject]) -> None:
+    """Wait, not for ever, until no system works on what it was asked before: a transfer that was
+    given up can go on inside one for half a minute."""
+    end = time.monotonic() + CALM_WITHIN
+    while sum(idle(subjects, CALM_SECONDS).values()) > CALM and time.monotonic() < end:
+        pass
 
 
 def put_in_order(number: int, name: str, subject: Subject, say: Say) -> None:
