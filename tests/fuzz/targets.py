@@ -39,7 +39,7 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import CertHash, ConnectionId
 from phantom_tun.net.addresses.ap_database import check_resolution, check_write
-from phantom_tun.net.links.buffers import POOL, Segment
+from phantom_tun.net.links.buffers import CHUNK, POOL, Segment
 from phantom_tun.net.links.bulk import Bulk, BulkLink
 from phantom_tun.net.links.dialer import _read_welcome
 from phantom_tun.net.links.peers import Peer
@@ -767,7 +767,7 @@ def acknowledgements(data: bytes) -> None:
     memory = Memory(200_000)
     kept, sent = Unacknowledged(memory), bytearray()
     for number in range(0, len(data) - 2, 3):
-        count = 20 * int.from_bytes(data[number : number + 2], "big") % 150_000
+        count = 20 * int.from_bytes(data[number : number + 2], "big") % (CHUNK + 1)
         piece = bytes([number % 251]) * count
         sent += piece
         if count:
