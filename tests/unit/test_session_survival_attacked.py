@@ -337,6 +337,8 @@ async def test_a_session_that_cannot_go_on_is_over_at_once_at_both_ends(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.far.send_all, memoryview(bytes(400_000)))
             await receive_exactly(pair.near, 200_000)
+            while pair.far._unacked.is_whole:
+                await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         pair.far._is_torn = False
         pair.kill()
