@@ -7,7 +7,6 @@ kilobytes.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Protocol
 
 import trio
@@ -34,11 +33,10 @@ class Acknowledging(Protocol):
 class LateAcks:
     """Streams that soon acknowledge what has arrived; one task for all, while there are any."""
 
-    __slots__ = ("_counts", "_due", "_is_running", "_spawn")
+    __slots__ = ("_due", "_is_running", "_spawn")
 
-    def __init__(self, spawn: Spawn, counts: Counter[str]) -> None:
+    def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
-        self._counts = counts
         self._due: list[Acknowledging] = []
         self._is_running = False
 
@@ -49,10 +47,6 @@ class LateAcks:
         if self._is_running:
             self._due.append(stream)
         return self._is_running
-
-    def count_unprotected(self) -> None:
-        """A stream keeps less than the far end may lack."""
-        self._counts["streams_unprotected"] += 1
 
     async def _run(self) -> None:
         try:

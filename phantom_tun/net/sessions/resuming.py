@@ -80,7 +80,7 @@ class Survival:
     def __init__(self, memory: int, spawn: Spawn, rng: Rng, counts: Counter[str]) -> None:
         """``memory``: bytes to keep; 0: no stream survives."""
         self.memory = Memory(memory)
-        self.late = LateAcks(spawn, counts)
+        self.late = LateAcks(spawn)
         self.spawn = spawn
         self.rng = rng
         self.counts = counts
@@ -93,7 +93,7 @@ class Survival:
 
     def durable(self, resumer: Resumer) -> Durable:
         """For a stream whose next tunnel ``resumer`` finds."""
-        return Durable(resumer, self.memory, self.late, self.spawn)
+        return Durable(resumer, self.memory, self.late, self.spawn, self.counts)
 
 
 # --- the caller ----------------------------------------------------------------------------------

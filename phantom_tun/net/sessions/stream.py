@@ -14,6 +14,7 @@ Over one, most of the time. If that dies, both ends keep what the other one may 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,7 @@ class Durable:
     memory: Memory
     late: LateAcks
     spawn: Spawn
+    counts: Counter[str]
 
 
 _NO_MEMORY = Memory(0)
@@ -255,7 +257,7 @@ class SessionStream:
         if not was_whole and self.got_end:
             self._unacked.skip(len(data))  # nobody will confirm what it waits for
         elif not self._unacked.add(data) and was_whole:
-            self._durable.late.count_unprotected()
+            self._durable.counts["streams_unprotected"] += 1
 
     # --- acknowledgements -----------------------------------------------------------------------
 
