@@ -16,17 +16,22 @@ from types import TracebackType
 
 from labs import Lab
 
+from phantom_tun.net.sessions.unacknowledged import MOST_OF_ONE
+
 CONNECTIONS = 9
 """Of a chain with three hops on either side: seven links, and both programs' own."""
-MOST_GROWTH = 32 << 20
-"""Bytes that a daemon may grow by."""
+MOST_GROWTH = 16 << 20
+"""Bytes that a daemon may grow by, half of them since it has just been started."""
+MOST_KEPT = MOST_OF_ONE + MOST_GROWTH
+"""And the sender's: what the reader hasn't confirmed, to be sent again if a node on the way dies."""
 
 _PIECE = 1 << 16
 
 
 def most_under_way() -> int:
     """Bytes that the chain may hold: what this kernel lets buffers grow to, half of which it needs
-    for itself where it receives. Daemons hold next to nothing (:data:`MOST_GROWTH`)."""
+    for itself where it receives. Daemons hold next to nothing (:data:`MOST_GROWTH`), and the
+    sender's only a copy of what is under way (:data:`MOST_KEPT`)."""
     receive, send = (
         int(Path(f"/proc/sys/net/ipv4/tcp_{which}mem").read_text().split()[2]) for which in "rw"
     )
@@ -43,6 +48,12 @@ class Stall:
     """How many of them in the second half of the time."""
     growth: dict[str, int]
     """By how many resident bytes each daemon grew at most."""
+
+    def check_memory(self) -> None:
+        """One daemon keeps what is unconfirmed, the others nothing."""
+        *others, most = sorted(self.growth.values())
+        assert most < MOST_KEPT, self.growth
+        assert max(others) < MOST_GROWTH, self.growth
 
     def __str__(self) -> str:
         node, most = max(self.growth.items(), key=lambda item: item[1])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from labs import Lab, Node
 from services import Echo, serving
-from stalling import MOST_GROWTH, most_under_way, stall
+from stalling import MOST_KEPT, most_under_way, stall
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -64,7 +64,7 @@ def test_a_gibibyte_by_curl(
             figures(f"1 GiB by curl over IPv{version}: {FILE_BYTES / took / 1e6:.1f} MB/s")
     grown = resident_sum(client, server) - before
     figures(f"memory of both ends' daemons after 2 GiB: {grown / 1e6:+.1f} MB")
-    assert grown < MOST_GROWTH
+    assert grown < MOST_KEPT
 
 
 def resident_sum(*nodes: Node) -> int:
@@ -80,7 +80,7 @@ def test_a_reader_that_stops_for_a_minute(
         seen = stall(network, sender, reader, STOPPED_SECONDS)
     assert seen.accepted_late == 0
     assert seen.accepted < most_under_way()
-    assert max(seen.growth.values()) < MOST_GROWTH
+    seen.check_memory()
     figures(f"reader stopped for {STOPPED_SECONDS:.0f} s, {who} sends: {seen}")
 
 
