@@ -23,7 +23,7 @@ CONNECTIONS = 9
 MOST_GROWTH = 16 << 20
 """Bytes that a daemon may grow by, half of them since it has just been started."""
 MOST_KEPT = MOST_OF_ONE + MOST_GROWTH
-"""And the sender's: what the reader hasn't confirmed, to be sent again if a node on the way dies."""
+"""And the sender's: it keeps what isn't confirmed, to send it again if a node on the way dies."""
 
 _PIECE = 1 << 16
 
