@@ -20,15 +20,15 @@ import trio
 
 from phantom_tun.errors import (
     CryptoError,
-    LinkBroken,
     PeerError,
     ProtocolViolation,
     StreamReset,
     WireError,
     WorldError,
 )
-from phantom_tun.net.links.buffers import HEADER_LEN, POOL, Buffer, Segment
+from phantom_tun.net.links.buffers import POOL
 from phantom_tun.net.sessions.frames import Frame, FrameReader
+from phantom_tun.net.sessions.pipe import Encode, Pipe
 from phantom_tun.net.sessions.ports import Tunnel
 from phantom_tun.tunnel.channel import RECORD, Channel
 from phantom_tun.wire.session import (
@@ -79,8 +79,6 @@ read at once."""
 Spawn = Callable[[Callable[[], Awaitable[None]]], bool]
 """Starts a background task; False when there will be none any more."""
 
-Encode = Callable[[memoryview, int], int]
-
 MakeTicket = Callable[[], Ticket | None]
 
 OnRest = Callable[["SecureTunnel"], None]
@@ -100,27 +98,25 @@ class SecureTunnel:
 
     __slots__ = (
         "_channel",
+        "_check",
         "_first",
         "_frames",
-        "_got_fin",
-        "_holds_flight",
         "_is_refused",
         "_is_resumed",
-        "_is_torn",
+        "_load",
         "_on_ack",
         "_on_established",
         "_on_rest",
         "_on_ticket",
         "_outcome",
         "_owes_secret",
+        "_pipe",
         "_reader",
-        "_receive_lock",
-        "_receiving",
         "_said_all",
-        "_send_lock",
         "_spawn",
         "_ticket",
         "_tunnel",
+        "_write",
         "closed",
         "got_end",
         "got_reset",
@@ -136,17 +132,14 @@ class SecureTunnel:
     ) -> None:
         self._channel = channel
         self._tunnel = tunnel
-        tunnel.rest_with(channel)
         self._spawn = spawn
         self._reader = reader or FrameReader(channel)
-        self._send_lock = trio.Lock()
-        self._receive_lock = trio.Lock()
-        self._receiving: trio.CancelScope | None = None
-        self._is_torn = False
+        self._pipe = pipe = Pipe(channel, tunnel, self._reader)
+        # Found once, since they are called for every frame.
+        self._write, self._load, self._check = pipe.write, pipe.load, pipe.check
         self._is_refused = False
         """The peer itself, not the way to it, broke the protocol."""
         self._is_resumed = False
-        self._holds_flight = False
         self._on_ack: Callable[[int], None] | None = None
         self._owes_secret = False
         self._on_established: Callable[[], None] | None = None
@@ -157,7 +150,6 @@ class SecureTunnel:
         """What OPENED is still to say."""
         self._first = b""
         """What OPEN took along."""
-        self._got_fin = False
         self._said_all = False
         self._frames = 0
         self.got_end = False
@@ -170,7 +162,7 @@ class SecureTunnel:
         """The application's first bytes went along with the request."""
         self.secret: bytes | None = None
         """With which the caller can resume the session."""
-        self.closed = trio.Event()
+        self.closed = pipe.closed
         """Set when nothing of the tunnel is in use any more."""
 
     @property
@@ -181,29 +173,29 @@ class SecureTunnel:
     @property
     def was_let_go(self) -> bool:
         """Whether the peer itself has closed the session, in order: no tunnel has failed."""
-        return self._got_fin and self._channel.is_closed
+        return self._pipe.got_fin and self._channel.is_closed
 
     # --- handshake ------------------------------------------------------------------------------
 
     def hold_flight(self, wait: float = FLIGHT_WAIT) -> None:
         """Send what completes the TLS handshake, the caller's first act, together with the first
         bytes, or alone if there are none within ``wait`` seconds."""
-        self._holds_flight = self._spawn(lambda: self._send_held(wait))
+        self._pipe.holds_flight = self._spawn(lambda: self._send_held(wait))
 
     def hold_answer(self) -> None:
         """Send what the tunnel owes together with the first bytes, or alone if there are none
         within ``ANSWER_WAIT``."""
         if not self._spawn(lambda: self._send_held(ANSWER_WAIT)):
-            self._is_torn = True
+            self._pipe.tear("nobody would send the answer")
 
     async def _send_held(self, wait: float) -> None:
         await trio.sleep(wait)
         try:
             owes = bool(self._tunnel.owed) or self._owes_secret or self._outcome is not None
-            if self._holds_flight or owes:
+            if self._pipe.holds_flight or owes:
                 await self._write(self._encode_ahead)
         except StreamReset:
-            if self._is_torn and not self.is_ending:
+            if self._pipe.is_torn and not self.is_ending:
                 self._tunnel.reset()  # whoever waits for bytes is told so
 
     async def wait_established(self, within: float) -> None:
@@ -217,9 +209,9 @@ class SecureTunnel:
                 try:
                     self._reader.fill()
                 except PeerError as error:
-                    raise self._torn("the caller failed the TLS handshake") from error
+                    raise self._pipe.tear("the caller failed the TLS handshake") from error
             return
-        raise self._torn("the caller didn't complete the TLS handshake")
+        raise self._pipe.tear("the caller didn't complete the TLS handshake")
 
     def when_established(self, tell: Callable[[], None]) -> None:
         """Call ``tell`` once the TLS handshake is complete, which the callee's :meth:`receive`
@@ -247,7 +239,7 @@ class SecureTunnel:
             outcome = parse_outcome(frame.payload)
             self._reader.rest()
         except PeerError as error:
-            raise self._torn("the session broke") from error
+            raise self._pipe.tear("the session broke") from error
         self.took_first = True
         self.is_idle = outcome is not Outcome.CONNECTED
         return outcome
@@ -264,7 +256,7 @@ class SecureTunnel:
                 raise ProtocolViolation("no connection is open")
             opening = Opening.unpack(bytes(frame.payload))
         except PeerError as error:
-            raise self._torn("the session broke") from error
+            raise self._pipe.tear("the session broke") from error
         self._first = opening.first
         return opening
 
@@ -282,7 +274,7 @@ class SecureTunnel:
         with trio.move_on_after(ANSWER_TAKEN_WITHIN):
             await self._write(self._encode_ahead)
             return
-        raise self._torn("the caller doesn't take its answer")
+        raise self._pipe.tear("the caller doesn't take its answer")
 
     # --- tickets --------------------------------------------------------------------------------
 
@@ -340,7 +332,7 @@ class SecureTunnel:
         """Tear the tunnel down now, without a word."""
         if not self.is_ending:
             self._be_ending()
-            self._tear_down()
+            self._pipe.tear_down()
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -391,7 +383,7 @@ class SecureTunnel:
         """Whether something waits to go with what is sent next."""
         channel = self._channel
         return (
-            self._holds_flight
+            self._pipe.holds_flight
             or self._ticket is not None
             or self._owes_secret
             or self._outcome is not None
@@ -437,36 +429,6 @@ class SecureTunnel:
             return start
 
         return encode
-
-    async def _write(self, encode: Encode, *, fin: bool = False) -> None:
-        await _acquire(self._send_lock)
-        try:
-            self._check()
-            await self._write_locked(encode, fin=fin)
-        finally:
-            self._send_lock.release()
-
-    async def _write_locked(self, encode: Encode, *, fin: bool = False) -> None:
-        self._holds_flight = False  # whatever TLS sends next begins with it
-        owed, self._tunnel.owed = self._tunnel.owed, b""
-        buffer = POOL.take()
-        try:
-            start = HEADER_LEN + len(owed)
-            buffer.view[HEADER_LEN:start] = owed
-            end = encode(buffer.view, start)
-            if end > HEADER_LEN:
-                buffer.segments = [Segment(HEADER_LEN, end)]
-                await self._tunnel.send(buffer, fin=fin)
-            elif fin:
-                await self._tunnel.send_fin()
-        except BaseException as error:
-            # What TLS has encrypted must go out whole: a part of it may be missing now.
-            self._is_torn = True
-            if isinstance(error, PeerError):
-                raise StreamReset("the secure channel failed") from error
-            raise
-        finally:
-            POOL.give_back(buffer)
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -526,11 +488,11 @@ class SecureTunnel:
             if self.got_end:
                 raise ProtocolViolation("a frame after END")
         except CryptoError as error:
-            raise self._torn("the stream broke") from error
+            raise self._pipe.tear("the stream broke") from error
         except PeerError as error:
             raise self._refused("the peer broke the protocol") from error
         if frame.kind is FrameKind.RESET:
-            self.got_reset = True
+            self.got_reset = self._pipe.is_stopped = True
             raise StreamReset("the far side reset the connection")
         self.got_end = frame.kind is FrameKind.END
         return frame
@@ -548,49 +510,13 @@ class SecureTunnel:
             raise WireError("a secret of another length")
         self.secret = secret
 
-    async def _load(self) -> None:
-        """Wait for bytes from the tunnel and hand them to the reader; no memory is held while
-        waiting."""
-        await _acquire(self._receive_lock)
-        try:
-            self._check()
-            with trio.CancelScope() as self._receiving:
-                self._take(await self._tunnel.receive_pooled())
-            self._receiving = None
-            if not self._got_fin:
-                self._check()
-        except StreamReset:
-            self._is_torn = True
-            raise
-        except (PeerError, LinkBroken) as error:
-            raise self._torn("the tunnel broke") from error
-        finally:
-            self._receive_lock.release()
-        if self._got_fin:
-            raise StreamReset("the tunnel ended in the middle of the stream")
-
-    def _take(self, buffer: Buffer) -> None:
-        self._got_fin = not buffer.segments
-        if self._got_fin:
-            POOL.give_back(buffer)
-        else:
-            self._reader.load(buffer)
-
-    def _check(self) -> None:
-        if self.is_ending or self.got_reset or self._got_fin or self._is_torn:
-            raise StreamReset("the connection is over")
-
-    def _torn(self, reason: str) -> StreamReset:
-        self._is_torn = True
-        return StreamReset(reason)
-
     def _refused(self, reason: str) -> StreamReset:
         self._is_refused = True
-        return self._torn(reason)
+        return self._pipe.tear(reason)
 
     def is_broken(self) -> bool:
         """Whether the tunnel died after the peer's END, when nobody reads any more."""
-        return self._is_torn or self._tunnel.is_broken()
+        return self._pipe.is_torn or self._tunnel.is_broken()
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -607,19 +533,18 @@ class SecureTunnel:
             self._on_rest(idle)
             return
         if not self._spawn(lambda: self._say_goodbye(last)):
-            self._tear_down()
+            self._pipe.tear_down()
 
     def _be_ending(self) -> None:
         self.is_ending = True
         self._on_ack = None
-        if self._receiving is not None:
-            self._receiving.cancel()
+        self._pipe.stop()
 
     def _can_rest(self) -> bool:
         return (
             self.sent_end
             and self.got_end
-            and not (self._is_torn or self._got_fin or self._send_lock.locked())
+            and not (self._pipe.is_torn or self._pipe.got_fin or self._pipe.send_lock.locked())
         )
 
     async def _say_goodbye(self, last: FrameKind | None) -> None:
@@ -627,39 +552,31 @@ class SecureTunnel:
             survives = self.secret is not None
             within = LAST_WORD_OF_SURVIVOR_WITHIN if survives else LAST_WORD_WITHIN
             with trio.fail_after(within):
-                async with self._send_lock:
+                async with self._pipe.send_lock:
                     await self._send_last(last)
             with trio.fail_after(CLOSE_IDLE_WITHIN if self.is_idle else CLOSE_WITHIN):
-                async with self._receive_lock:
-                    if not self._got_fin:
+                async with self._pipe.receive_lock:
+                    if not self._pipe.got_fin:
                         await _drain(self._tunnel)
             await self._tunnel.aclose()
         except (WorldError, PeerError, trio.TooSlowError):
             pass
         finally:
-            self._tear_down()
+            self._pipe.tear_down()
 
     async def _send_last(self, last: FrameKind | None) -> None:
-        if self._is_torn:
+        if self._pipe.is_torn:
             raise StreamReset("nothing can be sent any more")
         if last is FrameKind.RESET and self.sent_end and not self.got_reset:
             raise StreamReset("the peer doesn't listen any more")
         if self._said_all:
             return
-        if self.got_reset or (self._holds_flight and not self._is_resumed):
+        if self.got_reset or (self._pipe.holds_flight and not self._is_resumed):
             # Without our flight the callee knows of no session. It must not get to know one that
             # ends at once: it would have the local service, and another attempt wouldn't.
             last = None
         self.sent_end = self.sent_end or last is FrameKind.END
-        await self._write_locked(self._encode_last(last), fin=True)
-
-    def _tear_down(self) -> None:
-        if self.closed.is_set():
-            return
-        # A released tunnel doesn't notice.
-        self._tunnel.reset()
-        self._reader.discard()
-        self.closed.set()
+        await self._pipe.write_locked(self._encode_last(last), fin=True)
 
 
 async def release_unused(tunnel: Tunnel) -> None:
@@ -682,10 +599,3 @@ async def _drain(tunnel: Tunnel) -> None:
         buffer = await tunnel.receive_pooled()
         is_over = not buffer.segments
         POOL.give_back(buffer)
-
-
-async def _acquire(lock: trio.Lock) -> None:
-    try:
-        lock.acquire_nowait()  # saves a checkpoint, which costs more than the lock
-    except trio.WouldBlock:
-        await lock.acquire()
