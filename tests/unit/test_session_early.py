@@ -29,7 +29,8 @@ from trio.testing import MockClock
 from phantom_tun.crypto.signing import SigningKey
 from phantom_tun.endpoints import Endpoint
 from phantom_tun.errors import CryptoError, Filtered, NoAnswer, Refused, StreamReset
-from phantom_tun.net.sessions.secure_tunnel import ANSWER_WAIT, CLOSE_WITHIN, EARLY_FLIGHT_WAIT
+from phantom_tun.net.sessions.ending import CLOSE_WITHIN
+from phantom_tun.net.sessions.handshake import ANSWER_WAIT, EARLY_FLIGHT_WAIT
 from phantom_tun.net.sessions.serving import HANDSHAKE_WITHIN
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.tickets import STEADY_FOR
@@ -640,7 +641,7 @@ async def test_a_callee_whose_tls_is_wrong_is_heard_until_that_is_due(
 async def test_a_second_ticket_breaks_the_session(autojump_clock: MockClock) -> None:
     async def generous(stream: SessionStream) -> None:
         for _ in range(2):
-            stream._secure.hand_out(lambda: Ticket(b"t" * 16, b"T" * 32))
+            stream._secure.ahead.hand_out(lambda: Ticket(b"t" * 16, b"T" * 32))
             await stream.send_all(memoryview(b"."))
         await receive_all(stream)
 
@@ -655,7 +656,7 @@ async def test_a_second_ticket_breaks_the_session(autojump_clock: MockClock) -> 
 async def test_a_ticket_from_the_caller_breaks_the_session(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         stream = await world.connect()
-        stream._secure.hand_out(lambda: Ticket(b"t" * 16, b"T" * 32))
+        stream._secure.ahead.hand_out(lambda: Ticket(b"t" * 16, b"T" * 32))
         await stream.send_all(memoryview(b"!"))
         with pytest.raises(StreamReset):
             await receive_exactly(stream, 1)

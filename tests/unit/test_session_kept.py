@@ -25,6 +25,7 @@ from trio.testing import MockClock
 
 from phantom_tun.errors import Filtered, NoAnswer, Refused, StreamReset, Unreachable
 from phantom_tun.net.sessions import serving
+from phantom_tun.net.sessions.ending import finish
 from phantom_tun.net.sessions.kept import (
     KEPT_AT_MOST,
     KEPT_FOR,
@@ -734,5 +735,5 @@ async def test_between_connections_only_an_acceptable_opening_counts(
         assert theirs.is_reset or theirs.outgoing.fin
         drops = {"session_failed_StreamReset", "further_dropped_ProtocolViolation"}
         assert sum(world.counts().get(name, 0) for name in drops) == 1
-        kept.secure.finish(FrameKind.RESET)
+        finish(kept.secure, FrameKind.RESET)
         await talk(world)

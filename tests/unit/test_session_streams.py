@@ -14,11 +14,8 @@ from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import StreamReset
 from phantom_tun.net.links.buffers import POOL, Buffer
 from phantom_tun.net.sessions.acknowledging import LATE
-from phantom_tun.net.sessions.secure_tunnel import (
-    CLOSE_WITHIN,
-    LAST_WORD_WITHIN,
-    SECRET_WAIT,
-)
+from phantom_tun.net.sessions.ending import CLOSE_WITHIN, LAST_WORD_WITHIN
+from phantom_tun.net.sessions.handshake import SECRET_WAIT
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.testing.fake_tunnel import CAPACITY, FakeTunnel
 from phantom_tun.wire.session import MAX_DATA, FrameKind

@@ -29,6 +29,7 @@ from phantom_tun.errors import ProtocolViolation, StreamReset
 from phantom_tun.ids import EntryId, NodeId
 from phantom_tun.net.links.buffers import POOL
 from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LATE
+from phantom_tun.net.sessions.handshake import SECRET_WAIT
 from phantom_tun.net.sessions.resuming import (
     AGAIN_WITHIN,
     AT_ONCE,
@@ -36,7 +37,6 @@ from phantom_tun.net.sessions.resuming import (
     WAIT_AFTER_END,
     WAIT_FOR_CALLER,
 )
-from phantom_tun.net.sessions.secure_tunnel import SECRET_WAIT
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.unacknowledged import SMALL, Memory, Unacknowledged
 from phantom_tun.testing.fake_host import FakeRecord

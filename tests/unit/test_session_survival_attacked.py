@@ -26,8 +26,10 @@ from phantom_tun.errors import StreamReset, Unreachable
 from phantom_tun.net.links.buffers import CHUNK, Buffer
 from phantom_tun.net.links.turns import TURNS
 from phantom_tun.net.sessions.acknowledging import ACK_LEAST
+from phantom_tun.net.sessions.ending import abandon
+from phantom_tun.net.sessions.handshake import SECRET_WAIT
 from phantom_tun.net.sessions.resuming import MAX_ATTEMPTS, WAIT_FOR_CALLER
-from phantom_tun.net.sessions.secure_tunnel import SECRET_WAIT, SecureTunnel
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
 from phantom_tun.net.sessions.stream import READER_WITHIN, SessionStream
 from phantom_tun.net.sessions.unacknowledged import (
     MOST_OF_ONE,
@@ -150,8 +152,8 @@ async def test_who_confirms_what_is_only_being_repeated_ends_it(autojump_clock: 
             )
             with pytest.raises(StreamReset), trio.fail_after(5):
                 await read_on(pair.far)
-        assert pair.far._secure._tunnel.outgoing.writes < 10  # type: ignore[attr-defined]
-        secure.abandon()
+        assert pair.far._secure.pipe.tunnel.outgoing.writes < 10  # type: ignore[attr-defined]
+        abandon(secure)
         await pair.end()
 
 
@@ -229,8 +231,8 @@ async def test_an_attempt_that_the_caller_has_left_does_not_count(
             nursery.cancel_scope.cancel()
         assert pair.far.received == 4 + 9
         assert world.counts()["sessions_resumed"] == 1
-        first.abandon()
-        second.abandon()
+        abandon(first)
+        abandon(second)
         await pair.end()
 
 
@@ -241,7 +243,7 @@ async def test_attempts_at_a_time_are_few(autojump_clock: MockClock) -> None:
         with pytest.raises(Unreachable):
             await by_hand(pair, MAX_ATTEMPTS + 1)
         for attempt in attempts:
-            attempt.abandon()
+            abandon(attempt)
         await pair.end()
 
 

@@ -37,8 +37,8 @@ from phantom_tun.errors import (
     WorldError,
 )
 from phantom_tun.net.sessions import admission
+from phantom_tun.net.sessions.handshake import FLIGHT_WAIT
 from phantom_tun.net.sessions.local_services import LOCAL_WITHIN
-from phantom_tun.net.sessions.secure_tunnel import FLIGHT_WAIT
 from phantom_tun.net.sessions.service import SessionSettings
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.channel import CallerHandshake

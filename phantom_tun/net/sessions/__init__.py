@@ -2,5 +2,6 @@
 end, frames.
 
 Begin with :mod:`service`; :mod:`opening` is the caller's side, :mod:`serving` the callee's,
-:mod:`secure_tunnel` what both then have.
+:mod:`secure_tunnel` what both then have: it begins in :mod:`handshake`, serves several connections
+with :mod:`further`, and ends in :mod:`ending`.
 """

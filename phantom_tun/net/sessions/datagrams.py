@@ -12,6 +12,7 @@ from collections import deque
 import trio
 
 from phantom_tun.errors import StreamReset, UsageError
+from phantom_tun.net.sessions.ending import finish
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
 from phantom_tun.queues import QueueShares
 from phantom_tun.tunnel.channel import RECORD
@@ -96,7 +97,7 @@ class SessionDatagrams:
 
     def abort(self) -> None:
         """End now. Idempotent, never waits, never raises."""
-        self._secure.finish(FrameKind.END)
+        finish(self._secure, FrameKind.END)
         self._waiting.unpark()
 
     async def aclose(self) -> None:

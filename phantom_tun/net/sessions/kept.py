@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 import trio
 
 from phantom_tun.ids import PublicKey
+from phantom_tun.net.sessions.ending import finish
 from phantom_tun.net.sessions.ports import WayOut
 from phantom_tun.net.sessions.routes import Route
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
@@ -70,7 +71,7 @@ class KeptSessions:
         waiting = self._waiting.get(kept.parties, [])
         has_room = len(self) < MAX_KEPT and len(waiting) < MAX_KEPT_OF_ONE
         if not has_room or not kept.serves(kept.since):
-            kept.secure.finish(None)
+            finish(kept.secure, None)
             return
         self._waiting[kept.parties] = waiting
         waiting.append(kept)
@@ -87,7 +88,7 @@ class KeptSessions:
             kept = waiting.pop()
             if kept.serves(now):
                 return kept
-            kept.secure.finish(None)
+            finish(kept.secure, None)
         return None
 
     def drop_like(self, doubted: Kept) -> None:
@@ -103,7 +104,7 @@ class KeptSessions:
             going_on = []
             for kept in waiting:
                 if is_over(kept):
-                    kept.secure.finish(None)
+                    finish(kept.secure, None)
                 else:
                     going_on.append(kept)
             if going_on:

@@ -34,17 +34,14 @@ from phantom_tun.errors import (
 from phantom_tun.ids import ApAddress, PublicKey
 from phantom_tun.net.sessions.calls import Call, CallerRole, Calls
 from phantom_tun.net.sessions.contexts import ContextCache
+from phantom_tun.net.sessions.ending import finish, release_unused
+from phantom_tun.net.sessions.further import keep, open_next
+from phantom_tun.net.sessions.handshake import EARLY_FLIGHT_WAIT, FLIGHT_WAIT, hold_flight
 from phantom_tun.net.sessions.kept import KEPT_FOR, Kept, KeptSessions
 from phantom_tun.net.sessions.ports import Connector, Directory, Identity, ResolvedAp
 from phantom_tun.net.sessions.race import Attempt, Race
 from phantom_tun.net.sessions.routes import Route, Suspects
-from phantom_tun.net.sessions.secure_tunnel import (
-    EARLY_FLIGHT_WAIT,
-    FLIGHT_WAIT,
-    SecureTunnel,
-    Spawn,
-    release_unused,
-)
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
 from phantom_tun.net.sessions.tickets import HeldTickets
 from phantom_tun.net.tunnels.patience import Patience
 from phantom_tun.netdb.network import NetworkParams
@@ -238,7 +235,7 @@ class SessionOpener:
                 nursery.cancel_scope.cancel()
         except BaseException:
             if race.winner is not None:
-                race.winner.finish(FrameKind.RESET)
+                finish(race.winner, FrameKind.RESET)
             raise
         return race
 
@@ -423,7 +420,7 @@ class SessionOpener:
             self._keep(kept)
         secure.took_first = answer.took_early
         self._counts["open_early"] += answer.took_early
-        secure.hold_flight(EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
+        hold_flight(secure, EARLY_FLIGHT_WAIT if answer.took_early else FLIGHT_WAIT)
         race.connected(secure, attempt.route, answer.received)
 
     async def _go_on(self, call: Call, kept: Kept, race: Race) -> None:
@@ -435,12 +432,12 @@ class SessionOpener:
         self._expect_ticket(call, secure)
         self._keep(kept)
         try:
-            outcome = await secure.open_next(self._calls.opening(call))
+            outcome = await open_next(secure, self._calls.opening(call))
         except StreamReset:
-            secure.finish(None)
+            finish(secure, None)
             raise
         except BaseException:
-            secure.finish(FrameKind.RESET)
+            finish(secure, FrameKind.RESET)
             raise
         if outcome is Outcome.CONNECTED:
             self._counts["open_kept"] += 1
@@ -456,7 +453,7 @@ class SessionOpener:
             kept.secure = idle
             self._kept.put(kept)
 
-        kept.secure.keep(put)
+        keep(kept.secure, put)
 
     def _expect_ticket(self, call: Call, secure: SecureTunnel) -> None:
         caller, callee = call.role.signing.public, call.resolved.public_key

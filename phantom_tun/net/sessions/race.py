@@ -15,6 +15,7 @@ from phantom_tun.errors import (
     Refused,
     Unreachable,
 )
+from phantom_tun.net.sessions.ending import finish
 from phantom_tun.net.sessions.ports import WayOut
 from phantom_tun.net.sessions.routes import Route
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel
@@ -92,7 +93,7 @@ class Race:
     def connected(self, secure: SecureTunnel, route: Route, received: int = 0) -> None:
         """An attempt succeeded."""
         if self.decided.is_set():
-            secure.finish(FrameKind.RESET)
+            finish(secure, FrameKind.RESET)
         else:
             self.winner = secure
             self.route = route

@@ -24,6 +24,7 @@ from phantom_tun.errors import (
 )
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.sessions.acknowledging import LateAcks
+from phantom_tun.net.sessions.ending import finish
 from phantom_tun.net.sessions.local_services import Service
 from phantom_tun.net.sessions.offers import Offer
 from phantom_tun.net.sessions.opening import Opened, SessionOpener
@@ -164,7 +165,7 @@ class CallerResumer:
         try:
             stream.go_on(self._latest.secure, received)
         except PeerError:
-            self._latest.secure.finish(FrameKind.RESET)
+            finish(self._latest.secure, FrameKind.RESET)
             raise
         self._survival.counts["sessions_resumed"] += 1
 

@@ -4,7 +4,8 @@
 (:class:`~phantom_tun.endpoints.Overlay`), and what entry paths call when a request arrives. Its
 parts: ``opening``, ``calls``, ``race`` and ``kept`` (connecting), ``serving`` (being connected
 to), ``admission``, ``expose`` and ``callers`` (who may, and as whom), ``local_services`` (to what),
-``stream`` and ``datagrams`` (what is carried) over ``secure_tunnel``.
+``stream`` and ``datagrams`` (what is carried) over ``secure_tunnel``, which has ``handshake``,
+``further`` and ``ending`` beside it, and ``ahead``, ``pipe`` and ``frames`` below.
 """
 
 from __future__ import annotations

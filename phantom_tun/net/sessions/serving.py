@@ -36,11 +36,14 @@ from phantom_tun.errors import (
 from phantom_tun.ids import PublicKey
 from phantom_tun.net.sessions.admission import Admission, Admitted, Visit
 from phantom_tun.net.sessions.contexts import ContextCache
+from phantom_tun.net.sessions.ending import abandon, finish, release_unused
+from phantom_tun.net.sessions.further import answer_next, keep, wait_next
+from phantom_tun.net.sessions.handshake import give_secret, hold_answer, wait_established
 from phantom_tun.net.sessions.local_services import Carry, Service
 from phantom_tun.net.sessions.offers import Offer
 from phantom_tun.net.sessions.ports import Accept
 from phantom_tun.net.sessions.resuming import Held, Resumable, Survival
-from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn, release_unused
+from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.table import Entry, SessionTable
 from phantom_tun.net.sessions.tickets import IssuedTickets
@@ -174,7 +177,7 @@ class SessionServer:
         secure = SecureTunnel(channel, tunnel, self._spawn)
 
         async def run(carry: Carry) -> None:
-            await secure.wait_established(HANDSHAKE_WITHIN)
+            await wait_established(secure, HANDSHAKE_WITHIN)
             offer.take()
             self._admission.expect_first(visit)
             self._hand_out(visit, secure)
@@ -185,7 +188,7 @@ class SessionServer:
 
         if early is None:
             return await self._carry(decision.admitted, offer, secure, run)
-        secure.hold_answer()
+        hold_answer(secure)
         return await self._carry(decision.admitted, offer, secure, run_early)
 
     async def _decide(self, visit: Visit, stack: AsyncExitStack) -> _Opened | _Resumed | Outcome:
@@ -259,13 +262,13 @@ class SessionServer:
             certificate, wrap = certificate_hash(request.certificate), callee_wrap(request, answer)
             secure = SecureTunnel(resumed.handshake.open(certificate, wrap), tunnel, self._spawn)
             try:
-                await secure.wait_established(HANDSHAKE_WITHIN)
+                await wait_established(secure, HANDSHAKE_WITHIN)
                 resumed.held.go_on(secure, request.epoch, resumed.there)
             except PeerError as error:
                 self._counts[f"resume_dropped_{type(error).__name__}"] += 1
-                secure.abandon()  # not RESET: that would be the session's end
+                abandon(secure)  # not RESET: that would be the session's end
             except BaseException:
-                secure.abandon()
+                abandon(secure)
                 raise
         await secure.closed.wait()
 
@@ -284,7 +287,7 @@ class SessionServer:
                     decision = await self._decide_next(visit, bool(opening.first), stack)
                 outcome = decision if isinstance(decision, Outcome) else Outcome.CONNECTED
                 self._counts[f"further_answered_{outcome.name.lower()}"] += 1
-                await secure.answer_next(outcome)
+                await answer_next(secure, outcome)
                 if isinstance(decision, Outcome):
                     return visit, secure
                 self._hand_out(visit, secure)
@@ -294,9 +297,9 @@ class SessionServer:
         except StreamReset as error:
             self._counts[f"session_failed_{type(error).__name__}"] += 1
         except BaseException:
-            secure.finish(FrameKind.RESET)
+            finish(secure, FrameKind.RESET)
             raise
-        secure.finish(None if secure.is_idle else FrameKind.RESET)
+        finish(secure, None if secure.is_idle else FrameKind.RESET)
         await secure.closed.wait()
         return None
 
@@ -311,7 +314,7 @@ class SessionServer:
         self._idle[caller] += 1
         try:
             with trio.move_on_after(KEEP_WITHIN):
-                opening = await secure.wait_next()
+                opening = await wait_next(secure)
                 # Nobody could tell when.
                 while not self._next_limits.allows(caller, trio.current_time()):  # noqa: ASYNC110
                     await trio.sleep(1 / NEXT_RATE)
@@ -374,7 +377,7 @@ class SessionServer:
         visit, request = admitted.visit, admitted.visit.request
         rest: list[SecureTunnel] = []
         if request.keep:
-            secure.keep(rest.append)
+            keep(secure, rest.append)
         survives = request.resumes and self._survival.is_on
         held = Held(request.caller, self._survival, offer)
         durable = self._survival.durable(held) if survives else None
@@ -419,11 +422,11 @@ class SessionServer:
         """What goes along with what the service says first."""
         request = visit.request
         if request.resumes and self._survival.is_on and secure.secret is None:
-            secure.give_secret(self._rng.randbytes(RESUME_SECRET_LEN))
+            give_secret(secure, self._rng.randbytes(RESUME_SECRET_LEN))
         if request.ephemeral or request.protocol is not Protocol.TCP:
             return
         own_key = visit.identity.signing.public
-        secure.hand_out(lambda: self._tickets.issue(own_key, request.caller))
+        secure.ahead.hand_out(lambda: self._tickets.issue(own_key, request.caller))
 
 
 async def _at_once(carry: Carry) -> None:

@@ -23,6 +23,7 @@ import trio
 from phantom_tun.errors import ProtocolViolation, StreamReset
 from phantom_tun.net.links.turns import BULK, TURNS
 from phantom_tun.net.sessions.acknowledging import ACK_EVERY, ACK_LEAST, LateAcks
+from phantom_tun.net.sessions.ending import abandon, finish, send_end
 from phantom_tun.net.sessions.secure_tunnel import SecureTunnel, Spawn
 from phantom_tun.net.sessions.unacknowledged import MOST_OF_ONE, Memory, Unacknowledged
 from phantom_tun.wire.session import MAX_DATA, FrameKind, pack_ack
@@ -224,7 +225,7 @@ class SessionStream:
         self._has_ended = True
         secure = self._secure
         try:
-            await secure.send_end()
+            await send_end(secure)
         except StreamReset:
             if not self._lose(secure):
                 raise
@@ -330,7 +331,7 @@ class SessionStream:
 
     def _look_for_another(self, durable: Durable) -> bool:
         self._is_lost = True
-        self._secure.abandon()
+        abandon(self._secure)
         if durable.resumer.lost(self):
             return True
         self.give_up()
@@ -385,7 +386,7 @@ class SessionStream:
             if secure is not self._secure or self._is_lost:
                 return
             if self._has_ended:
-                await secure.send_end()
+                await send_end(secure)
         except StreamReset:
             if not self._lose(secure):
                 self.give_up()
@@ -398,7 +399,7 @@ class SessionStream:
         """There is no other tunnel: the connection is over."""
         self._is_lost = False
         self._be_over()
-        self._secure.finish(FrameKind.RESET)
+        finish(self._secure, FrameKind.RESET)
 
     async def _wait_repeated(self) -> None:
         """Wait until everything was sent again.
@@ -441,14 +442,14 @@ class SessionStream:
     def abort(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.abort`."""
         self._be_over()
-        self._secure.finish(FrameKind.RESET)
+        finish(self._secure, FrameKind.RESET)
 
     async def aclose(self) -> None:
         """See :meth:`phantom_tun.endpoints.ByteStream.aclose`. The goodbye itself is said in the
         background."""
         has_ended = self._secure.sent_end and self._secure.got_end
         self._be_over()
-        self._secure.finish(None if has_ended else FrameKind.RESET)
+        finish(self._secure, None if has_ended else FrameKind.RESET)
         await trio.lowlevel.checkpoint()
 
     def _be_over(self) -> None:
