@@ -7,10 +7,10 @@ import random
 
 import pytest
 import trio
-from session_world import World, receive_all, receive_exactly, running_world
+from session_pair import Pair, connected, send_pieces
+from session_world import receive_all, receive_exactly, running_world
 from trio.testing import MockClock
 
-from phantom_tun.endpoints import ByteStream
 from phantom_tun.errors import StreamReset
 from phantom_tun.net.links.buffers import POOL, Buffer
 from phantom_tun.net.sessions.acknowledging import LATE
@@ -21,55 +21,8 @@ from phantom_tun.testing.fake_tunnel import CAPACITY, FakeTunnel
 from phantom_tun.wire.session import MAX_DATA, FrameKind
 
 
-class Pair:
-    """Both ends of one connection, and of the tunnel under it."""
-
-    def __init__(self, world: World, near: SessionStream, far: SessionStream) -> None:
-        (exchange,) = world.network.exchanges
-        assert exchange.caller_tunnel is not None
-        assert exchange.callee_tunnel is not None
-        self.world = world
-        self.near, self.far = near, far
-        self.near_tunnel, self.far_tunnel = exchange.caller_tunnel, exchange.callee_tunnel
-
-    @property
-    def is_released(self) -> bool:
-        """Whether the links of the tunnel can be used again, at both ends."""
-        return self.near_tunnel.is_released and self.far_tunnel.is_released
-
-    async def wait_gone(self) -> None:
-        """Wait until neither node lists the connection any more."""
-        with trio.fail_after(30):
-            while self.world.alice.service.sessions() or self.world.bob.service.sessions():
-                await trio.sleep(0.1)
-
-
-async def connected(world: World) -> Pair:
-    """A connection whose far end is in the test's hands until it is closed there."""
-    far: list[SessionStream] = []
-
-    async def service(stream: ByteStream) -> None:
-        assert isinstance(stream, SessionStream)
-        far.append(stream)
-        await stream._secure.closed.wait()
-
-    world.bob.host.streams[80] = service
-    near = await world.connect()
-    await trio.sleep(0.1)
-    return Pair(world, near, far[0])
-
-
 def both_ways(pair: Pair) -> list[tuple[SessionStream, SessionStream]]:
     return [(pair.near, pair.far), (pair.far, pair.near)]
-
-
-async def send_all(stream: SessionStream, data: bytes, rng: random.Random) -> None:
-    view, start = memoryview(data), 0
-    while start < len(data):
-        length = rng.choice((1, 100, 5_000, 65_536, 200_000))
-        await stream.send_all(view[start : start + length])
-        start += length
-    await stream.send_end()
 
 
 # --- bytes ---------------------------------------------------------------------------------------
@@ -86,8 +39,8 @@ async def test_ten_megabytes_arrive_unharmed_both_ways_at_once(autojump_clock: M
     async with running_world() as world:
         pair = await connected(world)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_all, pair.near, there, random.Random(2))
-            nursery.start_soon(send_all, pair.far, back, random.Random(3))
+            nursery.start_soon(send_pieces, pair.near, there, random.Random(2))
+            nursery.start_soon(send_pieces, pair.far, back, random.Random(3))
             nursery.start_soon(collect, "far", pair.far)
             nursery.start_soon(collect, "near", pair.near)
         assert found == {"far": there, "near": back}
@@ -101,23 +54,23 @@ async def test_ten_megabytes_arrive_unharmed_both_ways_at_once(autojump_clock: M
 async def test_large_pieces_are_cut_evenly(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         pair = await connected(world)
-        before = pair.near_tunnel.outgoing.writes
+        before = pair.tunnels[0].outgoing.writes
         for length, writes in ((MAX_DATA + 1, 2), (MAX_DATA, 3), (0, 3)):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pair.near.send_all, memoryview(bytes(length)))
                 assert len(await receive_exactly(pair.far, length)) == length
-            assert pair.near_tunnel.outgoing.writes - before == writes
+            assert pair.tunnels[0].outgoing.writes - before == writes
 
 
 async def test_an_idle_connection_says_nothing_and_lives(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         pair = await connected(world)
         await trio.sleep(SECRET_WAIT + 0.1)
-        sent = pair.near_tunnel.outgoing.carried, pair.far_tunnel.outgoing.carried
+        sent = pair.tunnels[0].outgoing.carried, pair.tunnels[1].outgoing.carried
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive_exactly, pair.near, 4)
             await trio.sleep(3 * 3600)
-            assert sent == (pair.near_tunnel.outgoing.carried, pair.far_tunnel.outgoing.carried)
+            assert sent == (pair.tunnels[0].outgoing.carried, pair.tunnels[1].outgoing.carried)
             await pair.far.send_all(memoryview(b"late"))
 
 
@@ -160,7 +113,7 @@ async def test_a_reader_that_stops_stops_the_sender(autojump_clock: MockClock) -
                 assert not done.is_set()
                 assert sender.bytes_out <= CAPACITY + 65_536
                 assert await receive_exactly(receiver, len(data)) == data
-        for tunnel in (pair.near_tunnel, pair.far_tunnel):
+        for tunnel in pair.tunnels:
             assert tunnel.outgoing.most_waiting <= CAPACITY
 
 
@@ -223,7 +176,7 @@ async def test_close_notify_follows_only_both_ends(autojump_clock: MockClock) ->
 async def test_an_end_takes_one_message_each_way(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         pair = await connected(world)
-        lanes = [tunnel.outgoing for tunnel in (pair.near_tunnel, pair.far_tunnel)]
+        lanes = [tunnel.outgoing for tunnel in pair.tunnels]
         before = [lane.writes for lane in lanes]
         await pair.near.send_end()
         await receive_all(pair.far)
@@ -384,7 +337,7 @@ async def test_a_far_end_that_says_nothing_is_not_waited_for_long(
         pair = await connected(world)
         pair.near.abort()
         await trio.sleep(CLOSE_WITHIN + 0.1)
-        assert pair.near_tunnel.is_reset
+        assert pair.tunnels[0].is_reset
         assert world.alice.service.sessions() == []
         pair.far.abort()
         await pair.wait_gone()
@@ -404,7 +357,7 @@ async def test_a_send_that_is_cancelled_half_way_breaks_the_stream(
         pair.near.abort()
         await trio.sleep(0)
         await trio.sleep(0.1)
-        assert pair.near_tunnel.is_reset, "a part of a TLS record is missing"
+        assert pair.tunnels[0].is_reset, "a part of a TLS record is missing"
         pair.far.abort()
         await pair.wait_gone()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+from typing import Any
 
 import pytest
 import trio
+from session_pair import Pair, exchange_bytes, resumable, resumption, send_pieces
 from session_world import (
     ALICE,
     BOB,
@@ -14,8 +15,6 @@ from session_world import (
     EVE,
     SOURCE_PORT,
     START,
-    World,
-    crafted,
     receive_all,
     receive_exactly,
     running_world,
@@ -40,89 +39,9 @@ from phantom_tun.net.sessions.resuming import (
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.unacknowledged import SMALL, Memory, Unacknowledged
 from phantom_tun.testing.fake_host import FakeRecord
-from phantom_tun.testing.fake_tunnel import CAPACITY, Exchange, FakeTunnel, FakeWayOut
+from phantom_tun.testing.fake_tunnel import CAPACITY, FakeTunnel, FakeWayOut
 from phantom_tun.tunnel.channel import RECORD
-from phantom_tun.tunnel.resumption import Resuming
 from phantom_tun.wire.session import MAX_DATA, RESUMPTION_LEN, FrameKind, Outcome, pack_ack
-
-
-class Pair:
-    """Both ends of one connection that both of them can resume."""
-
-    def __init__(self, world: World, near: SessionStream, far: SessionStream) -> None:
-        self.world, self.near, self.far = world, near, far
-
-    @property
-    def exchange(self) -> Exchange:
-        """The latest request, and its tunnel."""
-        return self.world.network.exchanges[-1]
-
-    @property
-    def tunnels(self) -> tuple[FakeTunnel, FakeTunnel]:
-        """The caller's and the callee's end of the latest tunnel."""
-        near, far = self.exchange.caller_tunnel, self.exchange.callee_tunnel
-        assert near is not None
-        assert far is not None
-        return near, far
-
-    def kill(self) -> None:
-        """The tunnel dies, and both ends notice."""
-        self.tunnels[0].reset()
-
-    def count(self, name: str) -> tuple[int, int]:
-        near, far = self.world.alice.service, self.world.bob.service
-        return near.statistics().get(name, 0), far.statistics().get(name, 0)
-
-    async def end(self) -> None:
-        """Somebody at each end lets go of it."""
-        self.near.abort()
-        self.far.abort()
-        await self.wait_gone()
-
-    async def wait_gone(self, within: float = 30) -> None:
-        with trio.fail_after(within):
-            while self.world.alice.service.sessions() or self.world.bob.service.sessions():
-                await trio.sleep(0.1)
-        for side in (self.world.alice, self.world.bob):
-            assert side.service._survival.memory.used == 0
-        server = self.world.bob.service._server
-        assert server is not None
-        assert len(server._resumable) == 0
-
-
-async def connected(world: World) -> Pair:
-    """A connection on which each end has said a byte: the caller has the secret."""
-    far: list[SessionStream] = []
-
-    async def service(stream: ByteStream) -> None:
-        assert isinstance(stream, SessionStream)
-        far.append(stream)
-        await stream.wait_closed()
-
-    world.bob.host.streams[80] = service
-    near = await world.connect()
-    await trio.sleep(0.1)
-    pair = Pair(world, near, far[0])
-    await exchange_bytes(pair)
-    return pair
-
-
-async def exchange_bytes(pair: Pair, there: bytes = b"ping", back: bytes = b"pong") -> None:
-    """One message each way, while both listen."""
-    for sender, receiver, data in ((pair.near, pair.far, there), (pair.far, pair.near, back)):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(sender.send_all, memoryview(data))
-            assert await receive_exactly(receiver, len(data)) == data
-
-
-async def send(stream: ByteStream, data: bytes, rng: random.Random) -> None:
-    view, start = memoryview(data), 0
-    while start < len(data):
-        length = rng.choice((1, 100, 5_000, 65_536, 200_000))
-        await stream.send_all(view[start : start + length])
-        start += length
-    await stream.send_end()
-
 
 # --- bytes ---------------------------------------------------------------------------------------
 
@@ -144,13 +63,13 @@ async def test_not_a_byte_is_lost_while_tunnels_die(autojump_clock: MockClock, s
         found[name] = await receive_all(stream)
 
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         world.network.prepare = prepare
         first = pair.tunnels[seed % 2].outgoing
         first.cut_at = first.carried + 500_000
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, pair.near, there, random.Random(2))
-            nursery.start_soon(send, pair.far, back, random.Random(3))
+            nursery.start_soon(send_pieces, pair.near, there, random.Random(2))
+            nursery.start_soon(send_pieces, pair.far, back, random.Random(3))
             nursery.start_soon(collect, "far", pair.far)
             nursery.start_soon(collect, "near", pair.near)
         assert found == {"far": there, "near": back}
@@ -164,7 +83,7 @@ async def test_not_a_byte_is_lost_while_tunnels_die(autojump_clock: MockClock, s
 async def test_an_idle_connection_that_loses_its_tunnel_goes_on(autojump_clock: MockClock) -> None:
     async with running_world() as world:
         world.network.exits.append(FakeWayOut(world.network, 7))
-        pair = await connected(world)
+        pair = await resumable(world)
         async with trio.open_nursery() as nursery:
             for stream in (pair.near, pair.far):  # as those who carry it do
                 nursery.start_soon(stream.receive)
@@ -191,7 +110,7 @@ async def test_the_other_path_is_taken(autojump_clock: MockClock) -> None:
             return way
 
         world.network.way_out = watched  # type: ignore[method-assign, assignment]
-        pair = await connected(world)
+        pair = await resumable(world)
         lost = pair.near.path_number
         pair.kill()
         await exchange_bytes(pair)
@@ -206,7 +125,7 @@ async def test_the_other_way_in_is_taken(autojump_clock: MockClock) -> None:
         record = FakeRecord.of(BOB, (*ENTRY, START + 10_000), (*other, START + 10_000))
         world.directory.records[BOB.ap6] = record
         world.network.ways[other] = world.way
-        pair = await connected(world)
+        pair = await resumable(world)
         for _ in range(6):
             lost = pair.exchange.entry_id
             pair.kill()
@@ -220,7 +139,7 @@ async def test_one_end_may_notice_long_before_the_other(
     autojump_clock: MockClock, who: str
 ) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         near, far = pair.tunnels
         for lane in (near.outgoing, far.outgoing):
             lane.is_lossy = True
@@ -242,7 +161,7 @@ async def test_one_end_may_notice_long_before_the_other(
 async def test_ends_are_not_lost_either(autojump_clock: MockClock) -> None:
     for first in (0, 1):
         async with running_world() as world:
-            pair = await connected(world)
+            pair = await resumable(world)
             ending, other = (pair.near, pair.far) if first == 0 else (pair.far, pair.near)
             for tunnel in pair.tunnels:
                 tunnel.outgoing.is_lossy = True
@@ -264,7 +183,7 @@ async def test_ends_are_not_lost_either(autojump_clock: MockClock) -> None:
 async def test_a_service_that_is_slow_to_read_is_not_hurried(autojump_clock: MockClock) -> None:
     data = random.Random(4).randbytes(3_000_000)
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.near.send_all, memoryview(data))
             await trio.sleep(10)
@@ -281,7 +200,7 @@ async def test_a_service_that_is_slow_to_read_is_not_hurried(autojump_clock: Moc
 @pytest.mark.parametrize("who", ["near", "far"])
 async def test_a_reset_is_a_reset(autojump_clock: MockClock, who: str) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         mine, other = (pair.near, pair.far) if who == "near" else (pair.far, pair.near)
         mine.abort()
         with pytest.raises(StreamReset), trio.fail_after(1):
@@ -296,7 +215,7 @@ async def test_who_breaks_the_protocol_is_not_waited_for(
     autojump_clock: MockClock, kind: FrameKind
 ) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         payload = memoryview(bytes(1))
         await pair.near._secure.send(kind, payload)
         with pytest.raises(StreamReset), trio.fail_after(1):
@@ -311,7 +230,7 @@ async def test_an_acknowledgement_of_what_was_never_sent_ends_it(
     autojump_clock: MockClock, wrong: int
 ) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         await pair.near._secure.send(FrameKind.DATA, memoryview(b"x"), lambda: pack_ack(wrong))
         with pytest.raises(StreamReset), trio.fail_after(1):
             await pair.far.receive()
@@ -363,7 +282,7 @@ async def test_it_can_be_turned_off(autojump_clock: MockClock, setting: str) -> 
         side.service._survival.memory.limit = 0
         if setting == "caller":
             side.service._opener._survives = False
-        pair = await connected(world)
+        pair = await resumable(world)
         pair.kill()
         for stream in (pair.near, pair.far):
             with pytest.raises(StreamReset), trio.fail_after(1):
@@ -378,7 +297,7 @@ async def test_it_can_be_turned_off(autojump_clock: MockClock, setting: str) -> 
 
 async def test_when_no_way_works_it_is_over_after_a_minute(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         world.network.ways.clear()
         pair.kill()
         ended: dict[str, float] = {}
@@ -401,7 +320,7 @@ async def test_when_no_way_works_it_is_over_after_a_minute(autojump_clock: MockC
 
 async def test_a_way_that_is_back_after_half_a_minute_is_found(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         ways = dict(world.network.ways)
         world.network.ways.clear()
         pair.kill()
@@ -418,7 +337,7 @@ async def test_a_way_that_is_back_after_half_a_minute_is_found(autojump_clock: M
 
 async def test_a_callee_that_was_restarted_says_that_it_is_gone(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         server = world.bob.service._server
         assert server is not None
         server._resumable.find = lambda *_: None  # type: ignore[method-assign]
@@ -432,7 +351,7 @@ async def test_an_application_that_gives_up_meanwhile_ends_the_search(
     autojump_clock: MockClock,
 ) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         world.network.ways.clear()
         pair.kill()
         await trio.sleep(0)
@@ -448,7 +367,7 @@ async def test_an_application_that_gives_up_meanwhile_ends_the_search(
 
 async def test_the_callee_waits_less_behind_an_end(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         await pair.near.send_end()
         assert await receive_all(pair.far) == b""
         pair.near.abort()
@@ -464,7 +383,7 @@ async def test_the_callee_waits_less_behind_an_end(autojump_clock: MockClock) ->
 
 async def test_deaths_are_counted_if_they_are_repeated(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         for expected in (0, 1, 2):
             pair.kill()
             await exchange_bytes(pair)
@@ -481,21 +400,9 @@ async def test_deaths_are_counted_if_they_are_repeated(autojump_clock: MockClock
 # --- who may -------------------------------------------------------------------------------------
 
 
-async def resumption(pair: Pair, **changes: object) -> Outcome | None:
-    """What Bob answers to a resumption that differs from what Alice would say."""
-    secret = changes.pop("secret", pair.near.secret)
-    assert isinstance(secret, bytes)
-    epoch, received = changes.pop("epoch", 1), changes.pop("received", pair.near.received)
-    assert isinstance(epoch, int)
-    assert isinstance(received, int)
-    server = pair.world.bob.service._server
-    assert server is not None
-    ((_, session_id),) = server._resumable._all
-    request = crafted(
-        pair.world, session_id=changes.pop("session_id", session_id), resumes=True, epoch=epoch
-    )
-    said = Resuming(secret, epoch, received).say(request.session_id, request.nonce)
-    request = dataclasses.replace(request, early=said, **changes)  # type: ignore[arg-type]
+async def answer_to(pair: Pair, **changes: Any) -> Outcome | None:
+    """What Bob says to a resumption that differs from what Alice would ask; None: nothing."""
+    request = resumption(pair, **changes)
     signing = EVE.signing if request.caller == EVE.signing.public else ALICE.signing
     return await submitted(pair.world, request, sealed(request, signing))
 
@@ -517,15 +424,15 @@ async def resumption(pair: Pair, **changes: object) -> Outcome | None:
     ],
 )
 async def test_only_the_caller_may_and_only_from_where_it_is(
-    autojump_clock: MockClock, changes: dict[str, object], expected: Outcome | None
+    autojump_clock: MockClock, changes: dict[str, Any], expected: Outcome | None
 ) -> None:
     """The far end has said four bytes, all of which were acknowledged."""
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         await exchange_bytes(pair, there=b"", back=b"")
         await pair.near.send_all(memoryview(b"!"))  # takes an acknowledgement along
         await receive_exactly(pair.far, 1)
-        assert await resumption(pair, **changes) is expected
+        assert await answer_to(pair, **changes) is expected
         if "received" in changes:  # nobody else knows the secret
             with pytest.raises(StreamReset), trio.fail_after(1):
                 await pair.far.receive()
@@ -537,12 +444,12 @@ async def test_only_the_caller_may_and_only_from_where_it_is(
 
 async def test_lower_epochs_are_refused(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         for _ in range(3):
             pair.kill()
             await exchange_bytes(pair)
         for epoch in (1, 2, 3):
-            assert await resumption(pair, epoch=epoch) is Outcome.GONE
+            assert await answer_to(pair, epoch=epoch) is Outcome.GONE
         await exchange_bytes(pair)
         await pair.end()
 
@@ -552,8 +459,8 @@ async def test_somebody_who_asks_and_never_completes_does_not_keep_the_caller_ou
 ) -> None:
     """A request that a node on the way held back until now, say."""
     async with running_world() as world:
-        pair = await connected(world)
-        assert await resumption(pair, epoch=1) is Outcome.CONNECTED
+        pair = await resumable(world)
+        assert await answer_to(pair, epoch=1) is Outcome.CONNECTED
         await exchange_bytes(pair)
         assert pair.near.resumed == 1
         await pair.end()
@@ -561,7 +468,7 @@ async def test_somebody_who_asks_and_never_completes_does_not_keep_the_caller_ou
 
 async def test_a_resumption_that_is_repeated_gets_no_answer(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         pair.kill()
         await exchange_bytes(pair)
         repeated = world.network.exchanges[-1].sealed_request
@@ -575,7 +482,7 @@ async def test_a_resumption_that_is_repeated_gets_no_answer(autojump_clock: Mock
 
 async def test_an_ephemeral_caller_resumes_as_the_same_nobody(autojump_clock: MockClock) -> None:
     async with running_world(ephemeral=frozenset({"alice"})) as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         pair.kill()
         await exchange_bytes(pair)
         assert pair.near.resumed == 1
@@ -589,7 +496,7 @@ async def test_without_memory_for_it_a_stream_is_as_fast_and_dies_with_its_tunne
     autojump_clock: MockClock,
 ) -> None:
     async with running_world(resume_memory=100_000) as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.near.send_all, memoryview(bytes(150_000)))
         assert pair.count("streams_unprotected") == (1, 0)
@@ -601,7 +508,7 @@ async def test_without_memory_for_it_a_stream_is_as_fast_and_dies_with_its_tunne
 
 async def test_once_all_is_acknowledged_it_may_be_resumed_again(autojump_clock: MockClock) -> None:
     async with running_world(resume_memory=100_000) as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.near.send_all, memoryview(bytes(150_000)))
             await receive_exactly(pair.far, 150_000)
@@ -614,7 +521,7 @@ async def test_once_all_is_acknowledged_it_may_be_resumed_again(autojump_clock: 
 
 async def test_what_is_kept_is_bounded_and_let_go_of(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         memory = world.alice.service._survival.memory
         most = 0
 
@@ -641,7 +548,7 @@ async def test_what_is_kept_is_bounded_and_let_go_of(autojump_clock: MockClock) 
 async def test_nothing_is_kept_that_nobody_will_confirm(autojump_clock: MockClock) -> None:
     """Behind END no acknowledgement comes."""
     async with running_world(resume_memory=500_000) as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         await pair.near.send_end()
         assert await receive_all(pair.far) == b""
         async with trio.open_nursery() as nursery:
@@ -657,7 +564,7 @@ async def test_little_is_acknowledged_with_what_goes_the_other_way(
 ) -> None:
     """Keystrokes cost no message of their own, however long they take."""
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         near, far = pair.tunnels
         before = near.outgoing.writes, far.outgoing.writes
         for _ in range(50):
@@ -720,7 +627,7 @@ def test_buffers_go_back_to_the_pool() -> None:
 
 async def test_the_request_says_so(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         pair.kill()
         await exchange_bytes(pair)
         ((server_key, _),) = world.bob.service._server._resumable._all.items()  # type: ignore[union-attr]

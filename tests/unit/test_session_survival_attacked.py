@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
 import trio
+from session_pair import Pair, exchange_bytes, resumable, resumption
 from session_world import (
     BOB,
     CONTEXT,
     ENTRY,
-    crafted,
     receive_all,
     receive_exactly,
     running_world,
     sealed,
 )
-from test_session_survival import Pair, connected, exchange_bytes
 from trio.testing import MockClock
 
 from phantom_tun.crypto.certificates import certificate_hash
@@ -40,22 +38,13 @@ from phantom_tun.net.sessions.unacknowledged import (
 from phantom_tun.testing.fake_tunnel import FakeTunnel
 from phantom_tun.tunnel.answer import caller_wrap, unlock_answer
 from phantom_tun.tunnel.channel import CallerHandshake
-from phantom_tun.tunnel.resumption import Resuming
 from phantom_tun.wire.session import Answer, FrameKind, Outcome, pack_ack
 
 
 async def by_hand(pair: Pair, epoch: int) -> tuple[SecureTunnel, Answer]:
     """What a caller has who knows its session and resumes it when it likes."""
     world, handshake = pair.world, CallerHandshake(CONTEXT)
-    server = world.bob.service._server
-    assert server is not None
-    assert pair.near.secret is not None
-    ((_, session_id),) = server._resumable._all
-    request = crafted(
-        world, session_id=session_id, resumes=True, epoch=epoch, client_hello=handshake.hello
-    )
-    resuming = Resuming(pair.near.secret, epoch, pair.near.received)
-    request = dataclasses.replace(request, early=resuming.say(session_id, request.nonce))
+    request = resumption(pair, epoch, client_hello=handshake.hello)
     locked, tunnel = await world.network.carry(*ENTRY, sealed(request))
     answer = unlock_answer(locked, request)
     assert answer.outcome is Outcome.CONNECTED
@@ -76,7 +65,7 @@ async def read_on(stream: SessionStream) -> None:
 async def test_who_keeps_nothing_is_told_nothing(autojump_clock: MockClock, who: str) -> None:
     async with running_world() as world:
         getattr(world, who).service._survival.memory.limit = 0
-        pair = await connected(world)
+        pair = await resumable(world)
         for _ in range(3):
             await exchange_bytes(pair)
         await pair.end()
@@ -85,7 +74,7 @@ async def test_who_keeps_nothing_is_told_nothing(autojump_clock: MockClock, who:
 async def test_acknowledgements_never_go_back(autojump_clock: MockClock) -> None:
     """Small pieces both ways over tunnels that are always full."""
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         for tunnel in pair.tunnels:
             tunnel.outgoing.capacity = 20_000
 
@@ -112,7 +101,7 @@ async def test_what_arrives_while_an_acknowledgement_waits_is_acknowledged_too(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         slow, send_at_once = pair.tunnels[0], FakeTunnel.send
 
         async def send(tunnel: FakeTunnel, buffer: Buffer, *, fin: bool = False) -> None:
@@ -136,7 +125,7 @@ async def test_what_arrives_while_an_acknowledgement_waits_is_acknowledged_too(
 
 async def test_who_confirms_what_is_only_being_repeated_ends_it(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         for tunnel in pair.tunnels:
             tunnel.outgoing.is_lossy = True
         await pair.far.send_all(memoryview(bytes(200_000)))
@@ -176,7 +165,7 @@ async def test_who_repeated_for_a_tunnel_before_does_not_let_others_go(
             await trio.sleep(0.01)
 
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         for tunnel in pair.tunnels:
             tunnel.outgoing.is_lossy = True
         await pair.far.send_all(memoryview(data))
@@ -218,7 +207,7 @@ async def test_an_attempt_that_the_caller_has_left_does_not_count(
 ) -> None:
     """Its flight arrives after the next attempt's request."""
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         first, _ = await by_hand(pair, 1)
         second, answer = await by_hand(pair, 2)
         assert answer.received == 4
@@ -238,7 +227,7 @@ async def test_an_attempt_that_the_caller_has_left_does_not_count(
 
 async def test_attempts_at_a_time_are_few(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         attempts = [(await by_hand(pair, epoch))[0] for epoch in range(1, MAX_ATTEMPTS + 1)]
         with pytest.raises(Unreachable):
             await by_hand(pair, MAX_ATTEMPTS + 1)
@@ -259,7 +248,7 @@ async def test_a_reset_right_after_a_resumption_is_one(
             stream.abort()
 
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         monkeypatch.setattr(SessionStream, "go_on", go_on_and_give_up)
         pair.kill()
         assert not pair.near.is_broken()
@@ -314,7 +303,7 @@ async def test_who_asks_again_and_again_behind_an_end_is_waited_for(
     autojump_clock: MockClock,
 ) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         await pair.near.send_end()
         assert await receive_all(pair.far) == b""
         until = trio.current_time() + 40
@@ -335,7 +324,7 @@ async def test_a_session_that_cannot_go_on_is_over_at_once_at_both_ends(
     autojump_clock: MockClock,
 ) -> None:
     async with running_world(resume_memory=300_000) as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.far.send_all, memoryview(bytes(400_000)))
             await receive_exactly(pair.near, 200_000)
@@ -358,7 +347,7 @@ async def test_a_session_that_cannot_go_on_is_over_at_once_at_both_ends(
 @pytest.mark.parametrize("who", ["near", "far"])
 async def test_sending_on_what_is_over_keeps_nothing(autojump_clock: MockClock, who: str) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         mine, other = (pair.near, pair.far) if who == "near" else (pair.far, pair.near)
 
         async def say() -> None:
@@ -380,7 +369,7 @@ async def test_sending_on_what_is_over_keeps_nothing(autojump_clock: MockClock, 
 
 async def test_a_slow_reader_is_not_sent_more_than_can_be_kept(autojump_clock: MockClock) -> None:
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         for tunnel in pair.tunnels:
             tunnel.outgoing.capacity = 100_000_000
         async with trio.open_nursery() as nursery:
@@ -398,7 +387,7 @@ async def test_a_slow_reader_is_not_sent_more_than_can_be_kept(autojump_clock: M
 async def test_who_does_not_read_is_not_stopped_from_sending(autojump_clock: MockClock) -> None:
     """Its node doesn't hear what is confirmed: what waits before that isn't taken."""
     async with running_world() as world:
-        pair = await connected(world)
+        pair = await resumable(world)
         await pair.far.send_all(memoryview(b"never read"))
         amount = MOST_OF_ONE + 5_000_000
         async with trio.open_nursery() as nursery:
