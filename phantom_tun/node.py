@@ -303,13 +303,38 @@ class Node:
             async with trio.open_nursery() as nursery:
                 if self._interface is not None:
                     nursery.start_soon(self.hub.guard.forever, self._interface.keep_guard)
-                await self._start_relay(nursery)
-                if self._interface is not None and self._owner is not None:
-                    await self._start_owner(nursery, self._owner, self._interface)
-                self._phase = "ready"
-                task_status.started()
+                below = trio.CancelScope()
+                await nursery.start(self._run_below, below)
+                below.shield = True  # what is above has last words to say
+                try:
+                    await self._run_above(task_status)
+                finally:
+                    below.cancel()
         finally:
             self._phase = "stopping"
+
+    async def _run_below(
+        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """What connections of this node and of others go through, until ``scope`` is cancelled."""
+        with scope:
+            async with trio.open_nursery() as nursery:
+                await self._start_relay(nursery)
+                if self._owner is not None:
+                    await nursery.start(self.paths.run)
+                task_status.started()
+
+    async def _run_above(self, task_status: trio.TaskStatus[None]) -> None:
+        """This node's own connections, if it has AP addresses, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._interface is not None and self._owner is not None:
+                await self._start_owner(nursery, self._owner, self._interface)
+            self._phase = "ready"
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._phase = "stopping"
 
     async def _start_relay(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.hub.run)
@@ -327,7 +352,6 @@ class Node:
         )
 
     async def _start_owner(self, nursery: trio.Nursery, owner: Owner, interface: Interface) -> None:
-        await nursery.start(self.paths.run)
         await owner.start(nursery, interface)
         for number, identity in enumerate(self.identities.all()):
             await self._bring_up(owner, identity, hurry=number == 0)

@@ -398,6 +398,31 @@ def test_a_node_that_is_down_leaks_nothing(lab: Lab) -> None:
         node.check("ip", "-6", "route", "del", "default")
 
 
+def test_connections_of_a_node_that_stops_are_reset(
+    lab: Lab, client: Node, server: Node, figures: Figures
+) -> None:
+    """It says so, both as caller and as called: nobody looks for another way to it."""
+    node = lab["n14"]
+    node.expose(OTHER)
+    with (
+        node.joined(server, OTHER) as (own, called),
+        client.joined(node, OTHER) as (caller, taken),
+    ):
+        for sender, receiver in ((own, called), (called, own), (caller, taken), (taken, caller)):
+            sender.sendall(b"here")
+            assert receiver.recv(4) == b"here"
+        began = time.monotonic()
+        lab.command("stop", node.name)
+        for sock in (called, caller):
+            sock.settimeout(5.0)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+        took = time.monotonic() - began
+    lab.command("start", node.name, timeout=300)
+    lab.refresh()
+    figures(f"a node stopped: its connections were reset at the other ends within {took:.1f} s")
+
+
 @pytest.mark.parametrize("end", ["kill", pytest.param("stop", marks=slow)])
 def test_a_node_that_comes_back_has_its_addresses_and_is_reachable(
     lab: Lab, client: Node, end: str, figures: Figures

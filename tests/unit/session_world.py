@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -73,6 +73,12 @@ class Side:
     rules: ExposeRules
     clock: TrioTime
     service: SessionService
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of the service: who cancels it stops the node."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self.scope:
+            await self.service.run(self.host, task_status=task_status)
 
 
 class World:
@@ -109,7 +115,7 @@ class World:
 
     async def start(self) -> None:
         for side in (self.alice, self.bob):
-            await self.nursery.start(side.service.run, side.host)
+            await self.nursery.start(side.run)
         # Requests that are as old as the service itself are refused.
         await trio.sleep(100)
 

@@ -210,6 +210,107 @@ async def test_a_reset_is_a_reset(autojump_clock: MockClock, who: str) -> None:
         assert len(world.network.exchanges) == 1
 
 
+async def _reads_until_reset(stream: SessionStream) -> None:
+    with pytest.raises(StreamReset):
+        await stream.receive()
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+async def test_a_reset_is_said_though_somebody_is_reading(
+    autojump_clock: MockClock, who: str
+) -> None:
+    async with running_world() as world:
+        pair = await resumable(world)
+        mine, other = (pair.near, pair.far) if who == "near" else (pair.far, pair.near)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_reads_until_reset, mine)
+            await trio.sleep(1)
+            mine.abort()
+            with pytest.raises(StreamReset), trio.fail_after(1):
+                await other.receive()
+        other.abort()
+        await pair.wait_gone(1)
+        assert pair.is_released
+
+
+async def _holds(lock: trio.Lock, seconds: float) -> None:
+    async with lock:
+        await trio.sleep(seconds)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_an_end_that_was_given_up_was_not_said(autojump_clock: MockClock, keep: bool) -> None:
+    """Its sender had to wait for another one, and then resets instead."""
+    async with running_world(keep=keep) as world:
+        pair = await resumable(world)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_holds, pair.near._secure.pipe.send_lock, 2)
+            await trio.sleep(1)
+            with trio.move_on_after(0.5) as scope:
+                await pair.near.send_end()
+            assert scope.cancelled_caught
+        pair.near.abort()
+        with pytest.raises(StreamReset), trio.fail_after(1):
+            await pair.far.receive()
+        pair.far.abort()
+        await pair.wait_gone(1)
+        assert pair.is_released
+
+
+@pytest.mark.parametrize("who", ["caller", "callee"])
+async def test_a_node_that_stops_says_so(autojump_clock: MockClock, who: str) -> None:
+    async with running_world() as world:
+        pair = await resumable(world)
+        side, other = (world.alice, pair.far) if who == "caller" else (world.bob, pair.near)
+        side.scope.cancel()
+        with pytest.raises(StreamReset), trio.fail_after(1):
+            await other.receive()
+        other.abort()
+        await trio.sleep(1)
+        assert pair.is_released
+        assert not world.alice.service.sessions()
+        assert not world.bob.service.sessions()
+
+
+@pytest.mark.parametrize("who", ["caller", "callee"])
+async def test_a_node_that_stops_waits_for_nobody(autojump_clock: MockClock, who: str) -> None:
+    """The peer takes nothing: there is no room for a last word."""
+    async with running_world() as world:
+        pair = await resumable(world)
+        near, far = pair.tunnels
+        mine = near if who == "caller" else far
+        side = world.alice if who == "caller" else world.bob
+        stream = pair.near if who == "caller" else pair.far
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_sends_until_reset, stream)
+            await trio.sleep(5)
+            began = trio.current_time()
+            side.scope.cancel()
+        assert mine.is_reset
+        assert trio.current_time() - began < 1.1
+        pair.near.abort()
+        pair.far.abort()
+        await trio.sleep(1)
+
+
+async def _sends_until_reset(stream: SessionStream) -> None:
+    with pytest.raises(StreamReset):
+        while True:
+            await stream.send_all(memoryview(bytes(MAX_DATA)))
+
+
+async def test_only_the_callee_gives_a_secret(autojump_clock: MockClock) -> None:
+    async with running_world() as world:
+        world.bob.service._survival.memory.limit = 0
+        pair = await resumable(world)
+        assert pair.far.secret is None
+        await pair.near._secure.send(FrameKind.SECRET, memoryview(bytes(32)))
+        with pytest.raises(StreamReset), trio.fail_after(1):
+            await pair.far.receive()
+        assert pair.far.secret is None
+        await pair.end()
+
+
 @pytest.mark.parametrize("kind", [FrameKind.DATAGRAM, FrameKind.OPEN, FrameKind.OPENED])
 async def test_who_breaks_the_protocol_is_not_waited_for(
     autojump_clock: MockClock, kind: FrameKind

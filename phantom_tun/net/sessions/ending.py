@@ -37,12 +37,17 @@ async def send_end(secure: SecureTunnel) -> None:
     """
     if secure.sent_end:
         return
-    secure.sent_end = True
-    if secure.on_rest is not None:
-        await secure.send(FrameKind.END)
-        return
-    await secure.pipe.write(_encode_last(secure, FrameKind.END), fin=True)
-    secure.sent_fin = True
+    is_kept = secure.on_rest is not None
+
+    def encode(view: memoryview, start: int) -> int:
+        if secure.sent_end:
+            return start
+        secure.sent_end = True  # not before: who waits for the lock may be cancelled
+        return _encode_end(secure, view, start) if is_kept else encode_last(view, start)
+
+    encode_last = _encode_last(secure, FrameKind.END)
+    await secure.pipe.write(encode, fin=not is_kept)
+    secure.sent_fin = not is_kept
 
 
 def finish(secure: SecureTunnel, last: FrameKind | None) -> None:
@@ -129,16 +134,20 @@ def _encode_last(secure: SecureTunnel, last: FrameKind | None) -> Encode:
 
     def encode(view: memoryview, start: int) -> int:
         if last is FrameKind.END:
-            start = ahead.encode(view, start)
-        elif last is FrameKind.RESET:
+            start = _encode_end(secure, view, start)
+        elif last is not None:
             start = ahead.encode_outcome(view, start)
-        if last is not None:
             start = channel.encode(view, start, last, _NOTHING)
         if secure.is_idle or (secure.sent_end and secure.got_end):
             start = channel.encode_close(view, start)
         return start
 
     return encode
+
+
+def _encode_end(secure: SecureTunnel, view: memoryview, start: int) -> int:
+    start = secure.ahead.encode(view, start)
+    return secure.pipe.channel.encode(view, start, FrameKind.END, _NOTHING)
 
 
 async def _drain(tunnel: Tunnel) -> None:

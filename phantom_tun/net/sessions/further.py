@@ -31,6 +31,7 @@ def _successor(ended: SecureTunnel) -> SecureTunnel:
     pipe = ended.pipe
     idle = SecureTunnel(pipe.channel, pipe.tunnel, ended.spawn, pipe.reader)
     idle.secret, idle.ahead.secret = ended.secret, ended.ahead.secret
+    idle.awaits_secret = ended.awaits_secret
     return idle
 
 

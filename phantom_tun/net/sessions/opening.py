@@ -413,8 +413,10 @@ class SessionOpener:
             tunnel.reset()
             raise
         secure = SecureTunnel(channel, tunnel, self._spawn)
-        if call.is_of_known and call.resuming is None:
-            self._expect_ticket(call, secure)
+        if call.resuming is None:
+            secure.awaits_secret = call.survives
+            if call.is_of_known:
+                self._expect_ticket(call, secure)
         if call.keep:
             kept = Kept(call.parties, secure, attempt.route, attempt.way, trio.current_time())
             self._keep(kept)

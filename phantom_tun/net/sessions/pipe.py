@@ -131,15 +131,17 @@ class Pipe:
         try:
             self.check()
             with trio.CancelScope() as self._receiving:
-                self._take(await self.tunnel.receive_pooled())
+                try:
+                    buffer = await self.tunnel.receive_pooled()
+                except StreamReset:
+                    self.is_torn = self.is_stopped = True
+                    raise
+                except (PeerError, LinkBroken) as error:
+                    raise self.tear("the tunnel broke") from error
+                self._take(buffer)
             self._receiving = None
             if not self.got_fin:
-                self.check()
-        except StreamReset:
-            self.is_torn = self.is_stopped = True
-            raise
-        except (PeerError, LinkBroken) as error:
-            raise self.tear("the tunnel broke") from error
+                self.check()  # whoever stops it may still have something to say
         finally:
             self.receive_lock.release()
         if self.got_fin:

@@ -63,6 +63,7 @@ class SecureTunnel:
         "_reader",
         "_write",
         "ahead",
+        "awaits_secret",
         "closed",
         "first",
         "got_end",
@@ -113,6 +114,8 @@ class SecureTunnel:
         """The application's first bytes went along with the request."""
         self.secret: bytes | None = None
         """With which the caller can resume the session."""
+        self.awaits_secret = False
+        """The callee may still give it."""
         self.closed = pipe.closed
         """Set when nothing of the tunnel is in use any more."""
 
@@ -178,7 +181,7 @@ class SecureTunnel:
         await self._write(lambda view, start: encode(view, start, kind, data))
 
     async def send_messages(self, messages: list[bytes]) -> None:
-        """Send several DATAGRAM frames at once, at most ``BATCH`` bytes with their headers.
+        """Send several DATAGRAM frames at once, at most ``RECORD`` bytes with their headers.
 
         :raises StreamReset: as :meth:`send`.
         """
@@ -282,8 +285,9 @@ class SecureTunnel:
         keep(Ticket.unpack(packed))
 
     def _take_secret(self, secret: bytes) -> None:
-        if self.secret is not None or self.got_end:
+        if not self.awaits_secret or self.got_end:
             raise ProtocolViolation("a secret that nobody expects")
+        self.awaits_secret = False
         if len(secret) != RESUME_SECRET_LEN:
             raise WireError("a secret of another length")
         self.secret = secret

@@ -42,6 +42,9 @@ _CarrierT = TypeVar("_CarrierT", bound=Carrier)
 MAX_OPENING = 512
 """Connections being made at the same time."""
 
+LAST_WORDS_WITHIN = 1.0
+"""Seconds at the end for telling all peers that their connections are reset."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
@@ -114,11 +117,14 @@ class SessionService:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until cancelled; then every connection is reset. ``local_host`` is where exposed
-        services are reached."""
+        """Serve until cancelled; then every connection is reset, and for ``LAST_WORDS_WITHIN`` the
+        peers are told. ``local_host`` is where exposed services are reached."""
         nat_peers = NatPeers(self._settings.nat4, self._settings.nat6)
+        background = trio.CancelScope()
+        is_over = trio.Event()
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            await nursery.start(self._run_background, background, is_over)
+            background.shield = True
             services = LocalServices(
                 local_host, EchoService(is_enabled=self._settings.answer_echo), self._spawn
             )
@@ -145,9 +151,27 @@ class SessionService:
                 task_status.started()
                 await trio.sleep_forever()
             finally:
-                self._nursery = self._server = None
+                self._server = None
                 self._table.abort_all()
                 self._opener.end_kept()
+                background.deadline = trio.current_time() + LAST_WORDS_WITHIN
+                is_over.set()
+
+    async def _run_background(
+        self,
+        scope: trio.CancelScope,
+        is_over: trio.Event,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Have tasks until it is over and they have ended."""
+        try:
+            with scope:
+                async with trio.open_nursery() as self._nursery:
+                    task_status.started()
+                    await is_over.wait()
+        finally:
+            self._nursery = None
 
     # --- being connected to ---------------------------------------------------------------------
 
