@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import socket
 from collections import Counter
 from contextlib import suppress
 
@@ -17,13 +18,16 @@ from phantom_tun.errors import LinkBroken
 from phantom_tun.guard import Guard
 from phantom_tun.net.links import rest as rest_module
 from phantom_tun.net.links.buffers import CHUNK, POOL
+from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.rest import Rest
-from phantom_tun.net.links.splice import FEW, join, splice
+from phantom_tun.net.links.splice import FEW, LITTLE, SMALL, join, splice
 from phantom_tun.tasks import Tasks
 from phantom_tun.wire.frames import Frame, pack_frame
 
 SECRETS = b"a" * 64, b"b" * 64
 DATA = random.Random(5).randbytes(1_500_000)
+MUCH = SMALL + 1
+"""Bytes of a message that a tunnel doesn't move at rest."""
 
 
 class Relay:
@@ -207,19 +211,21 @@ def tasks():
     return trio.lowlevel.current_statistics().tasks_living
 
 
-async def to_and_fro(relay, count):
-    """Single bytes through the relay and back."""
+async def to_and_fro(relay, count, size=1):
+    """A message through the relay and back, again and again."""
     for _ in range(count):
-        await relay.near.bulk.send_bytes(b"x")
-        await relay.far.bulk.receive_exactly(1)
-        await relay.far.bulk.send_bytes(b"y")
-        await relay.near.bulk.receive_exactly(1)
+        for sender, receiver, byte in (
+            (relay.near, relay.far, b"x"),
+            (relay.far, relay.near, b"y"),
+        ):
+            await sender.bulk.send_bytes(byte * size)
+            await receiver.bulk.receive_exactly(size)
 
 
 async def at_rest(relay, nursery):
     """Has it run, flow and come to rest."""
     nursery.start_soon(relay.run)
-    await to_and_fro(relay, FEW)
+    await to_and_fro(relay, FEW, MUCH)
     flowing = tasks()
     await until(lambda: tasks() == flowing - 3)
 
@@ -241,14 +247,16 @@ async def test_little_and_much_go_through_a_tunnel_that_was_at_rest(
     with trio.fail_after(60):
         async with trio.open_nursery() as inner:
             await at_rest(tls_relay, inner)
-            sent = b"x" * FEW, b"y" * FEW
+            sent = b"x" * FEW * MUCH, b"y" * FEW * MUCH
             await to_and_fro(tls_relay, 1)
             await trio.sleep(0.05)
             for number, end in enumerate((tls_relay.near, tls_relay.far)):
                 inner.start_soon(send, end, DATA[number:], random.Random(number))
                 inner.start_soon(take, end)
     before = [part + part[:1] for part in sent]
-    passed = [expected(part + DATA[i:], SECRETS[i])[FEW + 1 :] for i, part in enumerate(before)]
+    passed = [
+        expected(part + DATA[i:], SECRETS[i])[FEW * MUCH + 1 :] for i, part in enumerate(before)
+    ]
     assert [found[tls_relay.far], found[tls_relay.near]] == passed
 
 
@@ -260,11 +268,149 @@ async def test_a_tunnel_that_woke_with_no_room_to_send_comes_to_rest_again(
         await until(lambda: not rest_module.rest()._restless)
         with monkeypatch.context() as full:
             full.setattr(type(tls_relay.b.bulk), "has_room", lambda _: False)
-            await tls_relay.near.bulk.send_bytes(b"x")
-            await tls_relay.far.bulk.receive_exactly(1)
+            await tls_relay.near.bulk.send_bytes(bytes(3 * LITTLE))
+            await tls_relay.far.bulk.receive_exactly(3 * LITTLE)
             assert not rest_module.rest()._sleepers
         await until(lambda: rest_module.rest()._sleepers)
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("size", [1, 100, SMALL])
+async def test_messages_go_through_a_tunnel_that_stays_at_rest(
+    tls_relay, nursery, soon_at_rest, size
+):
+    with trio.fail_after(30):
+        await at_rest(tls_relay, nursery)
+        before, fewest = tasks(), len(tls_relay.sizes)
+        for turn in range(20):
+            await tls_relay.near.bulk.send_bytes(DATA[turn * size :][:size])
+            await tls_relay.far.bulk.receive_exactly(size)
+            await tls_relay.far.bulk.send_bytes(b"y" * size)
+            await tls_relay.near.bulk.receive_exactly(size)
+            assert tasks() == before
+    assert sum(tls_relay.sizes[fewest:]) == 40 * size
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_goes_through_at_rest_went_through_the_layer(tls_relay, nursery, soon_at_rest):
+    with trio.fail_after(30):
+        await at_rest(tls_relay, nursery)
+        passed = b"x" * FEW * MUCH
+        for turn in range(10):
+            sent = bytes([turn]) * 300
+            await tls_relay.near.bulk.send_bytes(sent)
+            passed += sent
+            got = await tls_relay.far.bulk.receive_exactly(300)
+            assert got == expected(passed, SECRETS[0])[-300:]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 5, 40])
+async def test_frames_in_several_records_go_through_a_tunnel_at_rest(
+    tls_relay, nursery, soon_at_rest, cut
+):
+    """They are all there when the relay looks, and its kernel says so once."""
+    frame = pack_frame(Frame.DATA, b"z" * 100)
+    with trio.fail_after(30):
+        await at_rest(tls_relay, nursery)
+        for _ in range(5):
+            for start in range(0, len(frame), cut):
+                tls_relay.near.link.connection.write_now(frame[start : start + cut])
+            await tls_relay.far.bulk.receive_exactly(100)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
+    tls_relay, nursery, soon_at_rest, monkeypatch
+):
+    """It takes a part of a message: nothing is lost, doubled or out of order."""
+    left = []
+    tls_relay.b.link.connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    end_send = Bulk.end_send
+
+    async def seen(bulk, rest):
+        left.append(len(rest))
+        await end_send(bulk, rest)
+
+    monkeypatch.setattr(Bulk, "end_send", seen)
+    rng = random.Random(3)
+    with trio.fail_after(60):
+        await at_rest(tls_relay, nursery)
+        passed, sent, moved = b"x" * FEW * MUCH, b"", sum(tls_relay.sizes)
+        scope = trio.CancelScope()
+        while not scope.cancelled_caught:
+            message = rng.randbytes(rng.randint(1, SMALL))
+            await tls_relay.near.bulk.send_bytes(message)
+            sent += message
+            with trio.move_on_after(0.3) as scope:
+                while sum(tls_relay.sizes) < moved + len(sent):
+                    await trio.sleep(0)
+        assert len(left) == 1
+        await tls_relay.far.bulk.send_bytes(b"back")
+        assert len(await tls_relay.near.bulk.receive_exactly(4)) == 4
+        got = await tls_relay.far.bulk.receive_exactly(len(sent))
+        assert got == expected(passed + sent, SECRETS[0])[len(passed) :]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("end", ["b", "far"])
+async def test_a_full_sink_of_a_tunnel_that_was_at_rest_may_fail(tls_relay, soon_at_rest, end):
+    tls_relay.b.link.connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    free = len(POOL)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            count = 0
+            while len(tls_relay.sizes) >= count:
+                await tls_relay.near.bulk.send_bytes(bytes(SMALL))
+                count = len(tls_relay.sizes) + 1
+                with trio.move_on_after(0.3):
+                    await until(lambda count=count: len(tls_relay.sizes) >= count)
+            getattr(tls_relay, end).bulk.reset()
+    assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["BROKEN"] * 2
+    assert len(POOL) >= free
+
+
+async def test_the_end_of_one_way_goes_through_a_tunnel_at_rest_with_bytes(tls_relay, soon_at_rest):
+    with trio.fail_after(30):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            last = pack_frame(Frame.DATA, b"last") + pack_frame(Frame.FIN)
+            await tls_relay.near.link.connection.write_all(last)
+            tls_relay.near.bulk._fin_sent = True
+            assert len(await receive_all(tls_relay.far.bulk)) == 4
+            await tls_relay.far.bulk.send_fin()
+            assert await receive_all(tls_relay.near.bulk) == b""
+    assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["CLEAN"] * 2
+
+
+@pytest.mark.parametrize("size", [1, MUCH])
+async def test_a_mistake_of_ours_at_rest_resets_both_and_is_counted(tls_relay, soon_at_rest, size):
+    layers = [Breaks(secret, outer=False) for secret in SECRETS]
+    joined = Joined(tls_relay, layers)
+    with trio.fail_after(30):
+        async with joined.tasks.open():
+            joined.begin()
+            await until(lambda: not rest_module.rest()._restless)
+            await to_and_fro(tls_relay, 1)
+            layers[0].is_broken = True
+            await tls_relay.near.bulk.send_bytes(bytes(size))
+            with pytest.raises(LinkBroken):
+                await receive_all(tls_relay.far.bulk)
+    assert joined.over == 1
+    assert joined.endings() == ["BROKEN"] * 2
+    assert tls_relay.counts == {"internal_errors": 1}
+
+
+class Breaks(ChainedStream):
+    """A layer with a mistake in it, from some moment on."""
+
+    __slots__ = ("is_broken",)
+
+    def process(self, view, start, end):
+        if getattr(self, "is_broken", False):
+            raise ZeroDivisionError
+        super().process(view, start, end)
 
 
 @pytest.mark.parametrize("end", ["a", "b"])
@@ -374,7 +520,8 @@ async def test_without_tasks_what_arrives_ends_a_tunnel_at_rest(tls_relay, soon_
             joined.begin()
             await until(lambda: not rest_module.rest()._restless)
         assert not joined.over
-        await tls_relay.near.bulk.send_bytes(b"x")
+        await to_and_fro(tls_relay, 1)  # for that no task is needed
+        await tls_relay.near.bulk.send_bytes(bytes(MUCH))
         with pytest.raises(LinkBroken):
             await receive_all(tls_relay.far.bulk)
     assert joined.over == 1

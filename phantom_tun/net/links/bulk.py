@@ -322,9 +322,13 @@ class Bulk:
         :raises LinkBroken: reset, or the link failed.
         :raises WireError: the neighbour broke the framing.
         """
+        if self._live().moves_much:
+            await self._live().wait_turn()
+        return self.take_now(limit)
+
+    def take_now(self, limit: int) -> Buffer | None:
+        """The same without waiting for its turn: for those who take little."""
         link = self._live()
-        if link.moves_much:
-            await link.wait_turn()
         buffer = link.take(limit)
         self._check_kept(link)
         return buffer
@@ -392,15 +396,34 @@ class Bulk:
         """
         if buffer.segments:
             link = self._sending()
-            region = write_data_headers(buffer.view, buffer.segments)
-            if fin:
-                self._fin_sent = True
-                end = buffer.segments[-1].end
-                buffer.view[end : end + HEADER_LEN] = _FIN
-                region = buffer.view[buffer.segments[0].start - HEADER_LEN : end + HEADER_LEN]
-            await link.connection.write_all(region)
+            await link.connection.write_all(self._frames(buffer, fin))
         elif fin:
             await self.send_fin()
+
+    def begin_send(self, buffer: Buffer, *, fin: bool = False) -> memoryview:
+        """The same for a buffer with segments, as far as the kernel takes it at once; what is left
+        lies in ``buffer`` and goes to :meth:`end_send` before anything else is sent.
+
+        :raises LinkBroken: the link failed.
+        """
+        link = self._sending()
+        return link.connection.begin_write(self._frames(buffer, fin))
+
+    async def end_send(self, left: memoryview) -> None:
+        """Send what :meth:`begin_send` has left.
+
+        :raises LinkBroken: the link failed.
+        """
+        await self._live().connection.end_write(left)
+
+    def _frames(self, buffer: Buffer, fin: bool) -> memoryview:
+        region = write_data_headers(buffer.view, buffer.segments)
+        if fin:
+            self._fin_sent = True
+            end = buffer.segments[-1].end
+            buffer.view[end : end + HEADER_LEN] = _FIN
+            region = buffer.view[buffer.segments[0].start - HEADER_LEN : end + HEADER_LEN]
+        return region
 
     async def send_bytes(self, data: bytes) -> None:
         """Send ``data`` of any length.

@@ -46,6 +46,15 @@ class Connection(Protocol):
         nothing can be written to it any more."""
         ...
 
+    def begin_write(self, data: memoryview | bytes) -> memoryview:
+        """Hand as much of ``data`` to the transport as it takes at once; returns what is left.
+        Unless that is nothing, the connection is torn until :meth:`end_write` has had it."""
+        ...
+
+    async def end_write(self, left: memoryview) -> None:
+        """Hand over what :meth:`begin_write` has left."""
+        ...
+
     def write_now(self, data: bytes) -> None:
         """Send ``data`` if that is possible without waiting, else don't. Never raises."""
         ...

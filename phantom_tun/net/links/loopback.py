@@ -115,11 +115,26 @@ class LoopbackConnection:
     async def write_all(self, data: memoryview | bytes) -> None:
         """Put ``data`` in, waiting for room."""
         await trio.lowlevel.checkpoint()
+        await self.end_write(self.begin_write(data))
+
+    def begin_write(self, data: memoryview | bytes) -> memoryview:
+        """All of ``data`` if there is room, else nothing of it."""
         if self._torn:
             raise LinkBroken("an earlier write was cut short")
         self._torn = True
-        while self._alive() and self._out.size >= CAPACITY:
-            await self._out.wait_change()
+        if not self.has_room():
+            return memoryview(data)
+        self._put(data)
+        return memoryview(b"")
+
+    async def end_write(self, left: memoryview) -> None:
+        """Wait for room for what is left."""
+        if left:
+            while not self.has_room():
+                await self._out.wait_change()
+            self._put(left)
+
+    def _put(self, data: memoryview | bytes) -> None:
         if not self._alive():
             raise LinkBroken("the link was closed")
         self._out.put(bytes(data))

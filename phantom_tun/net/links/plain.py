@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from trio.lowlevel import checkpoint, wait_writable
+from trio.lowlevel import checkpoint
 
 from phantom_tun.errors import LinkBroken
-from phantom_tun.net.links.socket_connection import BROKEN, SocketConnection
+from phantom_tun.net.links.socket_connection import SocketConnection
 from phantom_tun.net.links.tls import linger
 
 
@@ -50,21 +50,15 @@ class PlainConnection(SocketConnection):
             await self._wait()
         return count
 
-    async def write_all(self, data: memoryview | bytes) -> None:
-        """Hand all of ``data`` to the kernel."""
-        if not self.usable:
-            raise LinkBroken("the link was closed or an earlier write cut short")
-        self._torn = True
-        view = memoryview(data)
+    def _put(self, view: memoryview) -> memoryview:
         try:
             while view:
-                try:
-                    view = view[self._socket.send(view) :]
-                except BlockingIOError:
-                    await wait_writable(self._socket)
-        except BROKEN as error:
+                view = view[self._socket.send(view) :]
+        except BlockingIOError:
+            pass
+        except OSError as error:
             raise LinkBroken("the link failed") from error
-        self._torn = False
+        return view
 
     def write_now(self, data: bytes) -> None:
         """Send ``data`` if there is room for it and no write under way."""

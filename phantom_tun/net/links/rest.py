@@ -43,8 +43,8 @@ class Restless(Protocol):
 class Sleeper(Protocol):
     """A tunnel that is at rest, or was just now: it knows itself whether it is still."""
 
-    def arrived(self) -> None:
-        """Something has come at one of its sockets. Never raises."""
+    def arrived(self, handle: int) -> None:
+        """Something has come at this socket of its. Never raises."""
         ...
 
     def closing(self) -> None:
@@ -74,7 +74,7 @@ class Rest:
                     await wait_readable(self._epoll.fileno())
                     for handle, _ in self._epoll.poll(0):
                         if handle in self._sleepers:
-                            self._sleepers[handle].arrived()
+                            self._sleepers[handle].arrived(handle)
 
     async def _look_regularly(self) -> None:
         while True:
@@ -166,11 +166,14 @@ def watching(handle: int | None, on_arrival: Callable[[], None]) -> Iterator[Non
 class _Watch:
     """A :class:`Sleeper` that passes on what it hears."""
 
-    __slots__ = ("arrived", "closing")
+    __slots__ = ("closing",)
 
     def __init__(self, on_arrival: Callable[[], None]) -> None:
-        self.arrived = on_arrival
         self.closing = on_arrival
+
+    def arrived(self, handle: int) -> None:
+        del handle
+        self.closing()
 
 
 def forget(handle: int) -> None:

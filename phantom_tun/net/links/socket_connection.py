@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 
 import trio
-from trio.lowlevel import notify_closing, wait_readable
+from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
 from phantom_tun.errors import LinkBroken
 from phantom_tun.net.links.rest import forget, has_room
@@ -41,6 +41,35 @@ class SocketConnection:
     def has_room(self) -> bool:
         """Whether the kernel would take bytes at once."""
         return self._closed or has_room(self._socket.fileno())
+
+    async def write_all(self, data: memoryview | bytes) -> None:
+        """Hand all of ``data`` to the kernel; if this is cancelled, the connection is torn."""
+        left = self.begin_write(data)
+        if left:
+            await self.end_write(left)
+
+    def begin_write(self, data: memoryview | bytes) -> memoryview:
+        """See :class:`~phantom_tun.net.links.connection.Connection`."""
+        if self._closed or self._torn:
+            raise LinkBroken("the link was closed or an earlier write cut short")
+        self._torn = True
+        left = self._put(memoryview(data))
+        self._torn = bool(left)
+        return left
+
+    async def end_write(self, left: memoryview) -> None:
+        """See :class:`~phantom_tun.net.links.connection.Connection`."""
+        while left:
+            try:
+                await wait_writable(self._socket)
+            except BROKEN as error:
+                raise LinkBroken("the link was closed") from error
+            left = self._put(left)
+        self._torn = False
+
+    def _put(self, view: memoryview) -> memoryview:
+        """Hand over what the kernel takes at once; what is left."""
+        raise NotImplementedError
 
     def _begin_close(self) -> None:
         """Whoever waits on this learns that it is closed."""

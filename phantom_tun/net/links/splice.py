@@ -20,8 +20,11 @@ from phantom_tun.net.links.rest import rest
 LITTLE = 16_384
 """Bytes that a tunnel at rest moves at once: a TLS record."""
 
+SMALL = 4_096
+"""Behind more payload than that, more is to be expected."""
+
 FEW, SPARSE = 4, 0.5
-"""So often in a row, less than so many seconds apart, and it is at rest no longer."""
+"""More so often in a row, less than so many seconds apart, and it is at rest no longer."""
 
 
 Spawn = Callable[..., bool]
@@ -48,6 +51,15 @@ def process_bytes(layer: Layer, data: bytes) -> bytes:
     view[: len(data)] = data
     layer.process(view, 0, len(data))
     return bytes(view[: len(data)])
+
+
+class Unsent(NamedTuple):
+    """What a sink hasn't taken yet of a buffer that is otherwise done with."""
+
+    way: Way
+    buffer: Buffer
+    left: memoryview
+    at_end: bool
 
 
 class Way(NamedTuple):
@@ -81,11 +93,38 @@ class Way(NamedTuple):
         finally:
             POOL.give_back(buffer)
 
+    def pass_on_now(self, buffer: Buffer) -> Unsent | None:
+        """The same, without waiting, for a buffer with segments; what the sink doesn't take goes to
+        :meth:`end_passing_on`.
+
+        :raises LinkBroken: the sink has failed.
+        """
+        at_end, left = self.source.at_end, None
+        try:
+            for start, end in buffer.segments:
+                self.layer.process(buffer.view, start, end)
+            left = self.sink.begin_send(buffer, fin=at_end)
+        finally:
+            if not left:
+                POOL.give_back(buffer)
+        return Unsent(self, buffer, left, at_end) if left else None
+
+    async def end_passing_on(self, unsent: Unsent) -> bool:
+        """Send the rest; whether that was the last.
+
+        :raises LinkBroken: the sink has failed.
+        """
+        try:
+            await self.sink.end_send(unsent.left)
+            return unsent.at_end
+        finally:
+            POOL.give_back(unsent.buffer)
+
 
 class _Splice:
     """Two directions. While bytes flow, a task moves those of each. At rest
-    (:mod:`phantom_tun.net.links.rest`) there is none; what arrives starts one, which moves what
-    little comes."""
+    (:mod:`phantom_tun.net.links.rest`) there is none: what little arrives is moved at once, by whom
+    all that rest have in common, and more starts a task."""
 
     __slots__ = (
         "_count",
@@ -94,12 +133,14 @@ class _Splice:
         "_has_task",
         "_is_quiet",
         "_is_watched",
+        "_mistake",
         "_moved_at",
         "_nursery",
         "_on_over",
         "_open",
         "_quick",
         "_spawn",
+        "_unsent",
         "_uses",
         "_waiting",
     )
@@ -123,7 +164,7 @@ class _Splice:
         self._is_watched = False
         """Whether it is told what arrives."""
         self._quick = 0
-        """How often in a row little came soon after something else."""
+        """How often in a row more than little came soon after something else."""
         self._moved_at = 0.0
         self._nursery: trio.Nursery | None = None
         """Of the tasks while bytes flow."""
@@ -133,6 +174,10 @@ class _Splice:
         """Whether they moved anything since the last look."""
         self._is_quiet = False
         """Whether they have to end, and leave what comes at this moment where it is."""
+        self._unsent: Unsent | None = None
+        """What has to be sent one way before anything else."""
+        self._mistake: Exception | None = None
+        """Of ours, while there was no task whose guard would see it."""
 
     def begin(self) -> None:
         """Move bytes from now on."""
@@ -171,10 +216,50 @@ class _Splice:
             self._is_watched = False
             rest().end(self, self._handles)
 
-    def arrived(self) -> None:
+    def arrived(self, handle: int) -> None:
         """See :class:`~phantom_tun.net.links.rest.Sleeper`."""
-        if not self._has_task:
-            self._wake()
+        if self._has_task:
+            return
+        try:
+            if self._move_at_once(handle):
+                return
+        except (LinkBroken, PeerError):
+            self._end()
+            return
+        except Exception as mistake:  # noqa: BLE001 - for the guard of a task
+            self._mistake = mistake
+        self._wake()
+
+    def _move_at_once(self, handle: int) -> bool:
+        """Move what little has come at one socket; whether it is still at rest.
+
+        :raises LinkBroken: either side has failed.
+        :raises PeerError: or broken the framing.
+        """
+        way = next((way for way in self._open if way.source.handle == handle), None)
+        if way is None:
+            return False  # there nothing comes any more but a failure
+        buffer = way.source.take_now(LITTLE)
+        if buffer is None:
+            return way.source.is_quiet()  # a part of a record, or of a frame
+        if not buffer.segments:
+            POOL.give_back(buffer)
+            return False  # FIN
+        size = buffer.payload_len()
+        self._unsent = way.pass_on_now(buffer)
+        self._has_moved = True
+        self._count(size)
+        self._be_looked_at()
+        if self._unsent is not None:
+            self._quick = FEW  # neither way may hold up the other
+            return False
+        if way.source.at_end:
+            self._open.remove(way)
+            return False
+        if size <= SMALL and way.source.is_quiet():
+            return True
+        self._count_quick()
+        return False
 
     def closing(self) -> None:
         """See :class:`~phantom_tun.net.links.rest.Sleeper`. A task would see it by itself."""
@@ -191,6 +276,8 @@ class _Splice:
     async def _work(self) -> None:
         """Until it is at rest, or FIN went through both ways, or either side has failed."""
         try:
+            if self._mistake is not None:
+                raise self._mistake
             while self._open and not self._come_to_rest():
                 self._be_looked_at()
                 if self._is_watched and self._quick < FEW:
@@ -212,6 +299,9 @@ class _Splice:
         self._unwatch()
         if self._handles:
             rest().unwatch(self)
+        if self._unsent is not None:
+            POOL.give_back(self._unsent.buffer)
+            self._unsent = None
         for use in self._uses:
             use.reset()
         self._on_over()
@@ -219,9 +309,7 @@ class _Splice:
     async def _move_little(self) -> None:
         """What has come one way, in this task, which must not wait for room: it can't move what
         comes the other way meanwhile."""
-        now = trio.current_time()
-        self._quick = self._quick + 1 if now - self._moved_at < SPARSE else 0
-        self._moved_at = now
+        self._count_quick()
         for way in self._open:
             if not way.source.is_quiet():
                 if not way.sink.has_room():
@@ -233,6 +321,11 @@ class _Splice:
                 else:
                     await self._move(way, buffer)
                 return
+
+    def _count_quick(self) -> None:
+        now = trio.current_time()
+        self._quick = self._quick + 1 if now - self._moved_at < SPARSE else 0
+        self._moved_at = now
 
     def _be_looked_at(self) -> None:
         if self._handles:
@@ -269,6 +362,11 @@ class _Splice:
             self._moved_at = trio.current_time()
 
     async def _pump(self, way: Way) -> None:
+        unsent = self._unsent
+        if unsent is not None and unsent.way is way:
+            self._unsent = None
+            if await way.end_passing_on(unsent):
+                self._open.remove(way)
         while way in self._open:
             self._waiting += 1
             await way.source.wait_arrival()  # yields once per chunk: that is the fairness
@@ -280,8 +378,8 @@ class _Splice:
                 await self._move(way, buffer)
 
     async def _move(self, way: Way, buffer: Buffer) -> None:
-        self._has_moved = True
         size = buffer.payload_len()
+        self._has_moved = True
         if await way.pass_on(buffer):
             self._open.remove(way)
         self._count(size)

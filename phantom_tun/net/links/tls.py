@@ -137,25 +137,18 @@ class TlsConnection(SocketConnection):
                 raise LinkBroken("the link failed") from error
         return filled
 
-    async def write_all(self, data: memoryview | bytes) -> None:
-        """Hand all of ``data`` to the kernel. OpenSSL wants to be given the same bytes again after
-        it had to wait, which is why a cancelled write tears the connection."""
-        if not self.usable:
-            raise LinkBroken("the link was closed or an earlier write cut short")
-        self._torn = True
-        view = memoryview(data)
+    def _put(self, view: memoryview) -> memoryview:
+        # OpenSSL wants to be given the same bytes again after it had to wait.
+        write = self._socket.write
         try:
             while view:
-                try:
-                    written = self._socket.write(view)
-                except ssl.SSLWantWriteError:
-                    await wait_writable(self._socket)
-                else:
-                    view = view[written:]
-        except (OSError, ValueError, trio.ClosedResourceError) as error:
+                view = view[write(view) :]
+        except ssl.SSLWantWriteError:
+            pass
+        except (OSError, ValueError) as error:
             forget_errors()
             raise LinkBroken("the link failed") from error
-        self._torn = False
+        return view
 
     def write_now(self, data: bytes) -> None:
         """Send ``data`` if there is room for it and no write under way."""
