@@ -17,6 +17,7 @@ from phantom_tun.crypto.streams import ChainedStream
 from phantom_tun.errors import LinkBroken
 from phantom_tun.guard import Guard
 from phantom_tun.net.links import rest as rest_module
+from phantom_tun.net.links import splice as splice_module
 from phantom_tun.net.links.buffers import CHUNK, POOL
 from phantom_tun.net.links.bulk import Bulk
 from phantom_tun.net.links.rest import Rest
@@ -207,6 +208,12 @@ def soon_at_rest(monkeypatch):
     monkeypatch.setattr(rest_module, "LOOK_EVERY", 0.01)
 
 
+@pytest.fixture
+def seldom(monkeypatch):
+    """However soon after each other messages come."""
+    monkeypatch.setattr(splice_module, "SPARSE", 0.0)
+
+
 def tasks():
     return trio.lowlevel.current_statistics().tasks_living
 
@@ -223,16 +230,18 @@ async def to_and_fro(relay, count, size=1):
 
 
 async def at_rest(relay, nursery):
-    """Has it run, flow and come to rest."""
+    """Has it run, move something and come to rest."""
     nursery.start_soon(relay.run)
     await to_and_fro(relay, FEW, MUCH)
-    flowing = tasks()
-    await until(lambda: tasks() == flowing - 3)
+    await until(lambda: rest_module.rest()._sleepers and not rest_module.rest()._restless)
 
 
 async def test_a_tunnel_at_rest_has_no_task(tls_relay, nursery, soon_at_rest):
     with trio.fail_after(30):
-        await at_rest(tls_relay, nursery)
+        nursery.start_soon(tls_relay.run)
+        await to_and_fro(tls_relay, FEW)
+        flowing = tasks()
+        await until(lambda: tasks() == flowing - 3)
     nursery.cancel_scope.cancel()
 
 
@@ -277,7 +286,7 @@ async def test_a_tunnel_that_woke_with_no_room_to_send_comes_to_rest_again(
 
 @pytest.mark.parametrize("size", [1, 100, SMALL])
 async def test_messages_go_through_a_tunnel_that_stays_at_rest(
-    tls_relay, nursery, soon_at_rest, size
+    tls_relay, nursery, soon_at_rest, seldom, size
 ):
     with trio.fail_after(30):
         await at_rest(tls_relay, nursery)
@@ -292,7 +301,9 @@ async def test_messages_go_through_a_tunnel_that_stays_at_rest(
     nursery.cancel_scope.cancel()
 
 
-async def test_what_goes_through_at_rest_went_through_the_layer(tls_relay, nursery, soon_at_rest):
+async def test_what_goes_through_at_rest_went_through_the_layer(
+    tls_relay, nursery, soon_at_rest, seldom
+):
     with trio.fail_after(30):
         await at_rest(tls_relay, nursery)
         passed = b"x" * FEW * MUCH
@@ -307,7 +318,7 @@ async def test_what_goes_through_at_rest_went_through_the_layer(tls_relay, nurse
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 40])
 async def test_frames_in_several_records_go_through_a_tunnel_at_rest(
-    tls_relay, nursery, soon_at_rest, cut
+    tls_relay, nursery, soon_at_rest, seldom, cut
 ):
     """They are all there when the relay looks, and its kernel says so once."""
     frame = pack_frame(Frame.DATA, b"z" * 100)
@@ -321,7 +332,7 @@ async def test_frames_in_several_records_go_through_a_tunnel_at_rest(
 
 
 async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
-    tls_relay, nursery, soon_at_rest, monkeypatch
+    tls_relay, nursery, soon_at_rest, seldom, monkeypatch
 ):
     """It takes a part of a message: nothing is lost, doubled or out of order."""
     left = []
@@ -337,24 +348,25 @@ async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
     with trio.fail_after(60):
         await at_rest(tls_relay, nursery)
         passed, sent, moved = b"x" * FEW * MUCH, b"", sum(tls_relay.sizes)
-        scope = trio.CancelScope()
-        while not scope.cancelled_caught:
+        while not left:
             message = rng.randbytes(rng.randint(1, SMALL))
             await tls_relay.near.bulk.send_bytes(message)
             sent += message
-            with trio.move_on_after(0.3) as scope:
+            with trio.move_on_after(0.3):
                 while sum(tls_relay.sizes) < moved + len(sent):
                     await trio.sleep(0)
-        assert len(left) == 1
         await tls_relay.far.bulk.send_bytes(b"back")
         assert len(await tls_relay.near.bulk.receive_exactly(4)) == 4
         got = await tls_relay.far.bulk.receive_exactly(len(sent))
         assert got == expected(passed + sent, SECRETS[0])[len(passed) :]
+        assert len(left) == 1
     nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("end", ["b", "far"])
-async def test_a_full_sink_of_a_tunnel_that_was_at_rest_may_fail(tls_relay, soon_at_rest, end):
+async def test_a_full_sink_of_a_tunnel_that_was_at_rest_may_fail(
+    tls_relay, soon_at_rest, seldom, end
+):
     tls_relay.b.link.connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     free = len(POOL)
     with trio.fail_after(60):

@@ -24,7 +24,8 @@ SMALL = 4_096
 """Behind more payload than that, more is to be expected."""
 
 FEW, SPARSE = 4, 0.5
-"""More so often in a row, less than so many seconds apart, and it is at rest no longer."""
+"""So often in a row, less than so many seconds apart, and it is at rest no longer: a task for each
+direction costs less for each message, and more to begin."""
 
 
 Spawn = Callable[..., bool]
@@ -164,7 +165,7 @@ class _Splice:
         self._is_watched = False
         """Whether it is told what arrives."""
         self._quick = 0
-        """How often in a row more than little came soon after something else."""
+        """How often in a row something came soon after something else."""
         self._moved_at = 0.0
         self._nursery: trio.Nursery | None = None
         """Of the tasks while bytes flow."""
@@ -256,10 +257,8 @@ class _Splice:
         if way.source.at_end:
             self._open.remove(way)
             return False
-        if size <= SMALL and way.source.is_quiet():
-            return True
         self._count_quick()
-        return False
+        return size <= SMALL and self._quick < FEW and way.source.is_quiet()
 
     def closing(self) -> None:
         """See :class:`~phantom_tun.net.links.rest.Sleeper`. A task would see it by itself."""
