@@ -55,6 +55,36 @@ async def test_what_is_written_arrives_in_order_both_ways_at_once(pair):
                 nursery.start_soon(take, other, data)
 
 
+async def test_what_is_begun_is_written_to_its_end(pair):
+    async def take():
+        found = bytearray()
+        while len(found) < len(sent):
+            found += await read(pair[1])
+        assert found == sent
+
+    sent, left, rng = b"", b"", random.Random(2)
+    while not left:
+        message = rng.randbytes(50_000)
+        left = pair[0].begin_write(message)
+        sent += message
+    with pytest.raises(LinkBroken):
+        pair[0].begin_write(b"between")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await pair[0].end_write(left)
+            assert not pair[0].begin_write(b"")
+
+
+async def test_what_is_begun_ends_with_the_connection(pair):
+    left = b""
+    while not left:
+        left = pair[0].begin_write(bytes(50_000))
+    pair[0].close()
+    with pytest.raises(LinkBroken), trio.fail_after(5):
+        await pair[0].end_write(left)
+
+
 async def test_a_read_takes_no_more_than_it_was_asked_for(pair):
     await pair[0].write_all(b"abcdef")
     assert await read(pair[1], 2) == b"ab"

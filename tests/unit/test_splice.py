@@ -331,8 +331,9 @@ async def test_frames_in_several_records_go_through_a_tunnel_at_rest(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("is_half_closed", [False, True])
 async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
-    tls_relay, nursery, soon_at_rest, seldom, monkeypatch
+    tls_relay, nursery, soon_at_rest, seldom, monkeypatch, is_half_closed
 ):
     """It takes a part of a message: nothing is lost, doubled or out of order."""
     left = []
@@ -347,6 +348,10 @@ async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
     rng = random.Random(3)
     with trio.fail_after(60):
         await at_rest(tls_relay, nursery)
+        if is_half_closed:
+            await tls_relay.far.bulk.send_fin()
+            assert await receive_all(tls_relay.near.bulk) == b""
+            await until(lambda: rest_module.rest()._sleepers and not rest_module.rest()._restless)
         passed, sent, moved = b"x" * FEW * MUCH, b"", sum(tls_relay.sizes)
         while not left:
             message = rng.randbytes(rng.randint(1, SMALL))
@@ -355,12 +360,39 @@ async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
             with trio.move_on_after(0.3):
                 while sum(tls_relay.sizes) < moved + len(sent):
                     await trio.sleep(0)
-        await tls_relay.far.bulk.send_bytes(b"back")
-        assert len(await tls_relay.near.bulk.receive_exactly(4)) == 4
+        if not is_half_closed:
+            await tls_relay.far.bulk.send_bytes(b"back")
+            assert len(await tls_relay.near.bulk.receive_exactly(4)) == 4
         got = await tls_relay.far.bulk.receive_exactly(len(sent))
         assert got == expected(passed + sent, SECRETS[0])[len(passed) :]
         assert len(left) == 1
     nursery.cancel_scope.cancel()
+
+
+async def test_a_sink_that_is_closed_before_it_has_taken_all(
+    tls_relay, soon_at_rest, seldom, monkeypatch
+):
+    """In the turn in which it has no room: nobody waits for a descriptor that is none."""
+    connection = tls_relay.b.link.connection
+    begin_send = Bulk.begin_send
+
+    def begin(bulk, buffer, *, fin=False):
+        left = begin_send(bulk, buffer, fin=fin)
+        if left:
+            trio.lowlevel.current_trio_token().run_sync_soon(connection.close)
+        return left
+
+    connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as inner:
+            await at_rest(tls_relay, inner)
+            monkeypatch.setattr(Bulk, "begin_send", begin)
+            with suppress(LinkBroken):
+                while True:
+                    await tls_relay.near.bulk.send_bytes(bytes(SMALL))
+                    await trio.sleep(0)
+    assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["BROKEN"] * 2
+    assert tls_relay.counts == {}
 
 
 @pytest.mark.parametrize("end", ["b", "far"])

@@ -60,6 +60,8 @@ class SocketConnection:
     async def end_write(self, left: memoryview) -> None:
         """See :class:`~phantom_tun.net.links.connection.Connection`."""
         while left:
+            if self._closed:
+                raise LinkBroken("the link was closed")
             try:
                 await wait_writable(self._socket)
             except BROKEN as error:

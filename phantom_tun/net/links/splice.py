@@ -193,6 +193,8 @@ class _Splice:
 
         :raises LinkBroken: the side that has sent FIN, from which nobody reads, has failed.
         """
+        if self._unsent is not None:
+            return False
         if len(self._open) < len(self._uses):
             for way in self._open:
                 way.sink.check_after_fin()
