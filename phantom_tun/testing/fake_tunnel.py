@@ -102,6 +102,8 @@ class FakeTunnel:
         self.is_reset = False
         self._rng = rng
         self._resting: Resting | None = None
+        self._unsent = bytearray()
+        self._owes_fin = False
 
     def rest_with(self, other: Resting) -> None:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`; it has to rest often."""
@@ -138,15 +140,7 @@ class FakeTunnel:
 
     async def send(self, buffer: Buffer, *, fin: bool = False) -> None:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
-        await self._send(buffer)
-        self._rest_perhaps()
-        if fin:
-            await self.send_fin()
-
-    async def _send(self, buffer: Buffer) -> None:
-        lane = self.outgoing
-        await trio.lowlevel.checkpoint()
-        lane.writes += 1
+        self.outgoing.writes += 1
         for start, end in buffer.segments:
             data = bytes(buffer.view[start:end])
             if self._unpaid is not None:
@@ -155,14 +149,25 @@ class FakeTunnel:
                     raise ValueError("what was owed didn't come first")
                 data, self._unpaid = data[len(answer) :], None
                 on_paid()
-            while data:
-                if lane.broken:
-                    raise StreamReset("the tunnel ended")
-                if room := lane.capacity - len(lane.waiting):
-                    lane.put(data[:room])
-                    data = data[room:]
-                else:
-                    await lane.changed.park()
+            self._unsent += data
+        self._owes_fin = fin
+        await trio.lowlevel.checkpoint()
+        await self.end_send()
+        self._rest_perhaps()
+
+    async def end_send(self) -> None:
+        """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""
+        lane = self.outgoing
+        while self._unsent:
+            if lane.broken:
+                raise StreamReset("the tunnel ended")
+            if room := lane.capacity - len(lane.waiting):
+                lane.put(bytes(self._unsent[:room]))
+                del self._unsent[:room]
+            else:
+                await lane.changed.park()
+        if self._owes_fin:
+            await self.send_fin()
 
     async def send_fin(self) -> None:
         """See :class:`~phantom_tun.net.sessions.ports.Tunnel`."""

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -401,23 +402,31 @@ def test_a_node_that_is_down_leaks_nothing(lab: Lab) -> None:
 def test_connections_of_a_node_that_stops_are_reset(
     lab: Lab, client: Node, server: Node, figures: Figures
 ) -> None:
-    """It says so, both as caller and as called: nobody looks for another way to it."""
+    """It says so, both as caller and as called, and behind all that is on its way: nobody looks for
+    another way to it."""
     node = lab["n14"]
     node.expose(OTHER)
     with (
         node.joined(server, OTHER) as (own, called),
         client.joined(node, OTHER) as (caller, taken),
+        client.joined(node, OTHER) as (slow, fast),
     ):
         for sender, receiver in ((own, called), (called, own), (caller, taken), (taken, caller)):
             sender.sendall(b"here")
             assert receiver.recv(4) == b"here"
+        fast.settimeout(1.0)
+        with pytest.raises(TimeoutError):  # nobody reads
+            fast.sendall(bytes(200_000_000))
         began = time.monotonic()
-        lab.command("stop", node.name)
-        for sock in (called, caller):
-            sock.settimeout(5.0)
+        stopping = threading.Thread(target=lab.command, args=("stop", node.name))
+        stopping.start()
+        for sock in (called, caller, slow):
+            sock.settimeout(10.0)
             with pytest.raises(ConnectionResetError):
-                sock.recv(1)
+                while sock.recv(1 << 20):
+                    pass
         took = time.monotonic() - began
+        stopping.join()
     lab.command("start", node.name, timeout=300)
     lab.refresh()
     figures(f"a node stopped: its connections were reset at the other ends within {took:.1f} s")

@@ -62,27 +62,33 @@ async def test_what_is_begun_is_written_to_its_end(pair):
             found += await read(pair[1])
         assert found == sent
 
-    sent, left, rng = b"", b"", random.Random(2)
-    while not left:
+    sent, is_all, rng = b"", True, random.Random(2)
+    while is_all:
         message = rng.randbytes(50_000)
-        left = pair[0].begin_write(message)
+        pair[0].begin_write(message)
         sent += message
+        with trio.move_on_after(0.2) as scope:
+            await pair[0].end_write()
+        is_all = not scope.cancelled_caught
     with pytest.raises(LinkBroken):
         pair[0].begin_write(b"between")
     with trio.fail_after(30):
+        assert not pair[0].usable
         async with trio.open_nursery() as nursery:
             nursery.start_soon(take)
-            await pair[0].end_write(left)
-            assert not pair[0].begin_write(b"")
+            await pair[0].end_write()
+        assert pair[0].usable
+        await pair[0].end_write()
+        await pair[0].write_all(b"more")
+        assert await read(pair[1]) == b"more"
 
 
 async def test_what_is_begun_ends_with_the_connection(pair):
-    left = b""
-    while not left:
-        left = pair[0].begin_write(bytes(50_000))
+    while pair[0].begin_write(bytes(50_000)):
+        pass
     pair[0].close()
     with pytest.raises(LinkBroken), trio.fail_after(5):
-        await pair[0].end_write(left)
+        await pair[0].end_write()
 
 
 async def test_a_read_takes_no_more_than_it_was_asked_for(pair):

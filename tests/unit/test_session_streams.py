@@ -7,7 +7,7 @@ import random
 
 import pytest
 import trio
-from session_pair import Pair, connected, send_pieces
+from session_pair import Pair, connected, resumable, send_pieces
 from session_world import receive_all, receive_exactly, running_world
 from trio.testing import MockClock
 
@@ -343,21 +343,55 @@ async def test_a_far_end_that_says_nothing_is_not_waited_for_long(
         await pair.wait_gone()
 
 
-async def test_a_send_that_is_cancelled_half_way_breaks_the_stream(
+async def _cut_short(pair: Pair) -> None:
+    with trio.move_on_after(1) as scope:
+        await pair.near.send_all(memoryview(b"a" * 1_000_000))
+    assert scope.cancelled_caught
+
+
+async def test_the_rest_of_a_cancelled_send_goes_before_the_next_one(
     autojump_clock: MockClock,
 ) -> None:
     async with running_world() as world:
         pair = await connected(world)
-        with trio.move_on_after(1):
-            await pair.near.send_all(memoryview(bytes(1_000_000)))
-        with pytest.raises(StreamReset):
-            await pair.near.send_all(memoryview(b"x"))
-        with pytest.raises(StreamReset):
-            await pair.near.receive()
+        await _cut_short(pair)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.near.send_all, memoryview(b"b"))
+            found = bytearray()
+            while not found.endswith(b"b"):
+                found += await pair.far.receive()
+        length = len(found) - 1
+        assert found == b"a" * length + b"b"
+        assert 0 < length < 1_000_000
+        await pair.end()
+        assert pair.is_released
+
+
+@pytest.mark.parametrize("survive", [True, False])
+async def test_a_cancelled_send_is_completed_before_the_reset(
+    autojump_clock: MockClock, survive: bool
+) -> None:
+    async with running_world(survive=survive) as world:
+        pair = await resumable(world)
+        await _cut_short(pair)
         pair.near.abort()
-        await trio.sleep(0)
-        await trio.sleep(0.1)
-        assert pair.tunnels[0].is_reset, "a part of a TLS record is missing"
+        with pytest.raises(StreamReset), trio.fail_after(0.5):
+            while True:
+                await pair.far.receive()
+        pair.far.abort()
+        await pair.wait_gone(1)
+        assert pair.is_released
+
+
+async def test_a_cancelled_send_that_never_finds_room_is_torn_down(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_world(survive=False) as world:
+        pair = await connected(world)
+        await _cut_short(pair)
+        pair.near.abort()
+        await trio.sleep(1.5)
+        assert pair.tunnels[0].is_reset
         pair.far.abort()
         await pair.wait_gone()
 

@@ -36,6 +36,7 @@ from phantom_tun.net.sessions.resuming import (
     WAIT_AFTER_END,
     WAIT_FOR_CALLER,
 )
+from phantom_tun.net.sessions.service import LAST_WORDS_WITHIN
 from phantom_tun.net.sessions.stream import SessionStream
 from phantom_tun.net.sessions.unacknowledged import SMALL, Memory, Unacknowledged
 from phantom_tun.testing.fake_host import FakeRecord
@@ -287,7 +288,7 @@ async def test_a_node_that_stops_waits_for_nobody(autojump_clock: MockClock, who
             began = trio.current_time()
             side.scope.cancel()
         assert mine.is_reset
-        assert trio.current_time() - began < 1.1
+        assert trio.current_time() - began < LAST_WORDS_WITHIN + 0.1
         pair.near.abort()
         pair.far.abort()
         await trio.sleep(1)

@@ -340,9 +340,9 @@ async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
     tls_relay.b.link.connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     end_send = Bulk.end_send
 
-    async def seen(bulk, rest):
-        left.append(len(rest))
-        await end_send(bulk, rest)
+    async def seen(bulk):
+        left.append(len(bulk._link.connection._left))
+        await end_send(bulk)
 
     monkeypatch.setattr(Bulk, "end_send", seen)
     rng = random.Random(3)
@@ -377,10 +377,10 @@ async def test_a_sink_that_is_closed_before_it_has_taken_all(
     begin_send = Bulk.begin_send
 
     def begin(bulk, buffer, *, fin=False):
-        left = begin_send(bulk, buffer, fin=fin)
-        if left:
+        is_all = begin_send(bulk, buffer, fin=fin)
+        if not is_all:
             trio.lowlevel.current_trio_token().run_sync_soon(connection.close)
-        return left
+        return is_all
 
     connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     with trio.fail_after(60):

@@ -400,21 +400,21 @@ class Bulk:
         elif fin:
             await self.send_fin()
 
-    def begin_send(self, buffer: Buffer, *, fin: bool = False) -> memoryview:
-        """The same for a buffer with segments, as far as the kernel takes it at once; what is left
-        lies in ``buffer`` and goes to :meth:`end_send` before anything else is sent.
+    def begin_send(self, buffer: Buffer, *, fin: bool = False) -> bool:
+        """The same for a buffer with segments, as far as the kernel takes it at once; whether that
+        was all. If not, :meth:`end_send` comes before anything else, and ``buffer`` may not change.
 
         :raises LinkBroken: the link failed.
         """
         link = self._sending()
         return link.connection.begin_write(self._frames(buffer, fin))
 
-    async def end_send(self, left: memoryview) -> None:
-        """Send what :meth:`begin_send` has left.
+    async def end_send(self) -> None:
+        """Send what :meth:`begin_send`, or a send that was cancelled, has left; perhaps nothing.
 
         :raises LinkBroken: the link failed.
         """
-        await self._live().connection.end_write(left)
+        await self._live().connection.end_write()
 
     def _frames(self, buffer: Buffer, fin: bool) -> memoryview:
         region = write_data_headers(buffer.view, buffer.segments)

@@ -42,17 +42,18 @@ class Connection(Protocol):
         ...
 
     async def write_all(self, data: memoryview | bytes) -> None:
-        """Hand all of ``data`` to the transport. If this is cancelled, the connection is torn:
-        nothing can be written to it any more."""
+        """Hand all of ``data`` to the transport. If this is cancelled, the connection is torn until
+        :meth:`end_write` is through."""
         ...
 
-    def begin_write(self, data: memoryview | bytes) -> memoryview:
-        """Hand as much of ``data`` to the transport as it takes at once; returns what is left.
-        Unless that is nothing, the connection is torn until :meth:`end_write` has had it."""
+    def begin_write(self, data: memoryview | bytes) -> bool:
+        """Hand as much of ``data`` to the transport as it takes at once; whether that was all. If
+        it wasn't, the connection is torn until :meth:`end_write` is through, and ``data`` may not
+        change."""
         ...
 
-    async def end_write(self, left: memoryview) -> None:
-        """Hand over what :meth:`begin_write` has left."""
+    async def end_write(self) -> None:
+        """Hand over what is left of a write that was begun, or cancelled; perhaps nothing."""
         ...
 
     def write_now(self, data: bytes) -> None:

@@ -76,6 +76,7 @@ class LoopbackConnection:
         self._out = outgoing
         self._closed = False
         self._torn = False
+        self._left = b""
 
     @property
     def usable(self) -> bool:
@@ -114,25 +115,28 @@ class LoopbackConnection:
 
     async def write_all(self, data: memoryview | bytes) -> None:
         """Put ``data`` in, waiting for room."""
+        self.begin_write(data)
         await trio.lowlevel.checkpoint()
-        await self.end_write(self.begin_write(data))
+        await self.end_write()
 
-    def begin_write(self, data: memoryview | bytes) -> memoryview:
+    def begin_write(self, data: memoryview | bytes) -> bool:
         """All of ``data`` if there is room, else nothing of it."""
         if self._torn:
             raise LinkBroken("an earlier write was cut short")
         self._torn = True
         if not self.has_room():
-            return memoryview(data)
+            self._left = bytes(data)
+            return False
         self._put(data)
-        return memoryview(b"")
+        return True
 
-    async def end_write(self, left: memoryview) -> None:
+    async def end_write(self) -> None:
         """Wait for room for what is left."""
-        if left:
+        if self._left:
             while not self.has_room():
                 await self._out.wait_change()
-            self._put(left)
+            self._put(self._left)
+            self._left = b""
 
     def _put(self, data: memoryview | bytes) -> None:
         if not self._alive():

@@ -19,7 +19,7 @@ class SocketConnection:
     """The part of a :class:`~phantom_tun.net.links.connection.Connection` that is the same whatever
     lies between it and the kernel."""
 
-    __slots__ = ("_closed", "_socket", "_torn")
+    __slots__ = ("_closed", "_left", "_socket", "_torn")
 
     _socket: socket.socket
 
@@ -27,6 +27,8 @@ class SocketConnection:
         self._socket = stream
         self._closed = False
         self._torn = False
+        self._left: memoryview | None = None
+        """Of a write that was begun."""
 
     @property
     def usable(self) -> bool:
@@ -43,22 +45,27 @@ class SocketConnection:
         return self._closed or has_room(self._socket.fileno())
 
     async def write_all(self, data: memoryview | bytes) -> None:
-        """Hand all of ``data`` to the kernel; if this is cancelled, the connection is torn."""
-        left = self.begin_write(data)
-        if left:
-            await self.end_write(left)
+        """See :class:`~phantom_tun.net.links.connection.Connection`."""
+        if not self.begin_write(data):
+            await self.end_write()
 
-    def begin_write(self, data: memoryview | bytes) -> memoryview:
+    def begin_write(self, data: memoryview | bytes) -> bool:
         """See :class:`~phantom_tun.net.links.connection.Connection`."""
         if self._closed or self._torn:
             raise LinkBroken("the link was closed or an earlier write cut short")
         self._torn = True
         left = self._put(memoryview(data))
-        self._torn = bool(left)
-        return left
+        if left:
+            self._left = left
+            return False
+        self._torn = False
+        return True
 
-    async def end_write(self, left: memoryview) -> None:
+    async def end_write(self) -> None:
         """See :class:`~phantom_tun.net.links.connection.Connection`."""
+        left = self._left
+        if left is None:
+            return
         while left:
             if self._closed:
                 raise LinkBroken("the link was closed")
@@ -66,7 +73,8 @@ class SocketConnection:
                 await wait_writable(self._socket)
             except BROKEN as error:
                 raise LinkBroken("the link was closed") from error
-            left = self._put(left)
+            self._left = left = self._put(left)
+        self._left = None
         self._torn = False
 
     def _put(self, view: memoryview) -> memoryview:

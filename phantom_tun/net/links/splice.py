@@ -59,7 +59,6 @@ class Unsent(NamedTuple):
 
     way: Way
     buffer: Buffer
-    left: memoryview
     at_end: bool
 
 
@@ -100,15 +99,15 @@ class Way(NamedTuple):
 
         :raises LinkBroken: the sink has failed.
         """
-        at_end, left = self.source.at_end, None
+        at_end, is_all = self.source.at_end, True
         try:
             for start, end in buffer.segments:
                 self.layer.process(buffer.view, start, end)
-            left = self.sink.begin_send(buffer, fin=at_end)
+            is_all = self.sink.begin_send(buffer, fin=at_end)
         finally:
-            if not left:
+            if is_all:
                 POOL.give_back(buffer)
-        return Unsent(self, buffer, left, at_end) if left else None
+        return None if is_all else Unsent(self, buffer, at_end)
 
     async def end_passing_on(self, unsent: Unsent) -> bool:
         """Send the rest; whether that was the last.
@@ -116,7 +115,7 @@ class Way(NamedTuple):
         :raises LinkBroken: the sink has failed.
         """
         try:
-            await self.sink.end_send(unsent.left)
+            await self.sink.end_send()
             return unsent.at_end
         finally:
             POOL.give_back(unsent.buffer)

@@ -30,6 +30,7 @@ class Pipe:
         "closed",
         "got_fin",
         "holds_flight",
+        "is_cut",
         "is_stopped",
         "is_torn",
         "reader",
@@ -49,6 +50,8 @@ class Pipe:
         self.holds_flight = False
         """What completes the TLS handshake waits for something to go with."""
         self.got_fin = False
+        self.is_cut = False
+        """A send was cancelled half-way: the rest goes before anything else."""
         self.is_torn = False
         self.is_stopped = False
         """Nothing more is sent or received, for these two reasons or another one."""
@@ -98,6 +101,9 @@ class Pipe:
 
     async def write_locked(self, encode: Encode, *, fin: bool = False) -> None:
         """The same for somebody who has ``send_lock``, even if it is stopped."""
+        if self.is_cut:
+            await self.tunnel.end_send()
+            self.is_cut = False
         self.holds_flight = False  # whatever TLS sends next begins with it
         owed, self.tunnel.owed = self.tunnel.owed, b""
         buffer = POOL.take()
@@ -110,6 +116,9 @@ class Pipe:
                 await self.tunnel.send(buffer, fin=fin)
             elif fin:
                 await self.tunnel.send_fin()
+        except trio.Cancelled:
+            self.is_cut = True
+            raise
         except BaseException as error:
             # What TLS has encrypted must go out whole: a part of it may be missing now.
             self.is_torn = self.is_stopped = True
@@ -117,7 +126,8 @@ class Pipe:
                 raise StreamReset("the secure channel failed") from error
             raise
         finally:
-            POOL.give_back(buffer)
+            if not self.is_cut:  # else the rest is in it
+                POOL.give_back(buffer)
 
     # --- in -------------------------------------------------------------------------------------
 

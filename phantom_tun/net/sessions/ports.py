@@ -47,6 +47,13 @@ class Tunnel(Protocol):
         """
         ...
 
+    async def end_send(self) -> None:
+        """Send what a :meth:`send` that was cancelled has left, from the same buffer.
+
+        :raises StreamReset: the tunnel died.
+        """
+        ...
+
     async def send_fin(self) -> None:
         """No more bytes from this end.
 

@@ -42,8 +42,9 @@ _CarrierT = TypeVar("_CarrierT", bound=Carrier)
 MAX_OPENING = 512
 """Connections being made at the same time."""
 
-LAST_WORDS_WITHIN = 1.0
-"""Seconds at the end for telling all peers that their connections are reset."""
+LAST_WORDS_WITHIN = 5.0
+"""Seconds at the end for telling all peers that their connections are reset, and for what is on its
+way before that to get through."""
 
 
 @dataclass(frozen=True, slots=True)

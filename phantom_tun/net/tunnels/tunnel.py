@@ -138,6 +138,16 @@ class Tunnel:
         except LinkBroken as error:
             raise StreamReset("the tunnel ended") from error
 
+    async def end_send(self) -> None:
+        """Send what a :meth:`send` that was cancelled has left, from the same buffer.
+
+        :raises StreamReset: the tunnel died.
+        """
+        try:
+            await self.bulk.end_send()
+        except LinkBroken as error:
+            raise StreamReset("the tunnel ended") from error
+
     async def send_fin(self) -> None:
         """No more bytes from this end.
 
