@@ -155,7 +155,7 @@ def remove_address(
         confirm(
             f"Delete {found.name!r} ({found.ap4 or found.ap6}) and its key? Nobody can bring it "
             "back.",
-            "nothing was deleted",
+            "nothing was deleted; --yes doesn't ask",
         )
     session.ask(RemoveAddress(found.name))
     typer.echo(f"{found.name} is deleted")

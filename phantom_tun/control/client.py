@@ -130,5 +130,6 @@ class ControlClient:
     def _too_slow(self) -> ControlError:
         return ControlError(
             "timeout",
-            f"the daemon at {self.path} doesn't answer in time; it may hang or be stopped",
+            f"the daemon at {self.path} doesn't answer in time; it may be very busy, "
+            "hang, or be frozen (SIGSTOP)",
         )

@@ -40,6 +40,7 @@ from phantom_tun.control.schema import ControlError
 from phantom_tun.errors import UsageError
 from phantom_tun.ids import ApAddress, NodeId
 from phantom_tun.net.addresses.identities import ApIdentity
+from phantom_tun.netdb.addresses import is_ap_address
 from phantom_tun.profile import Bootstrap
 from phantom_tun.view import identities, listening, overrides, pins, shapes
 from phantom_tun.view.drops import drops
@@ -186,8 +187,14 @@ class NodeView:
             raise ControlError(
                 "conflict",
                 f"port {port}/{protocol} of {name!r} is exposed already: "
-                f"'phantom-tun unexpose {port}/{protocol}{_option(identity)}' first",
+                f"'phantom-tun unexpose {port}/{protocol}{_option(identity)}' first, then name "
+                "all that it is for",
             )
+        for address in allowed or ():
+            if not is_ap_address(self._node.network, address):
+                from phantom_tun.view import probing  # noqa: PLC0415 - see the class
+
+                raise ControlError("invalid", probing.no_ap_address(self._node, address))
         to = () if allowed is None else tuple(str(address) for address in allowed)
         rule = rules.expose(name, protocol, port, to=to, target_port=target_port)
         addresses = [each for each in (owner.ap4, owner.ap6) if each is not None]
@@ -199,7 +206,11 @@ class NodeView:
         name = identities.one(self._node, identity).name
         rule = self._node.rules.find(name, protocol, port)
         if rule is None:
-            raise ControlError("not_found", f"port {port}/{protocol} of {name!r} isn't exposed")
+            raise ControlError(
+                "not_found",
+                f"port {port}/{protocol} of {name!r} isn't exposed; 'phantom-tun expose --list' "
+                "shows what is",
+            )
         self._node.rules.unexpose(name, protocol, port)
         return shapes.rule_info(rule)
 

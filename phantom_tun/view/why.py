@@ -43,8 +43,8 @@ _PING_SIZE = 56
 _LOOK_AT_STATUS = "'phantom-tun status' says how far it is and what is in the way"
 _OWN_PATHS = "wait some seconds and try again; if it goes on, 'phantom-tun paths rebuild'"
 _GONE = (
-    "its node has probably gone, without having had the time to say so, or its paths are just "
-    "changing: try again in a minute, then ask its owner"
+    "its node has probably stopped or died, which its record doesn't say until it expires, or its "
+    "paths are just changing: try again in a minute, then ask its owner"
 )
 
 _Attempt = Callable[[], Awaitable[str]]

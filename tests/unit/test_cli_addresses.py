@@ -61,7 +61,10 @@ def test_deleting_an_address_asks_first(
     shell.run("address", "new", "web")
     monkeypatch.setattr("typer.confirm", lambda _question, **_options: False)
     done = shell.run("address", "remove", "web")
-    assert (done.code, done.err) == (1, "phantom-tun: nothing was deleted\n")
+    assert (done.code, done.err) == (
+        1,
+        "phantom-tun: nothing was deleted; --yes doesn't ask\n",
+    )
     assert len(shell.run("address", "list", "--json").json) == 2
     monkeypatch.setattr("typer.confirm", lambda _question, **_options: True)
     assert shell.run("address", "remove", "2001:2f:1::2").out == "web is deleted\n"
@@ -73,7 +76,7 @@ def test_no_answer_to_a_question_is_no(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     done = shell.run("address", "remove", "default")
     assert (done.code, done.out.strip()) == (ExitCode.FAILED, "")
-    assert done.err.splitlines()[-1] == "phantom-tun: nothing was deleted"
+    assert done.err.splitlines()[-1] == "phantom-tun: nothing was deleted; --yes doesn't ask"
     assert "default" in shell.run("address", "list").out
 
 

@@ -200,4 +200,7 @@ async def test_rules_are_those_of_the_identity_that_is_named(world: World) -> No
     with pytest.raises(ControlError) as failure:
         await view.unexpose("web", 80, "tcp")
     assert failure.value.code == "not_found"
+    with pytest.raises(ControlError, match="can't belong to anybody") as failure:
+        await view.expose("web", 80, "tcp", (world.node.network.ap6.network_address + 1,), 80)
+    assert failure.value.code == "invalid"
     assert [rule.identity for rule in await view.exposed()] == ["default"]

@@ -143,7 +143,7 @@ class Pins:
         :raises ConfigError: the file can't be written.
         """
         if address not in self._pins:
-            raise UsageError(f"{address} isn't pinned")
+            raise UsageError(f"{address} isn't pinned; 'phantom-tun pins list' shows what is")
         self._write({a: pin for a, pin in self._pins.items() if a != address})
         self._changes.pop(address, None)
 
