@@ -282,7 +282,7 @@ def test_a_far_node_that_was_killed(lab: Lab, client: Node) -> None:
     assert done.returncode == ExitCode.FAILED
     steps = steps_of(done)
     assert (steps["record"]["outcome"], steps["handshake"]["outcome"]) == ("ok", "failed")
-    assert "its node has probably gone" in json.loads(done.stdout)["verdict"]["fix"]
+    assert "its node has probably stopped or died" in json.loads(done.stdout)["verdict"]["fix"]
     done = client.phantom_tun("ping", "-c", "1", "-W", "2", victim.ap(6))
     assert done.returncode == ExitCode.TIMEOUT
     assert f"phantom-tun why {victim.ap(6)}" in done.stderr

@@ -373,12 +373,13 @@ async def test_a_sink_that_is_closed_before_it_has_taken_all(
     tls_relay, soon_at_rest, seldom, monkeypatch
 ):
     """In the turn in which it has no room: nobody waits for a descriptor that is none."""
-    connection = tls_relay.b.link.connection
+    connection, closed = tls_relay.b.link.connection, []
     begin_send = Bulk.begin_send
 
     def begin(bulk, buffer, *, fin=False):
         is_all = begin_send(bulk, buffer, fin=fin)
         if not is_all:
+            closed.append(True)
             trio.lowlevel.current_trio_token().run_sync_soon(connection.close)
         return is_all
 
@@ -387,10 +388,11 @@ async def test_a_sink_that_is_closed_before_it_has_taken_all(
         async with trio.open_nursery() as inner:
             await at_rest(tls_relay, inner)
             monkeypatch.setattr(Bulk, "begin_send", begin)
-            with suppress(LinkBroken):
-                while True:
-                    await tls_relay.near.bulk.send_bytes(bytes(SMALL))
-                    await trio.sleep(0)
+            while not closed:
+                count = len(tls_relay.sizes)
+                await tls_relay.near.bulk.send_bytes(bytes(SMALL))
+                with trio.move_on_after(0.3):
+                    await until(lambda count=count: len(tls_relay.sizes) > count)
     assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["BROKEN"] * 2
     assert tls_relay.counts == {}
 

@@ -76,7 +76,7 @@ class LoopbackConnection:
         self._out = outgoing
         self._closed = False
         self._torn = False
-        self._left = b""
+        self._left: bytes | None = None
 
     @property
     def usable(self) -> bool:
@@ -115,33 +115,35 @@ class LoopbackConnection:
 
     async def write_all(self, data: memoryview | bytes) -> None:
         """Put ``data`` in, waiting for room."""
-        self.begin_write(data)
+        self._keep(data)
         await trio.lowlevel.checkpoint()
         await self.end_write()
 
     def begin_write(self, data: memoryview | bytes) -> bool:
         """All of ``data`` if there is room, else nothing of it."""
-        if self._torn:
-            raise LinkBroken("an earlier write was cut short")
-        self._torn = True
-        if not self.has_room():
-            self._left = bytes(data)
-            return False
-        self._put(data)
-        return True
+        self._keep(data)
+        if self.has_room():
+            self._put()
+        return self._left is None
 
     async def end_write(self) -> None:
         """Wait for room for what is left."""
-        if self._left:
+        if self._left is not None:
             while not self.has_room():
                 await self._out.wait_change()
-            self._put(self._left)
-            self._left = b""
+            self._put()
 
-    def _put(self, data: memoryview | bytes) -> None:
-        if not self._alive():
+    def _keep(self, data: memoryview | bytes) -> None:
+        if self._torn:
+            raise LinkBroken("an earlier write was cut short")
+        self._torn = True
+        self._left = bytes(data)
+
+    def _put(self) -> None:
+        left, self._left = self._left, None
+        if left is None or not self._alive():
             raise LinkBroken("the link was closed")
-        self._out.put(bytes(data))
+        self._out.put(left)
         if not self._alive():
             raise LinkBroken("the link broke")
         self._torn = False
