@@ -91,7 +91,7 @@ _keystream: Callable[[bytes], Update] = ctr_keystream
 def use_fastest_keystream(timer: Callable[[], float]) -> None:
     """Have all streams use the one of the two that takes less time on this processor, as ``timer``
     tells in seconds. They are tried in turn, since whatever else runs disturbs some of the tries;
-    it takes a third of a millisecond."""
+    it takes a millisecond in a process that has just begun."""
     global _keystream  # noqa: PLW0603 - about the processor, not about anybody's stream
     view = memoryview(bytearray(65_536 + SLACK))
     tried = [(keystream, keystream(bytes(32))) for keystream in (ctr_keystream, gcm_keystream)]

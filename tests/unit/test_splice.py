@@ -229,6 +229,16 @@ async def to_and_fro(relay, count, size=1):
             await receiver.bulk.receive_exactly(size)
 
 
+async def send_alone(relay, message):
+    """Send a message that the relay sees before the next one; whether it moved it soon."""
+    count = len(relay.sizes)
+    await relay.near.bulk.send_bytes(message)
+    with trio.move_on_after(0.3):
+        while len(relay.sizes) == count:
+            await trio.sleep(0)
+    return len(relay.sizes) > count
+
+
 async def at_rest(relay, nursery):
     """Has it run, move something and come to rest."""
     nursery.start_soon(relay.run)
@@ -352,14 +362,11 @@ async def test_a_full_sink_holds_up_only_one_way_of_a_tunnel_at_rest(
             await tls_relay.far.bulk.send_fin()
             assert await receive_all(tls_relay.near.bulk) == b""
             await until(lambda: rest_module.rest()._sleepers and not rest_module.rest()._restless)
-        passed, sent, moved = b"x" * FEW * MUCH, b"", sum(tls_relay.sizes)
+        passed, sent = b"x" * FEW * MUCH, b""
         while not left:
             message = rng.randbytes(rng.randint(1, SMALL))
-            await tls_relay.near.bulk.send_bytes(message)
+            await send_alone(tls_relay, message)
             sent += message
-            with trio.move_on_after(0.3):
-                while sum(tls_relay.sizes) < moved + len(sent):
-                    await trio.sleep(0)
         if not is_half_closed:
             await tls_relay.far.bulk.send_bytes(b"back")
             assert len(await tls_relay.near.bulk.receive_exactly(4)) == 4
@@ -389,10 +396,7 @@ async def test_a_sink_that_is_closed_before_it_has_taken_all(
             await at_rest(tls_relay, inner)
             monkeypatch.setattr(Bulk, "begin_send", begin)
             while not closed:
-                count = len(tls_relay.sizes)
-                await tls_relay.near.bulk.send_bytes(bytes(SMALL))
-                with trio.move_on_after(0.3):
-                    await until(lambda count=count: len(tls_relay.sizes) > count)
+                await send_alone(tls_relay, bytes(SMALL))
     assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["BROKEN"] * 2
     assert tls_relay.counts == {}
 
@@ -406,12 +410,8 @@ async def test_a_full_sink_of_a_tunnel_that_was_at_rest_may_fail(
     with trio.fail_after(60):
         async with trio.open_nursery() as inner:
             await at_rest(tls_relay, inner)
-            count = 0
-            while len(tls_relay.sizes) >= count:
-                await tls_relay.near.bulk.send_bytes(bytes(SMALL))
-                count = len(tls_relay.sizes) + 1
-                with trio.move_on_after(0.3):
-                    await until(lambda count=count: len(tls_relay.sizes) >= count)
+            while await send_alone(tls_relay, bytes(SMALL)):
+                pass
             getattr(tls_relay, end).bulk.reset()
     assert [ending.name for ending in tls_relay.a.endings + tls_relay.b.endings] == ["BROKEN"] * 2
     assert len(POOL) >= free

@@ -322,8 +322,9 @@ class Bulk:
         :raises LinkBroken: reset, or the link failed.
         :raises WireError: the neighbour broke the framing.
         """
-        if self._live().moves_much:
-            await self._live().wait_turn()
+        link = self._live()
+        if link.moves_much:
+            await link.wait_turn()
         return self.take_now(limit)
 
     def take_now(self, limit: int) -> Buffer | None:

@@ -4,6 +4,7 @@ for what arrives."""
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
@@ -13,6 +14,10 @@ from phantom_tun.net.links.rest import forget, has_room
 
 BROKEN = (OSError, trio.ClosedResourceError)
 """What a socket raises when the connection is no more; ssl.SSLError is an OSError."""
+
+
+Wait = Callable[[socket.socket], Awaitable[None]]
+"""Trio's ways of waiting for a socket."""
 
 
 class SocketConnection:
@@ -67,12 +72,7 @@ class SocketConnection:
         if left is None:
             return
         while left:
-            if self._closed:
-                raise LinkBroken("the link was closed")
-            try:
-                await wait_writable(self._socket)
-            except BROKEN as error:
-                raise LinkBroken("the link was closed") from error
+            await self._wait(wait_writable)
             self._left = left = self._put(left)
         self._left = None
         self._torn = False
@@ -87,11 +87,12 @@ class SocketConnection:
         notify_closing(self._socket)
         forget(self._socket.fileno())
 
-    async def _wait(self) -> None:
-        """Return when the kernel has something; after at least one turn of the scheduler."""
+    async def _wait(self, until: Wait = wait_readable) -> None:
+        """Return when the kernel has something, or takes something; after at least one turn of the
+        scheduler."""
         if self._closed:
             raise LinkBroken("the link was closed")
         try:
-            await wait_readable(self._socket)
+            await until(self._socket)
         except BROKEN as error:
             raise LinkBroken("the link was closed") from error

@@ -378,8 +378,8 @@ class _Splice:
                 await self._move(way, buffer)
 
     async def _move(self, way: Way, buffer: Buffer) -> None:
-        size = buffer.payload_len()
         self._has_moved = True
+        size = buffer.payload_len()
         if await way.pass_on(buffer):
             self._open.remove(way)
         self._count(size)

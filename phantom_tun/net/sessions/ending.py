@@ -42,7 +42,6 @@ async def send_end(secure: SecureTunnel) -> None:
     def encode(view: memoryview, start: int) -> int:
         if secure.sent_end:
             return start
-        secure.sent_end = True  # not before: who waits for the lock may be cancelled
         return _encode_end(secure, view, start) if is_kept else encode_last(view, start)
 
     encode_last = _encode_last(secure, FrameKind.END)
@@ -124,7 +123,6 @@ async def _send_last(secure: SecureTunnel, last: FrameKind | None) -> None:
         # Without our flight the callee knows of no session. It must not get to know one that ends
         # at once: it would have the local service, and another attempt wouldn't.
         last = None
-    secure.sent_end = secure.sent_end or last is FrameKind.END
     await pipe.write_locked(_encode_last(secure, last), fin=True)
 
 
@@ -146,6 +144,7 @@ def _encode_last(secure: SecureTunnel, last: FrameKind | None) -> Encode:
 
 
 def _encode_end(secure: SecureTunnel, view: memoryview, start: int) -> int:
+    secure.sent_end = True  # not before: who waits for the lock may be cancelled
     start = secure.ahead.encode(view, start)
     return secure.pipe.channel.encode(view, start, FrameKind.END, _NOTHING)
 

@@ -102,8 +102,7 @@ class Pipe:
     async def write_locked(self, encode: Encode, *, fin: bool = False) -> None:
         """The same for somebody who has ``send_lock``, even if it is stopped."""
         if self.is_cut:
-            await self.tunnel.end_send()
-            self.is_cut = False
+            await self._end_cut()
         self.holds_flight = False  # whatever TLS sends next begins with it
         owed, self.tunnel.owed = self.tunnel.owed, b""
         buffer = POOL.take()
@@ -128,6 +127,14 @@ class Pipe:
         finally:
             if not self.is_cut:  # else the rest is in it
                 POOL.give_back(buffer)
+
+    async def _end_cut(self) -> None:
+        try:
+            await self.tunnel.end_send()
+        except StreamReset:
+            self.is_torn = self.is_stopped = True
+            raise
+        self.is_cut = False
 
     # --- in -------------------------------------------------------------------------------------
 
